@@ -1,0 +1,148 @@
+package network
+
+import (
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"gatun/attribution"
+	"gatun/network/packet"
+)
+
+// Direction says who began a flow, seen from this machine.
+type Direction uint8
+
+// The directions of product.md.
+const (
+	Outbound Direction = iota
+	Inbound
+	Forwarded
+)
+
+// String returns the JSON value of the direction.
+func (d Direction) String() string {
+	switch d {
+	case Inbound:
+		return "inbound"
+	case Forwarded:
+		return "forwarded"
+	default:
+		return "outbound"
+	}
+}
+
+// Kind separates links from DNS queries, which share one list and one JSON object.
+type Kind uint8
+
+// The kinds of product.md.
+const (
+	KindLink Kind = iota
+	KindDNS
+)
+
+// String returns the JSON value of the kind.
+func (k Kind) String() string {
+	if k == KindDNS {
+		return "dns"
+	}
+	return "link"
+}
+
+// Communication is one program and one domain, or one address where no name is known. Links
+// of the same Communication share it. Owner, Direction, Entity and Profile are immutable.
+type Communication struct {
+	Owner     attribution.Owner
+	Direction Direction
+	Entity    Entity
+	Profile   string // name of the profile that judges the program
+
+	cached atomic.Pointer[cachedDecision]
+}
+
+type cachedDecision struct {
+	revision uint64
+	decision *Decision
+}
+
+// Cached returns the decision that was made on c at that revision of the policy, or nil.
+func (c *Communication) Cached(revision uint64) *Decision {
+	if e := c.cached.Load(); e != nil && e.revision == revision {
+		return e.decision
+	}
+	return nil
+}
+
+// Cache keeps d for the links of c that follow, until the policy has another revision.
+func (c *Communication) Cache(revision uint64, d *Decision) {
+	c.cached.Store(&cachedDecision{revision: revision, decision: d})
+}
+
+// Link is one flow, or one DNS query. Its identity is immutable; what happens to it is kept in
+// atomics, so that any goroutine may read it at any time.
+type Link struct {
+	Kind    Kind
+	Flow    packet.Flow
+	Started time.Time
+
+	id       uint64
+	comm     atomic.Pointer[Communication]
+	decision atomic.Pointer[Decision]
+	sent     atomic.Uint64
+	received atomic.Uint64
+	ended    atomic.Pointer[ending]
+	abort    atomic.Pointer[func(cause string)]
+}
+
+type ending struct {
+	at    time.Time
+	cause string
+}
+
+// ID is unique in one run of the program and never used again.
+func (l *Link) ID() string { return strconv.FormatUint(l.id, 10) }
+
+// Comm returns the link's Communication, nil until the owner was looked up.
+func (l *Link) Comm() *Communication { return l.comm.Load() }
+
+// SetComm binds the link to its Communication. A link learns it once, before it is decided.
+func (l *Link) SetComm(c *Communication) { l.comm.Store(c) }
+
+// Decision returns the link's newest decision; the zero Decision while it is held.
+func (l *Link) Decision() Decision {
+	if d := l.decision.Load(); d != nil {
+		return *d
+	}
+	return Decision{}
+}
+
+// AddSent counts n bytes of payload from the program to the other side.
+func (l *Link) AddSent(n int) { l.sent.Add(uint64(n)) }
+
+// AddReceived counts n bytes of payload from the other side to the program.
+func (l *Link) AddReceived(n int) { l.received.Add(uint64(n)) }
+
+// Sent implements the relay's meter: n more bytes went out.
+func (l *Link) Sent(n int) { l.AddSent(n) }
+
+// Received implements the relay's meter: n more bytes came in.
+func (l *Link) Received(n int) { l.AddReceived(n) }
+
+// Bytes returns the payload bytes counted so far.
+func (l *Link) Bytes() (sent, received uint64) { return l.sent.Load(), l.received.Load() }
+
+// Ended reports whether the link is over.
+func (l *Link) Ended() bool { return l.ended.Load() != nil }
+
+// OnKill names the function that ends the link's effect; it is called at most once per Kill
+// and must not block. Whoever carries the link out sets it.
+func (l *Link) OnKill(f func(cause string)) { l.abort.Store(&f) }
+
+// Kill asks whoever carries the link to end it, and reports whether anybody does.
+func (l *Link) Kill(cause string) bool {
+	f := l.abort.Swap(nil)
+	if f == nil {
+		return false
+	}
+	(*f)(cause)
+	return true
+}

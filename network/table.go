@@ -1,0 +1,219 @@
+package network
+
+import (
+	"hash/maphash"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gatun/network/packet"
+)
+
+const (
+	shardCount  = 64    // power of two; keeps set-up of new flows from meeting at one lock
+	endedKept   = 16384 // newest ended links kept for `flows`; about 0.5 KiB each
+	eventsKept  = 4096  // newest events kept for watchers that come back with a sequence number
+	watchBuffer = 8192  // events a watcher may lag behind before it loses some
+)
+
+// EventType says what happened to a link.
+type EventType uint8
+
+// The events of product.md.
+const (
+	EventDecided EventType = iota
+	EventUpdated
+	EventEnded
+	EventDNS
+	EventPrompt
+	EventState
+)
+
+// String returns the JSON value of the event.
+func (t EventType) String() string {
+	switch t {
+	case EventUpdated:
+		return "updated"
+	case EventEnded:
+		return "ended"
+	case EventDNS:
+		return "dns"
+	case EventPrompt:
+		return "prompt"
+	case EventState:
+		return "state"
+	default:
+		return "decided"
+	}
+}
+
+// Event is one thing that happened. Seq grows by one per event, from 1.
+type Event struct {
+	Seq  uint64
+	Type EventType
+	Link *Link
+}
+
+// Table finds links by flow and remembers what happened. All methods may be called from any
+// goroutine; no lock is held while another package is called.
+type Table struct {
+	seed   maphash.Seed
+	shards [shardCount]shard
+	nextID atomic.Uint64
+	clock  func() time.Time
+
+	mu       sync.Mutex
+	ended    []*Link // ring
+	endedPos int
+	seq      uint64
+	events   []Event // ring
+	watchers map[*Watcher]struct{}
+}
+
+type shard struct {
+	mu    sync.RWMutex
+	links map[packet.Flow]*Link
+}
+
+// NewTable returns an empty table that reads the time from clock (time.Now outside tests).
+func NewTable(clock func() time.Time) *Table {
+	t := &Table{seed: maphash.MakeSeed(), clock: clock, watchers: map[*Watcher]struct{}{}}
+	for i := range t.shards {
+		t.shards[i].links = map[packet.Flow]*Link{}
+	}
+	return t
+}
+
+func (t *Table) shard(f packet.Flow) *shard {
+	return &t.shards[maphash.Comparable(t.seed, f)&(shardCount-1)]
+}
+
+// Link returns the live link of a flow. Where there is none it makes one, and known is false:
+// the caller then owns the link's decision.
+func (t *Table) Link(f packet.Flow) (l *Link, known bool) {
+	s := t.shard(f)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l = s.links[f]; l != nil {
+		return l, true
+	}
+	l = &Link{Flow: f, Started: t.clock(), id: t.nextID.Add(1)}
+	s.links[f] = l
+	return l, false
+}
+
+// Find returns the live link of a flow, or nil.
+func (t *Table) Find(f packet.Flow) *Link {
+	s := t.shard(f)
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.links[f]
+}
+
+// NewQuery returns a link of kind DNS. It is not found by flow, because many queries share
+// one; it appears in the list once it is decided and ended.
+func (t *Table) NewQuery(f packet.Flow) *Link {
+	return &Link{Kind: KindDNS, Flow: f, Started: t.clock(), id: t.nextID.Add(1)}
+}
+
+// Decide stores d as the link's decision and tells the watchers.
+func (t *Table) Decide(l *Link, d Decision) {
+	first := l.decision.Swap(&d) == nil
+	switch {
+	case l.Kind == KindDNS:
+		return // one event, when it ended: the answer is part of it
+	case first:
+		t.publish(EventDecided, l)
+	default:
+		t.publish(EventUpdated, l)
+	}
+}
+
+// End takes the link out of the live ones and keeps it among the newest ended. The cause is
+// for people ("server closed", "idle", "blocked"). Only the first End counts.
+func (t *Table) End(l *Link, cause string) {
+	if !l.ended.CompareAndSwap(nil, &ending{at: t.clock(), cause: cause}) {
+		return
+	}
+	l.abort.Store(nil)
+	typ := EventDNS
+	if l.Kind == KindLink {
+		typ = EventEnded
+		s := t.shard(l.Flow)
+		s.mu.Lock()
+		if s.links[l.Flow] == l {
+			delete(s.links, l.Flow)
+		}
+		s.mu.Unlock()
+	}
+	t.mu.Lock()
+	if len(t.ended) < endedKept {
+		t.ended = append(t.ended, l)
+	} else {
+		t.ended[t.endedPos] = l
+		t.endedPos = (t.endedPos + 1) % endedKept
+	}
+	t.mu.Unlock()
+	t.publish(typ, l)
+}
+
+// Live returns all live links, oldest first.
+func (t *Table) Live() []*Link {
+	var all []*Link
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		for _, l := range s.links {
+			all = append(all, l)
+		}
+		s.mu.RUnlock()
+	}
+	sortByID(all)
+	return all
+}
+
+// LiveCount returns the number of live links.
+func (t *Table) LiveCount() int {
+	n := 0
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		n += len(s.links)
+		s.mu.RUnlock()
+	}
+	return n
+}
+
+// All returns the ended links that are still kept and all live ones, oldest first.
+func (t *Table) All() []*Link {
+	all := t.Live()
+	t.mu.Lock()
+	all = append(all, t.ended...)
+	t.mu.Unlock()
+	sortByID(all)
+	return slices.Compact(all) // a link may end between the two looks
+}
+
+// Get returns the link with that ID, live or still kept, or nil.
+func (t *Table) Get(id string) *Link {
+	for _, l := range t.All() {
+		if l.ID() == id {
+			return l
+		}
+	}
+	return nil
+}
+
+func sortByID(links []*Link) {
+	slices.SortFunc(links, func(a, b *Link) int {
+		switch {
+		case a.id < b.id:
+			return -1
+		case a.id > b.id:
+			return 1
+		default:
+			return 0
+		}
+	})
+}
