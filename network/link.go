@@ -91,6 +91,7 @@ type Link struct {
 	received atomic.Uint64
 	ended    atomic.Pointer[ending]
 	abort    atomic.Pointer[func(cause string)]
+	bound    atomic.Bool // counted by its Communication
 }
 
 type ending struct {

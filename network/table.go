@@ -63,6 +63,9 @@ type Table struct {
 	nextID atomic.Uint64
 	clock  func() time.Time
 
+	commMu sync.Mutex
+	comms  map[commKey]*commEntry
+
 	mu       sync.Mutex
 	ended    []*Link // ring
 	endedPos int
@@ -78,7 +81,7 @@ type shard struct {
 
 // NewTable returns an empty table that reads the time from clock (time.Now outside tests).
 func NewTable(clock func() time.Time) *Table {
-	t := &Table{seed: maphash.MakeSeed(), clock: clock, watchers: map[*Watcher]struct{}{}}
+	t := &Table{seed: maphash.MakeSeed(), clock: clock, watchers: map[*Watcher]struct{}{}, comms: map[commKey]*commEntry{}}
 	for i := range t.shards {
 		t.shards[i].links = map[packet.Flow]*Link{}
 	}
@@ -137,6 +140,7 @@ func (t *Table) End(l *Link, cause string) {
 		return
 	}
 	l.abort.Store(nil)
+	t.unbind(l)
 	typ := EventDNS
 	if l.Kind == KindLink {
 		typ = EventEnded

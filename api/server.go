@@ -1,0 +1,190 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatun/network"
+)
+
+// Daemon is what the server can ask the running program for.
+type Daemon interface {
+	Status() Status
+	Reload(context.Context) error // an error keeps the running policy
+	Stop()                        // the explicit act that leaves On: `gatun down`
+}
+
+// Explainer answers "why".
+type Explainer interface {
+	WhyLink(*network.Link) Why
+	WhyDry(DryRun) (Why, error)
+}
+
+// Server serves one daemon. The zero value is not usable; all fields but Log are needed.
+type Server struct {
+	Daemon Daemon
+	Flows  *network.Table
+	Why    Explainer
+	Log    *zap.Logger
+}
+
+// errNoDir says that the socket's folder is missing or unsafe.
+var errNoDir = errors.New("the socket's folder belongs to somebody else or is writable by everybody: choose another with --socket")
+
+// Listen makes the unix socket with mode 0660, with its folder (0755) where that is missing. A socket
+// file that nobody listens on any more is replaced. The caller has made sure that this
+// program runs once only.
+func Listen(path string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("cannot make the socket's folder: %w", err)
+	}
+	if err := checkDir(dir); err != nil {
+		return nil, fmt.Errorf("%s: %w", dir, err)
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = c.Close()
+		return nil, fmt.Errorf("%s: another gatun already serves this socket", path)
+	}
+	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == os.ModeSocket {
+		_ = os.Remove(path)
+	}
+	return listenPrivate(path)
+}
+
+// Serve answers until ctx ends.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	srv := &http.Server{
+		Handler: s.handler(), ReadHeaderTimeout: 5 * time.Second, MaxHeaderBytes: 16 << 10,
+		ConnContext: withPeer, BaseContext: func(net.Listener) context.Context { return ctx },
+	}
+	stop := context.AfterFunc(ctx, func() { _ = srv.Close() })
+	defer stop()
+	if err := srv.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("api: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.Daemon.Status()) })
+	mux.HandleFunc("GET /v1/flows", s.flows)
+	mux.HandleFunc("GET /v1/flows/{id}", s.flow)
+	mux.HandleFunc("DELETE /v1/flows/{id}", s.change(s.kill))
+	mux.HandleFunc("GET /v1/events", s.events)
+	mux.HandleFunc("GET /v1/why", s.why)
+	mux.HandleFunc("POST /v1/reload", s.change(s.reload))
+	mux.HandleFunc("POST /v1/down", s.change(s.down))
+	mux.HandleFunc("GET /metrics", s.metrics)
+	return mux
+}
+
+// change lets only root and the daemon's own user through.
+func (s *Server) change(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		uid, known := peerUID(r.Context())
+		if !known || uid != 0 && uid != os.Geteuid() {
+			fail(w, http.StatusForbidden, "only root and the user that gatun runs as may change it")
+			return
+		}
+		next(w, r)
+	}
+}
+
+// FlowList is the answer to GET /v1/flows.
+type FlowList struct {
+	Schema string           `json:"schema"`
+	Flows  []network.Report `json:"flows"`
+}
+
+func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	links := s.Flows.All()
+	if q.Get("live") != "" {
+		links = s.Flows.Live()
+	}
+	list := FlowList{Schema: network.Schema, Flows: make([]network.Report, 0, len(links))}
+	match := matcher(q)
+	for _, l := range links {
+		if rep := l.Report(); match(&rep) {
+			list.Flows = append(list.Flows, rep)
+		}
+	}
+	if n, err := strconv.Atoi(q.Get("last")); err == nil && n >= 0 && n < len(list.Flows) {
+		list.Flows = list.Flows[len(list.Flows)-n:]
+	}
+	reply(w, list)
+}
+
+func (s *Server) flow(w http.ResponseWriter, r *http.Request) {
+	if l := s.link(w, r.PathValue("id")); l != nil {
+		reply(w, l.Report())
+	}
+}
+
+func (s *Server) link(w http.ResponseWriter, id string) *network.Link {
+	l := s.Flows.Get(id)
+	if l == nil {
+		fail(w, http.StatusNotFound, fmt.Sprintf("no flow has the id %q; `gatun flows` lists them", id))
+	}
+	return l
+}
+
+func (s *Server) kill(w http.ResponseWriter, r *http.Request) {
+	l := s.link(w, r.PathValue("id"))
+	switch {
+	case l == nil:
+	case l.Ended():
+		fail(w, http.StatusConflict, "the flow has already ended")
+	case !l.Kill("killed"):
+		fail(w, http.StatusConflict, "the flow has no connection that could be ended")
+	default:
+		reply(w, struct {
+			Schema string `json:"schema"`
+			Killed string `json:"killed"`
+		}{network.Schema, l.ID()})
+	}
+}
+
+func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
+	if err := s.Daemon.Reload(r.Context()); err != nil {
+		fail(w, http.StatusUnprocessableEntity, err.Error())
+		return
+	}
+	reply(w, s.Daemon.Status())
+}
+
+func (s *Server) down(w http.ResponseWriter, _ *http.Request) {
+	reply(w, s.Daemon.Status())
+	s.Daemon.Stop()
+}
+
+func reply(w http.ResponseWriter, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(v) // the client went away: nobody is left to tell
+}
+
+// Failure is the body of every answer that is not a success.
+type Failure struct {
+	Schema  string `json:"schema"`
+	Message string `json:"error"`
+}
+
+func fail(w http.ResponseWriter, code int, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(Failure{Schema: network.Schema, Message: message})
+}

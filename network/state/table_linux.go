@@ -1,0 +1,157 @@
+package state
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"gatun/network/packet"
+)
+
+// Table reads the socket tables of one network namespace. Its methods may be called from any
+// goroutine.
+type Table struct {
+	pool    *pool
+	udp     dumper
+	procNet string
+	device  uint32
+}
+
+// Open opens the socket tables that o names.
+func Open(o Options) (*Table, error) {
+	p, err := openPool(o.Files, min(max(runtime.NumCPU(), 2), 8))
+	if err != nil {
+		return nil, err
+	}
+	procNet := o.ProcNet
+	if procNet == "" && len(o.Files) == 0 {
+		procNet = "/proc/self/net"
+	}
+	return &Table{pool: p, udp: dumper{pool: p}, procNet: procNet, device: o.Device}, nil
+}
+
+// Close gives back the files of t. Look-ups that run end on their own, later ones fail with
+// os.ErrClosed.
+func (t *Table) Close() error {
+	t.pool.close()
+	return nil
+}
+
+// Find appends to dst the sockets that may have sent the packets of flow f: for TCP the one
+// that is connecting or connected with these addresses; for UDP every socket of the local
+// port, if one of them fits; for the others the ping and raw sockets. More than one socket
+// means that the kernel does not tell which it was. No socket is not an error.
+func (t *Table) Find(dst []Socket, f packet.Flow) ([]Socket, error) {
+	switch f.Proto {
+	case packet.TCP:
+		return t.findTCP(dst, f)
+	case packet.UDP:
+		return t.udp.find(dst, f)
+	default:
+		start := len(dst)
+		dst, err := t.rawSockets(dst, f.Is6(), f.Proto)
+		return ownersOfRaw(dst, start, f), err
+	}
+}
+
+// findTCP asks for the one connection with f's addresses. It never returns a listener: that
+// is not the sender of an outgoing SYN whose socket is gone.
+func (t *Table) findTCP(dst []Socket, f packet.Flow) ([]Socket, error) {
+	family := uint8(familyV4)
+	if f.Is6() {
+		family = familyV6
+	}
+	r := request{family: family, proto: packet.TCP, states: allStates, source: f.Local, destination: f.Remote}
+	start := len(dst)
+	for _, device := range [...]uint32{0, t.device} {
+		r.device = device
+		var err error
+		dst, err = t.pool.query(dst[:start], &r)
+		if err != nil && err != errNotFound {
+			return dst[:start], err
+		}
+		if len(dst) > start {
+			if s := dst[start]; s.State != Listen && s.Local == f.Local && s.Remote == f.Remote {
+				return dst[:start+1], nil
+			}
+		}
+		if t.device == 0 {
+			break
+		}
+	}
+	return dst[:start], nil
+}
+
+// Listeners appends to dst the TCP sockets that wait for a connection to f.Local.
+func (t *Table) Listeners(dst []Socket, f packet.Flow) ([]Socket, error) {
+	start := len(dst)
+	for _, family := range families(f) {
+		var err error
+		r := request{family: family, proto: packet.TCP, dump: true, states: 1 << Listen, ports: []uint16{f.Local.Port()}}
+		if dst, err = t.pool.query(dst, &r); err != nil {
+			return dst[:start], err
+		}
+	}
+	kept := dst[:start]
+	for _, s := range dst[start:] {
+		if speaks(s, f.Local.Addr()) && (s.Local.Addr().IsUnspecified() || s.Local.Addr() == f.Local.Addr()) {
+			kept = append(kept, s)
+		}
+	}
+	return kept, nil
+}
+
+// All returns every socket of protocol p: for TCP in all states, for ICMP and other protocols
+// the ping and raw sockets.
+func (t *Table) All(p packet.Proto) ([]Socket, error) {
+	var all []Socket
+	if p != packet.TCP && p != packet.UDP {
+		v4, err := t.rawSockets(nil, false, p)
+		if err != nil {
+			return nil, err
+		}
+		v6, err := t.rawSockets(nil, true, p)
+		for _, s := range append(v4, v6...) {
+			if s.Proto == p {
+				all = append(all, s)
+			}
+		}
+		return all, err
+	}
+	for _, family := range [...]uint8{familyV4, familyV6} {
+		var err error
+		if all, err = t.pool.query(all, &request{family: family, proto: p, dump: true, states: allStates}); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// rawSockets appends the ping and raw sockets that can send from the family: IPv6 sockets of
+// these kinds never speak IPv4.
+func (t *Table) rawSockets(dst []Socket, v6 bool, ping packet.Proto) ([]Socket, error) {
+	if t.procNet == "" {
+		return dst, nil
+	}
+	files := [...]string{"icmp", "raw"}
+	if v6 {
+		files = [...]string{"icmp6", "raw6"}
+	}
+	for kind, name := range files {
+		text, err := os.ReadFile(filepath.Join(t.procNet, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without that family or without ping sockets
+		}
+		if err != nil {
+			return dst, fmt.Errorf("read a socket table: %w", err)
+		}
+		if dst, err = parseProcNet(dst, text, tableKind(kind), ping); err != nil {
+			return dst, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return dst, nil
+}
+
