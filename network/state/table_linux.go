@@ -52,7 +52,7 @@ func (t *Table) Find(dst []Socket, f packet.Flow) ([]Socket, error) {
 		return t.udp.find(dst, f)
 	default:
 		start := len(dst)
-		dst, err := t.rawSockets(dst, f.Is6(), f.Proto)
+		dst, err := t.rawSockets(dst, f.Is6())
 		return ownersOfRaw(dst, start, f), err
 	}
 }
@@ -109,17 +109,20 @@ func (t *Table) Listeners(dst []Socket, f packet.Flow) ([]Socket, error) {
 func (t *Table) All(p packet.Proto) ([]Socket, error) {
 	var all []Socket
 	if p != packet.TCP && p != packet.UDP {
-		v4, err := t.rawSockets(nil, false, p)
+		v4, err := t.rawSockets(nil, false)
 		if err != nil {
 			return nil, err
 		}
-		v6, err := t.rawSockets(nil, true, p)
+		v6, err := t.rawSockets(nil, true)
+		if err != nil {
+			return nil, err
+		}
 		for _, s := range append(v4, v6...) {
 			if s.Proto == p {
 				all = append(all, s)
 			}
 		}
-		return all, err
+		return all, nil
 	}
 	for _, family := range [...]uint8{familyV4, familyV6} {
 		var err error
@@ -132,13 +135,13 @@ func (t *Table) All(p packet.Proto) ([]Socket, error) {
 
 // rawSockets appends the ping and raw sockets that can send from the family: IPv6 sockets of
 // these kinds never speak IPv4.
-func (t *Table) rawSockets(dst []Socket, v6 bool, ping packet.Proto) ([]Socket, error) {
+func (t *Table) rawSockets(dst []Socket, v6 bool) ([]Socket, error) {
 	if t.procNet == "" {
 		return dst, nil
 	}
-	files := [...]string{"icmp", "raw"}
+	files, ping := [...]string{"icmp", "raw"}, packet.ICMP
 	if v6 {
-		files = [...]string{"icmp6", "raw6"}
+		files, ping = [...]string{"icmp6", "raw6"}, packet.ICMPv6
 	}
 	for kind, name := range files {
 		text, err := os.ReadFile(filepath.Join(t.procNet, name))
@@ -154,4 +157,3 @@ func (t *Table) rawSockets(dst []Socket, v6 bool, ping packet.Proto) ([]Socket, 
 	}
 	return dst, nil
 }
-
