@@ -102,6 +102,16 @@ func Sweep() error {
 	return nil
 }
 
+// Namespace returns a namespace by the letter that its name ends with: h, t, r, s or f.
+func (l *Lab) Namespace(letter string) Namespace {
+	for _, ns := range l.all() {
+		if strings.HasSuffix(string(ns), "-"+letter) {
+			return ns
+		}
+	}
+	return ""
+}
+
 func (l *Lab) all() []Namespace { return []Namespace{l.Host, l.Twin, l.Router, l.Server, l.Far} }
 
 func (l *Lab) namespaces() error {

@@ -1,0 +1,382 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"gatun/e2e/lab"
+)
+
+type storyKey struct{}
+
+// story is the state of one script.
+type story struct {
+	bins   lab.Binaries
+	dir    string
+	lab    *lab.Lab
+	gatun  *lab.Gatun
+	saw    lab.Result // what the last program saw
+	keep   map[string]*lab.Process
+	states map[string]string
+	found  lab.Flow
+	began  time.Time
+}
+
+func commands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"lab":       cmdLab,      // lab [late-v6]: build the network
+		"start":     cmdStart,    // start up|run FILE [FLAG…]: bring gatun up and wait until it is on
+		"down":      cmdDown,     // down: end it; its exit code must be 0
+		"sigkill":   cmdSigkill,  // sigkill: end it with SIGKILL
+		"program":   cmdProgram,  // program COMMAND…: run the helper as nobody under gatun
+		"direct":    cmdDirect,   // direct COMMAND…: the same on the twin, which has no gatun
+		"sees":      cmdSees,     // sees RESULT [DATA]: what the last program saw
+		"within":    cmdWithin,   // within MILLISECONDS: and how soon
+		"tun-moved": cmdTunMoved, // tun-moved: packets went into the TUN while it ran
+		"flow":      cmdFlow,     // flow KEY=VALUE…: `gatun flows --json` has it; mine = pid, start and path of the last program
+		"router":    cmdRouter,   // router [-twin] PROTO DST ==|> N: what the router has counted
+		"reset":     cmdReset,    // reset: the router counts anew
+		"asked":     cmdAsked,    // asked NAME == N: how often the lab's name server was asked
+		"inhost":    in("h"),     // inhost COMMAND…: run it as root in the host namespace
+		"inrouter":  in("r"),     // and in the router's
+		"inserver":  in("s"),     // and in the server's
+		"intwin":    in("t"),     // and in the twin's
+		"gatun":     cmdGatun,    // gatun COMMAND…: a client command; the exit code is $CODE, ! gatun wants it not to be 0
+		"code":      cmdCode,     // code N: the exit code of the last gatun command
+		"nobody":    cmdNobody,   // nobody COMMAND…: run it as uid 65534 in the host namespace; sets $CODE
+		"begin":     cmdBegin,    // begin NAME NAMESPACE COMMAND…: run the helper in the background
+		"ended":     cmdEnded,    // ended NAME RESULT: it has ended, and this is what it saw
+		"running":   cmdRunning,  // running NAME: it has not ended
+		"snapshot":  cmdSnapshot, // snapshot NAME: the host's rules, routes, addresses, nftables
+		"same":      cmdSame,     // same A B: two snapshots are equal
+		"tricks":    cmdTricks,   // tricks: every trick x protocol x family as nobody; sets $SENT
+		"pause":     cmdPause,    // pause MILLISECONDS: let the world act (not for waiting on gatun)
+		"healthy":   cmdHealthy,  // healthy MILLISECONDS: gatun came up so soon, from its start to the first answered flow
+	}
+}
+
+func of(ts *testscript.TestScript) *story { return ts.Value(storyKey{}).(*story) }
+
+func usage(ts *testscript.TestScript, ok bool, text string) {
+	if !ok {
+		ts.Fatalf("usage: %s", text)
+	}
+}
+
+func cmdLab(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	l, err := lab.New(lab.Options{Bins: s.bins, Dir: s.dir, LateV6: len(args) == 1 && args[0] == "late-v6"})
+	ts.Check(err)
+	s.lab, s.keep, s.states = l, map[string]*lab.Process{}, map[string]string{}
+	ts.Setenv("CA", l.CAFile())
+	ts.Setenv("STATE", l.StateDir())
+	cert, key := l.CertFiles()
+	ts.Setenv("CERT", cert)
+	ts.Setenv("KEY", key)
+	ts.Defer(func() {
+		if s.gatun != nil {
+			ts.Logf("gatun %s said:\n%s", s.gatun.Mode, s.gatun.Tail())
+		}
+		if err := l.Close(); err != nil {
+			ts.Logf("closing the lab: %v", err)
+		}
+	})
+}
+
+func cmdStart(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) >= 2, "start up|run FILE [FLAG…]")
+	s := of(ts)
+	begin, file := s.lab.Up, ts.MkAbs(args[1])
+	if args[0] == "run" {
+		begin = s.lab.Run
+	}
+	s.began = time.Now()
+	g, err := begin(file, args[2:]...)
+	s.gatun = g
+	ts.Check(err)
+}
+
+func cmdDown(ts *testscript.TestScript, _ bool, _ []string) {
+	s := of(ts)
+	code, err := s.gatun.Down()
+	ts.Check(err)
+	if code != 0 {
+		ts.Fatalf("gatun %s ended with %d: %s", s.gatun.Mode, code, s.gatun.Tail())
+	}
+	s.gatun = nil
+}
+
+func cmdSigkill(ts *testscript.TestScript, _ bool, _ []string) {
+	s := of(ts)
+	s.gatun.Process.Kill()
+	s.gatun = nil
+}
+
+func cmdProgram(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var err error
+	if s.gatun != nil {
+		s.saw, err = s.gatun.Program(ctx, args...)
+	} else {
+		s.saw, err = s.lab.Peer(ctx, s.lab.Host, args...)
+	}
+	ts.Check(err)
+	ts.Logf("%+v", s.saw)
+}
+
+func cmdDirect(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	var err error
+	s.saw, err = s.lab.Peer(context.Background(), s.lab.Twin, args...)
+	ts.Check(err)
+	ts.Logf("%+v", s.saw)
+}
+
+func cmdSees(ts *testscript.TestScript, neg bool, args []string) {
+	usage(ts, len(args) >= 1, "sees RESULT [DATA]")
+	saw := of(ts).saw
+	ok := false
+	for _, want := range strings.Split(args[0], "|") {
+		ok = ok || saw.Result == want
+	}
+	if len(args) > 1 {
+		ok = ok && saw.Data == strings.Join(args[1:], " ")
+	}
+	if ok == neg {
+		ts.Fatalf("the program saw %s %q (%s), want %v", saw.Result, saw.Data, saw.Error, args)
+	}
+}
+
+func cmdWithin(ts *testscript.TestScript, _ bool, args []string) {
+	limit, err := strconv.ParseFloat(args[0], 64)
+	ts.Check(err)
+	if ms := of(ts).saw.MS; ms > limit {
+		ts.Fatalf("it took %.1f ms, want at most %.0f", ms, limit)
+	}
+}
+
+func cmdTunMoved(ts *testscript.TestScript, neg bool, _ []string) {
+	if saw := of(ts).saw; saw.TunTX > 0 == neg {
+		ts.Fatalf("%d packets went into the TUN, %d came out", saw.TunTX, saw.TunRX)
+	}
+}
+
+func cmdFlow(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	want := map[string]string{}
+	for _, a := range args {
+		if a == "mine" {
+			want["pid"], want["path"] = strconv.Itoa(s.saw.PID), s.saw.Path
+			want["start"] = s.saw.Start.Format(time.RFC3339Nano)
+			continue
+		}
+		k, v, ok := strings.Cut(a, "=")
+		usage(ts, ok, "flow [mine] KEY=VALUE…")
+		want[k] = v
+	}
+	if neg {
+		flows, err := s.gatun.Flows()
+		ts.Check(err)
+		for _, f := range flows {
+			if f.Match(want) {
+				ts.Fatalf("there is a flow with %v: %v", want, f)
+			}
+		}
+		return
+	}
+	f, err := s.gatun.WaitFlow(3*time.Second, want)
+	ts.Check(err)
+	s.found = f
+	ts.Setenv("FLOW", f.Field("id"))
+}
+
+func cmdRouter(ts *testscript.TestScript, _ bool, args []string) {
+	twin := len(args) > 0 && args[0] == "-twin"
+	if twin {
+		args = args[1:]
+	}
+	usage(ts, len(args) == 4, "router [-twin] PROTO DST ==|> N")
+	m, err := lab.ParseMatch(args[0], args[1])
+	ts.Check(err)
+	m.Twin = twin
+	n, err := of(ts).lab.Count(m)
+	ts.Check(err)
+	compare(ts, "the router counted", n, args[2], args[3])
+}
+
+func compare(ts *testscript.TestScript, what string, have int, op, text string) {
+	want, err := strconv.Atoi(text)
+	ts.Check(err)
+	ok := map[string]bool{"==": have == want, ">": have > want, ">=": have >= want, "<=": have <= want}[op]
+	if !ok {
+		ts.Fatalf("%s %d, want %s %d", what, have, op, want)
+	}
+}
+
+func cmdReset(ts *testscript.TestScript, _ bool, _ []string) { ts.Check(of(ts).lab.ResetCounters()) }
+
+func cmdAsked(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 3, "asked NAME ==|> N")
+	n, err := of(ts).lab.Asked(args[0])
+	ts.Check(err)
+	compare(ts, "the server was asked for "+args[0]+" so often:", n, args[1], args[2])
+}
+
+func in(letter string) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		out, err := of(ts).lab.Namespace(letter).Output(args...)
+		_, _ = fmt.Fprint(ts.Stdout(), out)
+		if (err != nil) != neg {
+			ts.Fatalf("%v: %v", args, err)
+		}
+	}
+}
+
+func cmdGatun(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	g := s.gatun
+	var env []string
+	if g == nil {
+		env = s.lab.Env()
+	}
+	cmd := s.lab.Host.Command(context.Background(), lab.Spec{Env: env, Dir: s.dir}, append([]string{s.bins.Gatun}, args...)...)
+	if g != nil {
+		out, code, err := g.ClientCode(args...)
+		ts.Check(err)
+		_, _ = ts.Stdout().Write(out)
+		setCode(ts, neg, code, args)
+		return
+	}
+	cmd.Stdout, cmd.Stderr = ts.Stdout(), ts.Stderr()
+	_ = cmd.Run()
+	setCode(ts, neg, cmd.ProcessState.ExitCode(), args)
+}
+
+func setCode(ts *testscript.TestScript, neg bool, code int, args []string) {
+	ts.Setenv("CODE", strconv.Itoa(code))
+	if (code != 0) != neg {
+		ts.Fatalf("%q: exit code %d", args, code)
+	}
+}
+
+func cmdCode(ts *testscript.TestScript, _ bool, args []string) {
+	if have := ts.Getenv("CODE"); have != args[0] {
+		ts.Fatalf("exit code %s, want %s", have, args[0])
+	}
+}
+
+func cmdNobody(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	home := filepath.Join(s.dir, "nobody")
+	ts.Check(os.MkdirAll(home, 0o700))
+	ts.Check(os.Chown(home, lab.Nobody, lab.Nobody))
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	env := []string{"HOME=" + home, "XDG_RUNTIME_DIR=" + home, "CURL_CA_BUNDLE=" + s.lab.CAFile(), "GATUN=" + s.bins.Gatun, "PEER=" + s.bins.Peer}
+	cmd := s.lab.Host.Command(ctx, lab.Spec{User: lab.Nobody, Env: env, Dir: home}, args...)
+	cmd.Stdout, cmd.Stderr = ts.Stdout(), ts.Stderr()
+	_ = cmd.Run()
+	setCode(ts, neg, cmd.ProcessState.ExitCode(), args)
+}
+
+func cmdBegin(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) >= 3, "begin NAME h|s|t COMMAND…")
+	s := of(ts)
+	ns := s.lab.Namespace(args[1])
+	command := args[2:]
+	if command[0] == "peer" {
+		command = append([]string{s.bins.Peer}, command[1:]...)
+	}
+	p, err := s.lab.Start(ns, lab.Spec{User: lab.Nobody, Log: filepath.Join(s.dir, args[0]+".log")}, command...)
+	ts.Check(err)
+	s.keep[args[0]] = p
+}
+
+func cmdEnded(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "ended NAME RESULT")
+	s := of(ts)
+	p := s.keep[args[0]]
+	select {
+	case <-p.Done():
+	case <-time.After(30 * time.Second):
+		ts.Fatalf("%s did not end in 30 s", args[0])
+	}
+	b, err := os.ReadFile(p.Log)
+	ts.Check(err)
+	r, err := lab.ParseResult(b)
+	ts.Check(err)
+	if r.Result != args[1] {
+		ts.Fatalf("%s saw %s (%s), want %s", args[0], r.Result, r.Error, args[1])
+	}
+}
+
+func cmdRunning(ts *testscript.TestScript, _ bool, args []string) {
+	select {
+	case <-of(ts).keep[args[0]].Done():
+		b, _ := os.ReadFile(of(ts).keep[args[0]].Log)
+		ts.Fatalf("%s has ended: %s", args[0], b)
+	default:
+	}
+}
+
+// snapshotScript prints what `recover` must leave as it was. Lifetimes and counters are not part
+// of it.
+const snapshotScript = `ip -o rule; ip -o -6 rule; ip -o route show table all; ip -o -6 route show table all | sed "s/ expires [0-9]*sec//";
+ip -o address | sed "s/valid_lft.*//"; nft -s list ruleset; cat /etc/resolv.conf`
+
+func cmdSnapshot(ts *testscript.TestScript, _ bool, args []string) {
+	out, err := of(ts).lab.Host.Output("sh", "-ec", snapshotScript)
+	ts.Check(err)
+	of(ts).states[args[0]] = out
+}
+
+func cmdSame(ts *testscript.TestScript, neg bool, args []string) {
+	s := of(ts)
+	if a, b := s.states[args[0]], s.states[args[1]]; (a != b) != neg {
+		ts.Fatalf("%s and %s:\n--- %s\n%s\n--- %s\n%s", args[0], args[1], args[0], a, args[1], b)
+	}
+}
+
+// cmdTricks tries every way past the TUN as nobody, at a port and an address that only the
+// tricks use.
+func cmdTricks(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	cells := 0
+	for name := range lab.TrickNames() {
+		for _, proto := range []string{"tcp", "udp", "icmp"} {
+			for src, dst := range map[string]string{lab.Host4: lab.Second4 + ":7", lab.Host6: "[" + lab.Second6 + "]:7"} {
+				_, err := s.lab.Peer(context.Background(), s.lab.Host, "trick", "-src", src, name, proto, dst)
+				ts.Check(err)
+				cells++
+			}
+		}
+	}
+	ts.Setenv("SENT", strconv.Itoa(cells))
+}
+
+func cmdPause(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	time.Sleep(time.Duration(n) * time.Millisecond)
+}
+
+func cmdHealthy(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	limit, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	r, err := s.gatun.Program(context.Background(), "tcp", "-say", "healthy", lab.Server4+":7")
+	ts.Check(err)
+	if took := time.Since(s.began); r.Result != "connected" || took > time.Duration(limit)*time.Millisecond {
+		ts.Fatalf("after %s the program saw %s (%s), want connected within %d ms", took, r.Result, r.Error, limit)
+	}
+	ts.Logf("healthy %s after its start", time.Since(s.began))
+}
