@@ -1,0 +1,33 @@
+//go:build !unix
+
+package config
+
+import (
+	"errors"
+	"os"
+)
+
+func openFile(path string) (*os.File, error) { return os.Open(path) }
+
+// checkLink reports only whether the file is there: links need administrator rights here.
+func checkLink(path string) error {
+	_, err := os.Lstat(path)
+	return err
+}
+
+// checkFile does not look at access lists yet: there are no owner and mode bits to check.
+func checkFile(f *os.File) error {
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("is not a regular file")
+	}
+	return err
+}
+
+func checkDir(f *os.File) error {
+	info, err := f.Stat()
+	if err == nil && !info.IsDir() {
+		err = errors.New("is not a directory")
+	}
+	return err
+}

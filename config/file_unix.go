@@ -1,0 +1,81 @@
+//go:build unix
+
+package config
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+)
+
+// openFile does not hang on a named pipe that lies where the file should be.
+func openFile(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0)
+}
+
+// checkLink refuses a symbolic link that somebody else owns: he chooses what is read.
+func checkLink(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return err
+	}
+	if uid, ok := foreign(info); ok {
+		return fmt.Errorf("is a symbolic link that belongs to uid %d: only root or uid %d may own it; replace it by a file", uid, os.Geteuid())
+	}
+	return nil
+}
+
+func checkFile(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("is not a regular file but %s", kind(info.Mode()))
+	}
+	return checkOwner(info)
+}
+
+func checkDir(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("is not a directory")
+	}
+	return checkOwner(info)
+}
+
+func checkOwner(info fs.FileInfo) error {
+	if uid, ok := foreign(info); ok {
+		return fmt.Errorf("belongs to uid %d: only root or uid %d may own it; run: chown %d %s", uid, os.Geteuid(), os.Geteuid(), info.Name())
+	}
+	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+		return fmt.Errorf("has mode %04o: others may write it; run: chmod go-w %s", mode, info.Name())
+	}
+	return nil
+}
+
+// foreign returns the owner if it is neither root nor the own user.
+func foreign(info fs.FileInfo) (uid uint32, ok bool) {
+	st, known := info.Sys().(*syscall.Stat_t)
+	if !known {
+		return 0, false
+	}
+	return st.Uid, st.Uid != 0 && int(st.Uid) != os.Geteuid()
+}
+
+func kind(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "a directory"
+	case m&fs.ModeNamedPipe != 0:
+		return "a pipe"
+	case m&fs.ModeSocket != 0:
+		return "a socket"
+	default:
+		return "a device"
+	}
+}

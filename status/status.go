@@ -1,0 +1,61 @@
+// Package status interprets graded settings by the network rating.
+//
+// profiles asks it while it resolves settings; nobody else compares grades with ratings. It
+// keeps no state and decides nothing.
+package status
+
+import (
+	"fmt"
+
+	"gatun/config"
+)
+
+// Rating says how far the network is trusted.
+type Rating uint8
+
+// The ratings, from the most to the least trusted.
+const (
+	Trusted Rating = iota
+	Untrusted
+	Danger
+)
+
+// String returns the rating as files spell it.
+func (r Rating) String() string {
+	switch r {
+	case Trusted:
+		return "trusted"
+	case Untrusted:
+		return "untrusted"
+	default:
+		return "danger"
+	}
+}
+
+// ParseRating reads a rating as String prints it.
+func ParseRating(s string) (Rating, error) {
+	for _, r := range []Rating{Trusted, Untrusted, Danger} {
+		if s == r.String() {
+			return r, nil
+		}
+	}
+	return Danger, fmt.Errorf("want trusted, untrusted or danger, got %q", s)
+}
+
+// Active reports whether a setting of that grade is in effect: on is always, off never, and
+// the others from the rating of their name on. What is not a grade counts as on, because
+// graded settings restrict.
+func Active(g config.Grade, r Rating) bool {
+	switch g {
+	case config.Off:
+		return false
+	case config.Trusted:
+		return true
+	case config.Untrusted:
+		return r >= Untrusted
+	case config.Danger:
+		return r >= Danger
+	default:
+		return true
+	}
+}
