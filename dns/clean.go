@@ -1,0 +1,240 @@
+package dns
+
+import (
+	"encoding/binary"
+	"errors"
+	"time"
+
+	mdns "github.com/miekg/dns"
+)
+
+const (
+	maxChain   = 16   // aliases followed in one answer
+	maxRecords = 1000 // records of one reply; no honest name has more
+)
+
+var (
+	errBogus   = errors.New("not a reply to this query")
+	errChain   = errors.New("the upstream's answer is a chain of more than 16 aliases or a loop")
+	errRecords = errors.New("the upstream's answer has more than 1000 records")
+)
+
+// inquiry is one question to an upstream.
+type inquiry struct {
+	name  string // lower-case, escaped, without the final dot
+	qtype uint16
+	do    bool
+	cd    bool
+}
+
+// pack renders the query. EDNS is left out for servers that do not know it.
+func (q inquiry) pack(id uint16, edns bool) ([]byte, error) {
+	m := mdns.Msg{
+		MsgHdr:   mdns.MsgHdr{Id: id, RecursionDesired: true, CheckingDisabled: q.cd},
+		Question: []mdns.Question{{Name: mdns.Fqdn(q.name), Qtype: q.qtype, Qclass: mdns.ClassINET}},
+	}
+	if edns {
+		m.SetEdns0(maxUDP, q.do)
+	}
+	return m.Pack()
+}
+
+// parseReply reads what came from an upstream. Everything that is not a whole reply to exactly
+// this query is errBogus, and the caller goes on waiting: an attacker who guesses may cost us a
+// packet, never the true answer. A reply with TC set may be cut anywhere behind the question.
+func parseReply(msg []byte, id uint16, q inquiry) (*mdns.Msg, error) {
+	if len(msg) < headerLen || binary.BigEndian.Uint16(msg) != id {
+		return nil, errBogus
+	}
+	flags := binary.BigEndian.Uint16(msg[2:])
+	if flags&flagQR == 0 || flags>>opcodeShift&opcodeMask != mdns.OpcodeQuery || binary.BigEndian.Uint16(msg[4:]) != 1 {
+		return nil, errBogus
+	}
+	var r request
+	off, ok := r.parseQuestion(msg)
+	if !ok || r.name != q.name || r.qtype != q.qtype || r.class != mdns.ClassINET {
+		return nil, errBogus
+	}
+	if flags&flagTC != 0 {
+		return &mdns.Msg{MsgHdr: mdns.MsgHdr{Id: id, Response: true, Truncated: true, Rcode: int(flags & 0xf)}}, nil
+	}
+	if !wholeRecords(msg, off) {
+		return nil, errBogus
+	}
+	m := new(mdns.Msg)
+	if err := m.Unpack(msg); err != nil {
+		return nil, errBogus
+	}
+	return m, nil
+}
+
+// wholeRecords walks the sections: a message cut between two records looks well-formed to a
+// parser that stops at the end of the bytes.
+func wholeRecords(msg []byte, off int) bool {
+	n := 0
+	for i := 6; i < headerLen; i += 2 {
+		n += int(binary.BigEndian.Uint16(msg[i:]))
+	}
+	for range n {
+		end, ok := nameEnd(msg, off)
+		if !ok || end+10 > len(msg) {
+			return false
+		}
+		off = end + 10 + int(binary.BigEndian.Uint16(msg[end+8:]))
+		if off > len(msg) {
+			return false
+		}
+	}
+	return off == len(msg)
+}
+
+// clean keeps of a reply what answers the question and drops the rest: only records on the
+// alias chain that begins at the asked name, and of the authority section what makes a
+// negative answer (or its DNSSEC proof, if it was asked for). Foreign records are how caches
+// are poisoned.
+func clean(m *mdns.Msg, q inquiry) (*answer, error) {
+	if len(m.Answer)+len(m.Ns)+len(m.Extra) > maxRecords {
+		return nil, errRecords
+	}
+	records, last, err := chain(m.Answer, q)
+	if err != nil {
+		return nil, err
+	}
+	authority := proof(m.Ns, last, q.do)
+	return newAnswer(q.name, q.qtype, m.Rcode, records, authority, lifetime(m.Rcode, records, authority, q))
+}
+
+// chain follows the aliases from the asked name. It returns the records on the way, in order,
+// and the name at its end.
+func chain(all []mdns.RR, q inquiry) (kept []mdns.RR, last string, err error) {
+	name := mdns.Fqdn(q.name)
+	for range maxChain + 1 {
+		next := ""
+		for _, rr := range all {
+			h := rr.Header()
+			if h.Class != mdns.ClassINET || lower(h.Name) != name {
+				if !isAncestorAlias(rr, name) {
+					continue
+				}
+			}
+			alias, wanted := judge(rr, q, next)
+			if !wanted {
+				continue
+			}
+			if !usable(rr) {
+				return nil, "", errBogus
+			}
+			kept = append(kept, rr)
+			if alias != "" {
+				next = lower(alias)
+			}
+		}
+		if next == "" {
+			return kept, name, nil
+		}
+		name = next
+	}
+	return nil, "", errChain
+}
+
+// judge says whether a record at the chain's current name is part of the answer, and what it
+// is an alias of. Of several aliases the first counts: more than one is malformed.
+func judge(rr mdns.RR, q inquiry, next string) (alias string, wanted bool) {
+	h := rr.Header()
+	all := q.qtype == mdns.TypeANY
+	switch rr := rr.(type) {
+	case *mdns.CNAME:
+		if all || q.qtype == mdns.TypeCNAME {
+			return "", true
+		}
+		return rr.Target, next == ""
+	case *mdns.DNAME:
+		return "", true
+	case *mdns.RRSIG:
+		return "", all || q.do || q.qtype == mdns.TypeRRSIG
+	}
+	return "", all || h.Rrtype == q.qtype
+}
+
+// isAncestorAlias reports whether rr is a DNAME (or its signature) above name.
+func isAncestorAlias(rr mdns.RR, name string) bool {
+	h := rr.Header()
+	if h.Class != mdns.ClassINET {
+		return false
+	}
+	switch rr := rr.(type) {
+	case *mdns.DNAME:
+	case *mdns.RRSIG:
+		if rr.TypeCovered != mdns.TypeDNAME {
+			return false
+		}
+	default:
+		return false
+	}
+	owner := lower(h.Name)
+	return owner != name && mdns.IsSubDomain(owner, name)
+}
+
+// usable refuses address records without an address, which the parser accepts.
+func usable(rr mdns.RR) bool {
+	switch rr := rr.(type) {
+	case *mdns.A:
+		return len(rr.A) == 4 || len(rr.A) == 16
+	case *mdns.AAAA:
+		return len(rr.AAAA) == 16
+	}
+	return rr.Header().Rdlength > 0 || rr.Header().Rrtype == mdns.TypeNULL || rr.Header().Rrtype == mdns.TypeAPL
+}
+
+// proof keeps the SOA of a zone that contains the name, and with DO the records that prove
+// that something does not exist. None of them carries an address.
+func proof(all []mdns.RR, name string, do bool) (kept []mdns.RR) {
+	soa := false
+	for _, rr := range all {
+		h := rr.Header()
+		if h.Class != mdns.ClassINET {
+			continue
+		}
+		switch rr := rr.(type) {
+		case *mdns.SOA:
+			if !soa && mdns.IsSubDomain(lower(h.Name), name) && h.Rdlength > 0 {
+				kept, soa = append(kept, rr), true
+			}
+		case *mdns.NSEC, *mdns.NSEC3:
+			if do && h.Rdlength > 0 {
+				kept = append(kept, rr)
+			}
+		case *mdns.RRSIG:
+			covers := rr.TypeCovered == mdns.TypeSOA || rr.TypeCovered == mdns.TypeNSEC || rr.TypeCovered == mdns.TypeNSEC3
+			if do && covers && h.Rdlength > 0 {
+				kept = append(kept, rr)
+			}
+		}
+	}
+	return kept
+}
+
+// lifetime says how long the answer may be kept: the smallest TTL of the chain within the
+// limits; a negative one as RFC 2308 says, not at all without an SOA; an error briefly.
+func lifetime(rcode int, records, authority []mdns.RR, q inquiry) time.Duration {
+	if rcode != mdns.RcodeSuccess && rcode != mdns.RcodeNameError {
+		return errorTTL
+	}
+	least := maxTTL
+	positive := false
+	for _, rr := range records {
+		h := rr.Header()
+		least = min(least, time.Duration(h.Ttl)*time.Second)
+		positive = positive || h.Rrtype == q.qtype || q.qtype == mdns.TypeANY
+	}
+	if positive {
+		return max(least, minTTL)
+	}
+	for _, rr := range authority {
+		if soa, ok := rr.(*mdns.SOA); ok {
+			negative := time.Duration(min(soa.Hdr.Ttl, soa.Minttl)) * time.Second
+			return min(negative, least, maxNegative)
+		}
+	}
+	return 0
+}

@@ -1,0 +1,186 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+)
+
+// unreachable is the reason given for the time in which a failure is remembered.
+const unreachable = "no nameserver answered"
+
+var errPanic = errors.New("internal error; see the log")
+
+// refreshQueue is how many renewals may wait; one that does not fit is left to the next miss.
+const refreshQueue = 256
+
+// refreshWorkers renew cached answers at the same time.
+const refreshWorkers = 4
+
+// resolution finds the answer to a question: in the cache, in an inquiry that is under way, or
+// by asking.
+type resolution struct {
+	client  *client
+	cache   *cache
+	limiter *limiter
+	clock   func() time.Time
+	renew   chan renewal
+
+	mu      sync.Mutex
+	flights map[key]*flight
+
+	hits, misses, joined atomic.Uint64
+}
+
+type renewal struct {
+	key    key
+	groups [][]Resolver
+}
+
+// flight is one inquiry that several queries wait for. It is given up when nobody waits.
+type flight struct {
+	done    chan struct{}
+	waiters int
+	cancel  context.CancelFunc
+	answer  *answer
+	err     error
+}
+
+// resolve returns the answer and how long it still lives.
+func (r *resolution) resolve(ctx context.Context, p program, k key, groups [][]Resolver) (*answer, time.Duration, error) {
+	now := r.clock()
+	if a, refresh := r.cache.get(k, now); a != nil {
+		r.hits.Add(1)
+		if refresh {
+			select {
+			case r.renew <- renewal{k, groups}:
+			default:
+			}
+		}
+		return a, a.expires.Sub(now), nil
+	}
+	if err := r.limiter.acquire(ctx, p); err != nil {
+		return nil, 0, err
+	}
+	defer r.limiter.release(p)
+	now = r.clock()
+	if a, _ := r.cache.get(k, now); a != nil { // it came while this one waited for its place
+		r.hits.Add(1)
+		return a, a.expires.Sub(now), nil
+	}
+	a, err := r.wait(ctx, k, r.join(k, groups))
+	if err != nil {
+		return nil, 0, err
+	}
+	return a, a.lifetime, nil
+}
+
+// join returns the flight for k, beginning one if there is none.
+func (r *resolution) join(k key, groups [][]Resolver) *flight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.flights[k]; f != nil {
+		f.waiters++
+		r.joined.Add(1)
+		return f
+	}
+	r.misses.Add(1)
+	// The flight outlives the query that began it: others may have joined.
+	ctx, cancel := context.WithCancel(context.Background())
+	f := &flight{done: make(chan struct{}), waiters: 1, cancel: cancel}
+	r.flights[k] = f
+	go r.fly(ctx, k, f, groups)
+	return f
+}
+
+func (r *resolution) wait(ctx context.Context, k key, f *flight) (*answer, error) {
+	select {
+	case <-f.done:
+		f.cancel()
+		return f.answer, f.err
+	case <-ctx.Done():
+		r.mu.Lock()
+		if f.waiters--; f.waiters == 0 {
+			f.cancel()
+			if r.flights[k] == f {
+				delete(r.flights, k) // a newcomer must not wait for a cancelled one
+			}
+		}
+		r.mu.Unlock()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// fly runs the inquiry. It ends for its waiters in any case: a panic over a hostile reply costs
+// this one question.
+func (r *resolution) fly(ctx context.Context, k key, f *flight, groups [][]Resolver) {
+	f.err = errPanic
+	defer func() {
+		if p := recover(); p != nil {
+			r.client.log.Error("an inquiry panicked", zap.Any("panic", p), zap.Stack("stack"))
+		}
+		r.mu.Lock()
+		if r.flights[k] == f {
+			delete(r.flights, k)
+		}
+		r.mu.Unlock()
+		close(f.done)
+	}()
+	f.answer, f.err = r.fetch(ctx, k, groups)
+}
+
+// fetch asks upstream and caches what came.
+func (r *resolution) fetch(ctx context.Context, k key, groups [][]Resolver) (*answer, error) {
+	q := inquiry{name: k.name, qtype: k.qtype, do: k.do, cd: k.cd}
+	m, err := r.client.ask(ctx, q, groups)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, ErrNoNameserver) {
+			r.keep(k, &answer{rcode: mdns.RcodeServerFailure, lifetime: errorTTL, note: unreachable})
+		}
+		return nil, err
+	}
+	a, err := clean(m, q)
+	if err != nil {
+		return nil, err
+	}
+	r.keep(k, a)
+	return a, nil
+}
+
+// keep caches the answer. An error never takes the place of an answer that still lives.
+func (r *resolution) keep(k key, a *answer) {
+	if a.lifetime <= 0 {
+		return
+	}
+	now := r.clock()
+	if a.failed() {
+		if old, _ := r.cache.get(k, now); old != nil && !old.failed() {
+			return
+		}
+	}
+	a.expires = now.Add(a.lifetime)
+	r.cache.put(k, a)
+}
+
+// run renews answers that are about to end until ctx does.
+func (r *resolution) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	for range refreshWorkers {
+		wg.Go(func() {
+			for {
+				select {
+				case n := <-r.renew:
+					_, _ = r.wait(ctx, n.key, r.join(n.key, n.groups)) // if it fails the next miss tries again
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}

@@ -1,0 +1,358 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+
+	"gatun/attribution"
+	"gatun/network"
+	"gatun/network/packet"
+)
+
+// Query is one question of a program.
+type Query struct {
+	Flow  packet.Flow
+	Owner attribution.Owner
+	Name  string // lower-case, without the final dot
+	Type  uint16
+	Link  *network.Link
+}
+
+// Answer is what would be answered. Addrs are all addresses in it, those in HTTPS and SVCB
+// hints too; CNAMEs are the aliases on the way, in order. Both are shared and only to be read.
+// The Firewall puts into Remove the addresses that the program must not see.
+type Answer struct {
+	Addrs  []netip.Addr
+	CNAMEs []string
+	Remove []netip.Addr
+}
+
+// Firewall decides on queries.
+type Firewall interface {
+	// BeforeIntel decides on the name alone. Denied: it is not resolved. Undecided: it is, and
+	// AfterIntel decides.
+	BeforeIntel(q *Query) network.Decision
+	// AfterIntel decides with the answer, which is empty where there is none. Only a verdict
+	// that permits lets the answer out.
+	AfterIntel(q *Query, a *Answer) network.Decision
+}
+
+// Recorder lists the queries; *network.Table is one.
+type Recorder interface {
+	NewQuery(f packet.Flow) *network.Link
+	Decide(l *network.Link, d network.Decision)
+	End(l *network.Link, cause string)
+}
+
+// Intel fetches what is known of a name, while the name is being resolved. AfterIntel is asked
+// when both are done.
+type Intel interface {
+	Fetch(ctx context.Context, name string)
+}
+
+// Config is what may change while the server runs.
+type Config struct {
+	Nameservers    []Resolver // in order; none: the system's
+	NoAssigned     bool       // dns/noAssignedNameservers: the system's are never asked for other than local names
+	ResolveSpecial bool       // dns/dontResolveSpecialDomains is off: special-use names are asked upstream like others
+}
+
+// Options wires a Server. Firewall, Dialer, Memory and Recorder must be set.
+type Options struct {
+	Firewall Firewall
+	Dialer   Dialer
+	Memory   *Memory
+	Recorder Recorder
+
+	System     func() []Resolver                  // the system's nameservers as they are now; nil: none
+	BlockStyle func(attribution.Owner) BlockStyle // how that program's blocked names are answered; nil: NXDomain
+	Profile    func(attribution.Owner) string     // name of the profile that judges it, for the record; nil: none
+	Intel      Intel                              // nil: none
+	Config     Config
+	Limits     Limits
+	Clock      func() time.Time // default time.Now
+	Logger     *zap.Logger      // default none
+}
+
+// Server answers the programs' queries. Its methods may be called from any goroutine.
+type Server struct {
+	o        Options
+	resolver resolution
+
+	mu       sync.Mutex
+	upstream state
+
+	malformed, blocked, panics atomic.Uint64
+	exchanges                  atomic.Uint64
+}
+
+// state is the set of nameservers in use. Its revision is part of every cache key.
+type state struct {
+	config   Config
+	system   []Resolver
+	revision uint64
+}
+
+// Counters are totals since the start.
+type Counters struct {
+	Hits, Misses, Joined uint64 // answered from the cache, asked upstream, waited for another's inquiry
+	Exchanges            uint64 // queries sent upstream, repetitions included
+	Blocked, Malformed   uint64
+	Panics               uint64
+	CacheEntries         int
+	CacheBytes           int
+}
+
+// New returns a server. Run renews its cache; it answers without it as well.
+func New(o Options) *Server {
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	if o.System == nil {
+		o.System = func() []Resolver { return nil }
+	}
+	if o.BlockStyle == nil {
+		o.BlockStyle = func(attribution.Owner) BlockStyle { return NXDomain }
+	}
+	if o.Profile == nil {
+		o.Profile = func(attribution.Owner) string { return "" }
+	}
+	s := &Server{o: o, upstream: state{config: o.Config}}
+	s.resolver = resolution{
+		client:  &client{dialer: o.Dialer, clock: o.Clock, log: o.Logger, sent: func() { s.exchanges.Add(1) }, known: map[Resolver]*upstream{}},
+		cache:   newCache(cacheEntries, cacheBytes),
+		limiter: newLimiter(o.Limits),
+		clock:   o.Clock,
+		renew:   make(chan renewal, refreshQueue),
+		flights: map[key]*flight{},
+	}
+	return s
+}
+
+// Run renews cached answers that are about to expire, until ctx ends.
+func (s *Server) Run(ctx context.Context) error {
+	s.resolver.run(ctx)
+	return nil
+}
+
+// Configure changes the nameservers. What others had answered is not served any more.
+func (s *Server) Configure(c Config) {
+	s.mu.Lock()
+	s.upstream.config = c
+	s.upstream.revision++
+	s.mu.Unlock()
+	s.Flush()
+}
+
+// Flush empties the cache.
+func (s *Server) Flush() { s.resolver.cache.flush() }
+
+// Counters returns the totals so far.
+func (s *Server) Counters() Counters {
+	c := Counters{
+		Hits: s.resolver.hits.Load(), Misses: s.resolver.misses.Load(), Joined: s.resolver.joined.Load(), Exchanges: s.exchanges.Load(),
+		Blocked: s.blocked.Load(), Malformed: s.malformed.Load(), Panics: s.panics.Load(),
+	}
+	c.CacheEntries, c.CacheBytes = s.resolver.cache.len()
+	return c
+}
+
+// ServeUDP answers one datagram. The reply is to be sent from the address that was asked; nil
+// means silence.
+func (s *Server) ServeUDP(ctx context.Context, flow packet.Flow, owner attribution.Owner, query []byte) (reply []byte) {
+	return s.serve(ctx, flow, owner, query)
+}
+
+func (s *Server) serve(ctx context.Context, flow packet.Flow, owner attribution.Owner, msg []byte) (out []byte) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.panics.Add(1)
+			s.o.Logger.Error("a query panicked", zap.Any("panic", p), zap.Stack("stack"))
+			out = nil
+		}
+	}()
+	req, rcode := parseRequest(msg)
+	limit := maxTCP
+	if flow.Proto == packet.UDP {
+		limit = req.size
+	}
+	if rcode != mdns.RcodeSuccess {
+		s.malformed.Add(1)
+		if rcode == noReply {
+			return nil
+		}
+		return req.pack(failed(rcode), limit)
+	}
+	q := &Query{Flow: flow, Owner: owner, Name: req.name, Type: req.qtype, Link: s.o.Recorder.NewQuery(flow)}
+	q.Link.SetComm(&network.Communication{
+		Owner: owner, Entity: network.Entity{Domain: q.Name, Source: network.DomainDNS}, Profile: s.o.Profile(owner),
+	})
+	q.Link.AddSent(len(msg))
+	e := s.handle(ctx, q, &req)
+	if e.reply.answer != nil {
+		out = req.pack(e.reply, limit)
+		q.Link.AddReceived(len(out))
+	}
+	s.o.Recorder.Decide(q.Link, e.decision)
+	s.o.Recorder.End(q.Link, e.cause)
+	return out
+}
+
+// ending is how a query ends. A reply without an answer is silence.
+type ending struct {
+	reply    reply
+	decision network.Decision
+	cause    string
+}
+
+// handle takes one query through its stages.
+func (s *Server) handle(ctx context.Context, q *Query, req *request) ending {
+	if q.Owner.Process.Kind == attribution.KindSelf {
+		return s.deny(q, ownQuery())
+	}
+	before := s.o.Firewall.BeforeIntel(q)
+	if before.Decided() && !before.Verdict.Permits() {
+		return s.deny(q, before)
+	}
+	a, ttl, err := s.resolveAndFetch(ctx, q, req)
+	if ctx.Err() != nil {
+		return ending{decision: before, cause: "the program gave up"}
+	}
+	result := &Answer{}
+	if err == nil {
+		result.Addrs, result.CNAMEs = a.addrs, a.cnames
+	}
+	after := s.o.Firewall.AfterIntel(q, result)
+	if !after.Verdict.Permits() {
+		return s.deny(q, orUndecided(after))
+	}
+	if err != nil {
+		return unanswered(after, err)
+	}
+	rep := reply{answer: a, ttl: ttl}
+	addrs := a.addrs
+	if len(result.Remove) > 0 {
+		if rep.answer, err = a.without(q.Name, q.Type, result.Remove); err != nil {
+			return unanswered(after, err)
+		}
+		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeFiltered, ExtraText: "addresses were removed by the firewall"}
+		addrs = rep.answer.addrs
+	}
+	if a.note != "" {
+		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeCachedError, ExtraText: a.note}
+	}
+	s.o.Memory.Remember(q.Owner, q.Name, a.cnames, addrs, ttl)
+	return ending{reply: rep, decision: after, cause: causeOf(rep.answer)}
+}
+
+// resolveAndFetch resolves the name and fetches what is known of it at the same time.
+func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (*answer, time.Duration, error) {
+	if s.o.Intel == nil {
+		return s.resolve(ctx, q, req)
+	}
+	fetched := make(chan struct{})
+	go func() {
+		defer close(fetched)
+		defer func() {
+			if p := recover(); p != nil {
+				s.panics.Add(1)
+				s.o.Logger.Error("fetching intelligence panicked", zap.Any("panic", p), zap.Stack("stack"))
+			}
+		}()
+		s.o.Intel.Fetch(ctx, q.Name)
+	}()
+	a, ttl, err := s.resolve(ctx, q, req)
+	<-fetched
+	return a, ttl, err
+}
+
+func (s *Server) resolve(ctx context.Context, q *Query, req *request) (*answer, time.Duration, error) {
+	groups, scope, where := s.groups(q.Name)
+	if where == routeLocal {
+		return local(q.Name, q.Type), 0, nil
+	}
+	if len(groups) == 0 {
+		return nil, 0, ErrNoNameserver
+	}
+	k := key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: scope}
+	return s.resolver.resolve(ctx, programOf(q.Owner), k, groups)
+}
+
+// groups returns the nameservers for a name, one group after another, and the scope under
+// which their answers are cached.
+func (s *Server) groups(name string) (groups [][]Resolver, scope uint64, where route) {
+	system := s.o.System()
+	s.mu.Lock()
+	if !slices.Equal(system, s.upstream.system) {
+		s.upstream.system = slices.Clone(system)
+		s.upstream.revision++
+	}
+	u := s.upstream
+	s.mu.Unlock()
+	where = routeOf(name)
+	if u.config.ResolveSpecial && lastLabel(name) != ownZone {
+		where = routeUpstream
+	}
+	add := func(g []Resolver) {
+		if len(g) > 0 {
+			groups = append(groups, g)
+		}
+	}
+	if where == routeUpstream {
+		add(u.config.Nameservers)
+		if !u.config.NoAssigned {
+			add(u.system)
+		}
+	} else if where == routeSystem {
+		add(u.system)
+	}
+	return groups, u.revision<<2 | uint64(where), where
+}
+
+func orUndecided(d network.Decision) network.Decision {
+	if !d.Decided() {
+		d.Verdict, d.Stage = network.Block, network.StageAfterIntel
+		d.Code, d.Reason = "undecided", "no decision was possible"
+	}
+	return d
+}
+
+func ownQuery() network.Decision {
+	return network.Decision{
+		Verdict: network.Block, Stage: network.StageBeforeIntel, Code: "own-traffic",
+		Reason: "gatun's own query came back to it: cut, so that it cannot loop",
+	}
+}
+
+func causeOf(a *answer) string {
+	switch {
+	case a.rcode == mdns.RcodeNameError:
+		return "no such name"
+	case a.failed():
+		return "the nameserver failed: " + mdns.RcodeToString[a.rcode]
+	case a.an == 0:
+		return "no record of that type"
+	}
+	return "answered"
+}
+
+// unanswered is a failure of ours or of all nameservers.
+func unanswered(d network.Decision, err error) ending {
+	rep := failed(mdns.RcodeServerFailure)
+	rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeNoReachableAuthority, ExtraText: cut(oneLine(err), maxReason)}
+	if errors.Is(err, ErrBusy) {
+		rep.ede.InfoCode = mdns.ExtendedErrorCodeNotReady
+	}
+	return ending{reply: rep, decision: d, cause: "not resolved: " + oneLine(err)}
+}

@@ -1,0 +1,106 @@
+package dns
+
+import (
+	"net"
+	"strings"
+
+	mdns "github.com/miekg/dns"
+)
+
+// route says who answers a name.
+type route uint8
+
+const (
+	routeUpstream route = iota // the configured nameservers, or the system's
+	routeSystem                // only the system's: the name means something on this network only
+	routeLocal                 // this package
+)
+
+// ownZone holds the names that mean this program.
+const ownZone = "gatun"
+
+// routeOf sorts a name by RFC 6761, 6762, 7686, 8375, 9462 and 9476 and the private reverse
+// zones of RFC 6303.
+func routeOf(name string) route {
+	switch lastLabel(name) {
+	case "localhost", "invalid", "onion", "alt", ownZone:
+		return routeLocal
+	case "local", "test", "internal":
+		return routeSystem
+	case "arpa":
+		return routeArpa(name)
+	}
+	return routeUpstream
+}
+
+func routeArpa(name string) route {
+	switch {
+	case within(name, "resolver.arpa"):
+		return routeLocal // discovery of encrypted resolvers would lead the program past us
+	case within(name, "home.arpa"):
+		return routeSystem
+	}
+	for _, zone := range [...]string{
+		"10.in-addr.arpa", "168.192.in-addr.arpa", "254.169.in-addr.arpa", "127.in-addr.arpa", "0.in-addr.arpa",
+		"c.f.ip6.arpa", "d.f.ip6.arpa", "8.e.f.ip6.arpa", "9.e.f.ip6.arpa", "a.e.f.ip6.arpa", "b.e.f.ip6.arpa",
+	} {
+		if within(name, zone) {
+			return routeSystem
+		}
+	}
+	if second, ok := labelBefore(name, "172.in-addr.arpa"); ok && inRange(second, 16, 31) {
+		return routeSystem
+	}
+	if second, ok := labelBefore(name, "100.in-addr.arpa"); ok && inRange(second, 64, 127) {
+		return routeSystem
+	}
+	return routeUpstream
+}
+
+func lastLabel(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// within reports whether name is the zone or below it.
+func within(name, zone string) bool {
+	rest, ok := strings.CutSuffix(name, zone)
+	return ok && (rest == "" || rest[len(rest)-1] == '.')
+}
+
+// labelBefore returns the label right below the zone.
+func labelBefore(name, zone string) (string, bool) {
+	rest, ok := strings.CutSuffix(name, "."+zone)
+	return lastLabel(rest), ok
+}
+
+func inRange(label string, from, to int) bool {
+	n := 0
+	for i := range len(label) {
+		if label[i] < '0' || label[i] > '9' || i > 2 {
+			return false
+		}
+		n = n*10 + int(label[i]-'0')
+	}
+	return label != "" && n >= from && n <= to
+}
+
+// local answers the names of routeLocal without asking anybody.
+func local(name string, qtype uint16) *answer {
+	var rr mdns.RR
+	header := mdns.RR_Header{Name: mdns.Fqdn(name), Rrtype: qtype, Class: mdns.ClassINET}
+	switch zone := lastLabel(name); {
+	case zone == "localhost" && qtype == mdns.TypeA:
+		rr = &mdns.A{Hdr: header, A: net.IPv4(127, 0, 0, 1)}
+	case zone == "localhost" && qtype == mdns.TypeAAAA:
+		rr = &mdns.AAAA{Hdr: header, AAAA: net.IPv6loopback}
+	case name == "info."+ownZone && qtype == mdns.TypeTXT:
+		rr = &mdns.TXT{Hdr: header, Txt: []string{"answered by gatun; a blocked name carries its reason in this record"}}
+	case zone == "localhost", zone == "arpa", name == ownZone, name == "info."+ownZone:
+		return &answer{}
+	default:
+		return &answer{rcode: mdns.RcodeNameError}
+	}
+	a, err := newAnswer(name, qtype, mdns.RcodeSuccess, []mdns.RR{rr}, nil, 0)
+	if err != nil {
+		return &answer{rcode: mdns.RcodeServerFailure}
+	}
+	return a
+}

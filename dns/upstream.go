@@ -1,0 +1,284 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+)
+
+// Timing of one inquiry. The whole must end before the 5 s after which a libc asks again.
+const (
+	hedgeDelay  = 150 * time.Millisecond // before the next server is asked as well
+	retryDelay  = time.Second            // before the next round
+	askDeadline = 4500 * time.Millisecond
+	askRounds   = 3
+
+	failuresKept  = 6 // more than 5 failures
+	failureWindow = 50 * time.Second
+	silentFor     = 5 * time.Second // a slow server that answered so recently is not dead
+)
+
+// ErrNoNameserver means that there is nobody to ask.
+var ErrNoNameserver = errors.New("no nameserver configured")
+
+// upstream is what is remembered about one nameserver.
+type upstream struct {
+	Resolver
+	mu       sync.Mutex
+	failures [failuresKept]time.Time // ring
+	next     int
+	answered time.Time
+}
+
+func (u *upstream) succeeded(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.failures, u.answered = [failuresKept]time.Time{}, now
+}
+
+// failed notes a failure.
+func (u *upstream) failed(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.failures[u.next] = now
+	u.next = (u.next + 1) % failuresKept
+}
+
+// silent notes that another server was faster, which is a failure if this one has not
+// answered anything for a while.
+func (u *upstream) silent(now time.Time) {
+	u.mu.Lock()
+	quiet := now.Sub(u.answered) > silentFor
+	u.mu.Unlock()
+	if quiet {
+		u.failed(now)
+	}
+}
+
+// failing reports more than 5 failures in 50 s: the oldest of the ring is younger than that.
+func (u *upstream) failing(now time.Time) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	oldest := u.failures[u.next]
+	return !oldest.IsZero() && now.Sub(oldest) < failureWindow
+}
+
+// client asks upstreams.
+type client struct {
+	dialer Dialer
+	clock  func() time.Time
+	log    *zap.Logger
+	sent   func() // counts one exchange, may be nil
+
+	mu    sync.Mutex
+	known map[Resolver]*upstream
+}
+
+// attempt is one step of a plan: ask that server, after that pause if nobody answered so far.
+type attempt struct {
+	server *upstream
+	after  time.Duration
+}
+
+// plan orders the attempts: the servers of a group as given, failing ones last, in rounds. The
+// second group stands in when the first has had two rounds, or one if all of it is failing.
+func (c *client) plan(groups [][]Resolver) []attempt {
+	var steps []attempt
+	pause := time.Duration(0) // before the next group's first step
+	for i, g := range groups {
+		servers, failing := c.byHealth(g)
+		rounds := askRounds
+		if i < len(groups)-1 {
+			rounds--
+			if failing {
+				rounds = 1
+			}
+		}
+		for range rounds {
+			for j, s := range servers {
+				if j > 0 {
+					pause = hedgeDelay
+				}
+				steps = append(steps, attempt{server: s, after: pause})
+			}
+			pause = retryDelay
+		}
+		if failing {
+			pause = hedgeDelay
+		}
+	}
+	return steps
+}
+
+// byHealth returns the servers with the failing ones last, and whether all are failing.
+func (c *client) byHealth(list []Resolver) (ordered []*upstream, failing bool) {
+	now := c.clock()
+	c.mu.Lock()
+	servers := make([]*upstream, len(list))
+	for i, r := range list {
+		u := c.known[r]
+		if u == nil {
+			u = &upstream{Resolver: r, answered: now}
+			c.known[r] = u
+		}
+		servers[i] = u
+	}
+	c.mu.Unlock()
+	var good, bad []*upstream
+	for _, u := range servers {
+		if u.failing(now) {
+			bad = append(bad, u)
+		} else {
+			good = append(good, u)
+		}
+	}
+	return append(good, bad...), len(good) == 0
+}
+
+// outcome is how one attempt ended.
+type outcome struct {
+	server *upstream
+	msg    *mdns.Msg
+	err    error
+}
+
+// race is one inquiry on its way through the plan.
+type race struct {
+	client  *client
+	inquiry inquiry
+	steps   []attempt
+	results chan outcome
+	running map[*upstream]int
+	out     map[*upstream]bool // refused or answered with an error: not asked again
+	soft    *mdns.Msg          // the first error reply, for when nobody does better
+	errs    []error
+}
+
+// ask runs the plan until the first good answer. All sockets are closed when it returns.
+func (c *client) ask(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns.Msg, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, askDeadline, errors.New("no answer within 4.5 s"))
+	defer cancel()
+	r := &race{client: c, inquiry: q, steps: c.plan(groups), running: map[*upstream]int{}, out: map[*upstream]bool{}}
+	if len(r.steps) == 0 {
+		return nil, ErrNoNameserver
+	}
+	r.results = make(chan outcome, len(r.steps)) // nobody blocks when the race is over
+	return r.run(ctx)
+}
+
+func (r *race) run(ctx context.Context) (*mdns.Msg, error) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			r.start(ctx)
+			r.arm(timer)
+		case o := <-r.results:
+			if m := r.finish(o); m != nil {
+				return m, nil
+			}
+			if len(r.running) == 0 {
+				r.skip()
+				if len(r.steps) == 0 {
+					return r.result()
+				}
+			}
+			if len(r.steps) > 0 && r.running[r.steps[0].server] == 0 {
+				timer.Reset(0) // the next server at once
+			}
+		case <-ctx.Done():
+			r.blame(ctx)
+			r.errs = append(r.errs, context.Cause(ctx))
+			return r.result()
+		}
+	}
+}
+
+// start begins the next step.
+func (r *race) start(ctx context.Context) {
+	r.skip()
+	if len(r.steps) == 0 {
+		return
+	}
+	u := r.steps[0].server
+	r.steps = r.steps[1:]
+	r.running[u]++
+	if r.client.sent != nil {
+		r.client.sent()
+	}
+	go func() {
+		o := outcome{server: u, err: errPanic}
+		defer func() {
+			if p := recover(); p != nil {
+				r.client.log.Error("an upstream exchange panicked", zap.Any("panic", p), zap.Stack("stack"))
+			}
+			r.results <- o
+		}()
+		o.msg, o.err = exchange(ctx, r.client.dialer, u.Resolver, r.inquiry)
+	}()
+}
+
+// skip drops steps to servers that have given their error already.
+func (r *race) skip() {
+	for len(r.steps) > 0 && r.out[r.steps[0].server] {
+		r.steps = r.steps[1:]
+	}
+}
+
+func (r *race) arm(t *time.Timer) {
+	r.skip()
+	if len(r.steps) > 0 {
+		t.Reset(r.steps[0].after)
+	}
+}
+
+// finish takes the end of one attempt and returns the answer if it is one. An error reply
+// says something about the name, not about the server's health.
+func (r *race) finish(o outcome) *mdns.Msg {
+	if r.running[o.server]--; r.running[o.server] <= 0 {
+		delete(r.running, o.server)
+	}
+	now := r.client.clock()
+	if o.err != nil {
+		o.server.failed(now)
+		r.out[o.server] = true
+		r.errs = append(r.errs, fmt.Errorf("%s: %w", o.server.Resolver, o.err))
+		return nil
+	}
+	o.server.succeeded(now)
+	if o.msg.Rcode != mdns.RcodeSuccess && o.msg.Rcode != mdns.RcodeNameError {
+		r.out[o.server] = true
+		if r.soft == nil {
+			r.soft = o.msg
+		}
+		return nil
+	}
+	for u := range r.running {
+		u.silent(now)
+	}
+	return o.msg
+}
+
+// blame counts a failure for every server that let the time pass. That the program went away
+// is nobody's failure.
+func (r *race) blame(ctx context.Context) {
+	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return
+	}
+	for u := range r.running {
+		u.failed(r.client.clock())
+	}
+}
+
+func (r *race) result() (*mdns.Msg, error) {
+	if r.soft != nil {
+		return r.soft, nil
+	}
+	return nil, errors.Join(r.errs...)
+}
