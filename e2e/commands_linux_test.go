@@ -31,34 +31,41 @@ type story struct {
 
 func commands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"lab":       cmdLab,      // lab [late-v6]: build the network
-		"start":     cmdStart,    // start up|run FILE [FLAG…]: bring gatun up and wait until it is on
-		"down":      cmdDown,     // down: end it; its exit code must be 0
-		"sigkill":   cmdSigkill,  // sigkill: end it with SIGKILL
-		"program":   cmdProgram,  // program COMMAND…: run the helper as nobody under gatun
-		"direct":    cmdDirect,   // direct COMMAND…: the same on the twin, which has no gatun
-		"sees":      cmdSees,     // sees RESULT [DATA]: what the last program saw
-		"within":    cmdWithin,   // within MILLISECONDS: and how soon
-		"tun-moved": cmdTunMoved, // tun-moved: packets went into the TUN while it ran
-		"flow":      cmdFlow,     // flow KEY=VALUE…: `gatun flows --json` has it; mine = pid, start and path of the last program
-		"router":    cmdRouter,   // router [-twin] PROTO DST ==|> N: what the router has counted
-		"reset":     cmdReset,    // reset: the router counts anew
-		"asked":     cmdAsked,    // asked NAME == N: how often the lab's name server was asked
-		"inhost":    in("h"),     // inhost COMMAND…: run it as root in the host namespace
-		"inrouter":  in("r"),     // and in the router's
-		"inserver":  in("s"),     // and in the server's
-		"intwin":    in("t"),     // and in the twin's
-		"gatun":     cmdGatun,    // gatun COMMAND…: a client command; the exit code is $CODE, ! gatun wants it not to be 0
-		"code":      cmdCode,     // code N: the exit code of the last gatun command
-		"nobody":    cmdNobody,   // nobody COMMAND…: run it as uid 65534 in the host namespace; sets $CODE
-		"begin":     cmdBegin,    // begin NAME NAMESPACE COMMAND…: run the helper in the background
-		"ended":     cmdEnded,    // ended NAME RESULT: it has ended, and this is what it saw
-		"running":   cmdRunning,  // running NAME: it has not ended
-		"snapshot":  cmdSnapshot, // snapshot NAME: the host's rules, routes, addresses, nftables
-		"same":      cmdSame,     // same A B: two snapshots are equal
-		"tricks":    cmdTricks,   // tricks: every trick x protocol x family as nobody; sets $SENT
-		"pause":     cmdPause,    // pause MILLISECONDS: let the world act (not for waiting on gatun)
-		"healthy":   cmdHealthy,  // healthy MILLISECONDS: gatun came up so soon, from its start to the first answered flow
+		"lab":        cmdLab,        // lab [late-v6]: build the network
+		"start":      cmdStart,      // start up|run FILE [FLAG…]: bring gatun up and wait until it is on
+		"down":       cmdDown,       // down: end it; its exit code must be 0
+		"sigkill":    cmdSigkill,    // sigkill: end it with SIGKILL
+		"program":    cmdProgram,    // program COMMAND…: run the helper as nobody under gatun
+		"direct":     cmdDirect,     // direct COMMAND…: the same on the twin, which has no gatun
+		"sees":       cmdSees,       // sees RESULT [DATA]: what the last program saw
+		"within":     cmdWithin,     // within MILLISECONDS: and how soon
+		"tun-moved":  cmdTunMoved,   // tun-moved: packets went into the TUN while it ran
+		"flow":       cmdFlow,       // flow KEY=VALUE…: `gatun flows --json` has it; mine = pid, start and path of the last program
+		"router":     cmdRouter,     // router [-twin] PROTO DST ==|> N: what the router has counted
+		"reset":      cmdReset,      // reset: the router counts anew
+		"asked":      cmdAsked,      // asked NAME == N: how often the lab's name server was asked
+		"inhost":     in("h"),       // inhost COMMAND…: run it as root in the host namespace
+		"inrouter":   in("r"),       // and in the router's
+		"inserver":   in("s"),       // and in the server's
+		"intwin":     in("t"),       // and in the twin's
+		"gatun":      cmdGatun,      // gatun COMMAND…: a client command; the exit code is $CODE, ! gatun wants it not to be 0
+		"code":       cmdCode,       // code N: the exit code of the last gatun command
+		"nobody":     cmdNobody,     // nobody COMMAND…: run it as uid 65534 in the host namespace; sets $CODE
+		"begin":      cmdBegin,      // begin NAME NAMESPACE COMMAND…: run the helper in the background
+		"ended":      cmdEnded,      // ended NAME RESULT: it has ended, and this is what it saw
+		"running":    cmdRunning,    // running NAME: it has not ended
+		"snapshot":   cmdSnapshot,   // snapshot NAME: the host's rules, routes, addresses, nftables
+		"same":       cmdSame,       // same A B: two snapshots are equal
+		"tricks":     cmdTricks,     // tricks: every trick x protocol x family as nobody; sets $SENT
+		"pause":      cmdPause,      // pause MILLISECONDS: let the world act (not for waiting on gatun)
+		"through":    cmdThrough,    // through COMMAND…: an ordinary command under gatun; stdout and the file out
+		"ontwin":     cmdOnTwin,     // ontwin COMMAND…: the same on the twin, as nobody
+		"serverside": cmdServerSide, // serverside COMMAND…: start a server and wait until it listens
+		"sshd":       cmdSSHD,       // sshd: an SSH server on port 2222; the key is in id
+		"ports":      cmdPorts,      // ports FILE STATE == N: of a scan
+		"equal-scan": cmdEqualScan,  // equal-scan A B: two scans of the ports 2000-2999 are equal
+		"equal-hops": cmdEqualHops,  // equal-hops A B: two traces show the same hops
+		"healthy":    cmdHealthy,    // healthy MILLISECONDS: gatun came up so soon, from its start to the first answered flow
 	}
 }
 

@@ -66,7 +66,7 @@ func addresses(family string) map[string]string {
 	return map[string]string{
 		"FAMILY": family, "SERVER": lab.Server6, "SECOND": lab.Second6, "RESOLVER": lab.Resolver6, "DEAD": lab.Dead6, "FAR": lab.Far6,
 		"SERVER_": "[" + lab.Server6 + "]", "SECOND_": "[" + lab.Second6 + "]", "DEAD_": "[" + lab.Dead6 + "]", "FAR_": "[" + lab.Far6 + "]",
-		"RESOLVER_": "[" + lab.Resolver6 + "]", "TYPE": "AAAA",
+		"RESOLVER_": "[" + lab.Resolver6 + "]", "TYPE": "AAAA", "NMAP6": "-6",
 	}
 }
 

@@ -80,6 +80,35 @@ func echo(c net.Conn, say string) error {
 	return nil
 }
 
+// talkCommand keeps one connection and echoes a line every 50 ms, like somebody at a shell; every
+// line must come back, within -patience.
+func talkCommand(args []string) (result, error) {
+	length, patience := 5*time.Second, 10*time.Second
+	rest, err := flags("talk", args, 1, func(fs *flag.FlagSet) {
+		fs.DurationVar(&length, "for", length, "how long")
+		fs.DurationVar(&patience, "patience", patience, "for one line")
+	})
+	if err != nil {
+		return result{}, err
+	}
+	c, err := net.DialTimeout("tcp", rest[0], patience)
+	if err != nil {
+		return failed(err), nil
+	}
+	defer c.Close()
+	lines, worst := 0, time.Duration(0)
+	for end := time.Now().Add(length); time.Now().Before(end); lines++ {
+		begin := time.Now()
+		_ = c.SetDeadline(begin.Add(patience))
+		if err := echo(c, fmt.Sprint("line ", lines)); err != nil {
+			return failed(err), nil
+		}
+		worst = max(worst, time.Since(begin))
+		time.Sleep(50 * time.Millisecond)
+	}
+	return result{Result: "complete", Extra: map[string]float64{"lines": float64(lines), "worst_ms": float64(worst.Milliseconds())}}, nil
+}
+
 // udpCommand sends a datagram from a connected socket and wants it back. Without an answer it
 // sends twice more, because an ICMP error is only seen by the next call on the socket.
 func udpCommand(args []string) (result, error) {

@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+
+	"golang.org/x/net/nettest"
+	"golang.org/x/sys/unix"
+
+	"gatun/e2e/lab"
+)
+
+// TestNettest runs the conformance tests of x/net across gatun: one end of the pipe is a
+// connection dialled in the host namespace while `gatun up` holds it, the other end is what the
+// server accepted.
+func TestNettest(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("skipped: " + lab.ErrNotRoot.Error())
+	}
+	t.Parallel()
+	b, err := bins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	l, err := lab.New(lab.Options{Bins: b, Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	var server net.Listener
+	if err := inside(l.Server, func() (err error) {
+		server, err = net.Listen("tcp4", "198.51.100.10:3333")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "policy.yaml")
+	if err := os.WriteFile(config, []byte("version: 1\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	pipe := func() (c1, c2 net.Conn, stop func(), err error) {
+		if err = inside(l.Host, func() (err error) {
+			c1, err = net.Dial("tcp4", "198.51.100.10:3333")
+			return err
+		}); err != nil {
+			return nil, nil, nil, err
+		}
+		if c2, err = server.Accept(); err != nil {
+			return nil, nil, nil, err
+		}
+		return c1, c2, func() { _ = c1.Close(); _ = c2.Close() }, nil
+	}
+	t.Run("direct", func(t *testing.T) { nettest.TestConn(t, pipe) })
+	g, err := l.Up(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Run("up", func(t *testing.T) { nettest.TestConn(t, pipe) })
+	flows, err := g.Flows()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, f := range flows {
+		if f.Match(map[string]string{"remote": "198.51.100.10:3333", "verdict": "accept"}) {
+			n++
+		}
+	}
+	if n < 8 {
+		t.Errorf("%d flows went through gatun, want at least 8: %v", n, flows)
+	}
+}
+
+// inside runs f on a thread that has entered a namespace: sockets stay where they were made.
+func inside(ns lab.Namespace, f func() error) error {
+	failed := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		fd, err := os.Open("/run/netns/" + string(ns))
+		if err != nil {
+			failed <- err
+			return
+		}
+		defer fd.Close()
+		if err := unix.Setns(int(fd.Fd()), unix.CLONE_NEWNET); err != nil {
+			failed <- err
+			return
+		}
+		failed <- f()
+	}()
+	return <-failed
+}
