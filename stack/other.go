@@ -1,0 +1,53 @@
+package stack
+
+import (
+	"bytes"
+	"sync/atomic"
+
+	"gatun/network/packet"
+)
+
+// OtherFlow is traffic of an IP protocol that gatun does not relay. While it has no verdict
+// its later packets are dropped; after the verdict the next one is a new flow.
+type OtherFlow struct {
+	s       *Stack
+	flow    packet.Flow
+	quote   []byte
+	decided atomic.Bool
+}
+
+// Flow returns the protocol and the two addresses; the ports are 0.
+func (f *OtherFlow) Flow() packet.Flow { return f.flow }
+
+// Reject answers with the ICMP error e, packet.ProtocolUnreachable for instance.
+func (f *OtherFlow) Reject(e *packet.ICMPError) {
+	if f.decided.CompareAndSwap(false, true) {
+		f.s.sendError(e, f.quote)
+		f.s.others.remove(&f.flow, f)
+	}
+}
+
+// Drop answers nothing.
+func (f *OtherFlow) Drop() {
+	if f.decided.CompareAndSwap(false, true) {
+		f.s.others.remove(&f.flow, f)
+	}
+}
+
+// other takes a packet of an unknown protocol on the packet path.
+func (s *Stack) other(h *packet.Header, b []byte) {
+	if s.others.get(&h.Flow) != nil || s.ctx.Err() != nil {
+		return
+	}
+	f := &OtherFlow{s: s, flow: h.Flow, quote: bytes.Clone(b[:min(len(b), quoteLen)])}
+	if !s.others.add(&f.flow, f, s.limits.Others) {
+		s.counts.otherLimit.Add(1)
+		return
+	}
+	s.spawn(f.flow, func() { s.handler.HandleOther(f) }, func(bool) {
+		if !f.decided.Load() {
+			s.counts.undecided.Add(1)
+		}
+		f.Drop()
+	})
+}

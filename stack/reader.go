@@ -1,0 +1,147 @@
+package stack
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"time"
+
+	"gatun/network/packet"
+)
+
+// reader is the state of the goroutine that reads the device. Nothing on its path allocates,
+// logs or blocks; flows are handed to goroutines of their own.
+type reader struct {
+	s      *Stack
+	h      packet.Header
+	frags  reassembler
+	source netip.Addr // the last source that was found to be local, within one batch
+	now    time.Time
+}
+
+// read is the only goroutine that reads the device.
+func (s *Stack) read() error {
+	n := max(s.dev.BatchSize(), 1)
+	bufs, sizes := make([][]byte, n), make([]int, n)
+	for i := range bufs {
+		bufs[i] = make([]byte, s.mtu)
+	}
+	r := s.newReader()
+	for {
+		got, err := s.dev.Read(bufs, sizes)
+		if errors.Is(err, os.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		r.batch(bufs[:got], sizes)
+	}
+}
+
+func (s *Stack) newReader() *reader {
+	r := &reader{s: s}
+	r.frags.init(s.limits.FragmentBytes)
+	return r
+}
+
+func (r *reader) batch(bufs [][]byte, sizes []int) {
+	r.now = time.Now()
+	r.s.now.Store(r.now.UnixNano())
+	r.source = netip.Addr{}
+	bytes := 0
+	for i, b := range bufs {
+		bytes += sizes[i]
+		r.packet(b[:sizes[i]])
+	}
+	r.s.link.flush()
+	r.s.counts.packetsIn.Add(uint64(len(bufs)))
+	r.s.counts.bytesIn.Add(uint64(bytes))
+}
+
+// packet checks one packet as it came from the device.
+func (r *reader) packet(b []byte) {
+	h, c := &r.h, &r.s.counts
+	if err := h.Parse(b); err != nil {
+		if errors.Is(err, packet.ErrFragment) {
+			c.fragments.Add(1)
+		} else {
+			c.malformed.Add(1)
+		}
+		return
+	}
+	switch {
+	case h.SourceRoute:
+		c.sourceRoute.Add(1)
+	case forbidden(h.Flow.Remote.Addr()):
+		c.destination.Add(1)
+	case !r.isLocal(h.Flow.Local.Addr()):
+		c.spoofed.Add(1)
+	case !h.HeaderChecksumOK(b):
+		c.checksum.Add(1)
+	case h.Fragment:
+		r.fragment(b)
+	default:
+		r.whole(b[:h.TotalLen])
+	}
+}
+
+func (r *reader) isLocal(src netip.Addr) bool {
+	if src == r.source {
+		return true
+	}
+	if !r.s.local(src) {
+		return false
+	}
+	r.source = src
+	return true
+}
+
+// broadcast4 reaches every host of the link, like a multicast.
+func broadcast4() netip.Addr { return netip.AddrFrom4([4]byte{255, 255, 255, 255}) }
+
+// forbidden reports whether no relayed packet may go to dst: it names no host, or this one.
+func forbidden(dst netip.Addr) bool {
+	return dst.IsMulticast() || dst.IsLoopback() || dst.IsUnspecified() || dst == broadcast4()
+}
+
+// fragment adds a piece; the packet that it completes goes through every check again.
+func (r *reader) fragment(b []byte) {
+	h, c := &r.h, &r.s.counts
+	whole, dropped := r.frags.add(h, b, r.now)
+	c.fragments.Add(uint64(dropped))
+	if whole == nil {
+		return
+	}
+	if err := h.Parse(whole); err != nil || h.Fragment {
+		c.malformed.Add(1)
+		return
+	}
+	if h.SourceRoute {
+		c.sourceRoute.Add(1)
+		return
+	}
+	c.reassembled.Add(1)
+	r.whole(whole[:h.TotalLen])
+}
+
+// whole hands a checked packet to its protocol.
+func (r *reader) whole(b []byte) {
+	h, s := &r.h, r.s
+	if !h.TransportChecksumOK(b) {
+		s.counts.checksum.Add(1)
+		return
+	}
+	switch {
+	case h.Flow.Proto == packet.TCP:
+		s.link.inject(b, h.Is6())
+	case h.Flow.Proto == packet.UDP:
+		s.datagram(h, b)
+	case h.IsEcho():
+		s.echo(h, b)
+	case h.Flow.Proto.IsICMP():
+		s.counts.icmp.Add(1)
+	default:
+		s.other(h, b)
+	}
+}

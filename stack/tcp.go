@@ -1,0 +1,353 @@
+package stack
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"gatun/network/packet"
+)
+
+// maxSYN is enough for the longest IP and TCP headers; a SYN's data is not needed.
+const maxSYN = 128
+
+// Why the Context of a TCPFlow ended (context.Cause).
+var (
+	// ErrProgramGone says that the program reset the connection, or stopped asking for it.
+	ErrProgramGone = errors.New("the program gave up the connection")
+	// ErrDecided says that the flow has a verdict already.
+	ErrDecided = errors.New("the flow has a verdict already")
+)
+
+// TCPFlow is a connection that a program has asked for: its SYN is held, and its
+// retransmissions are absorbed.
+//
+//	held ──Accept──▶ handshake ──▶ TCPConn
+//	  ├────Reject──▶ RST
+//	  ├────Unreachable──▶ ICMP error
+//	  └────Drop──▶ silence; the next retransmission is a new TCPFlow
+//
+// Exactly one of these takes effect, the first; all others do nothing.
+type TCPFlow struct {
+	s      *Stack
+	flow   packet.Flow
+	id     stack.TransportEndpointID
+	syn    []byte // IP and TCP header, for the ICMP error that quotes it
+	seq    uint32
+	first  time.Time
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	lastSYN atomic.Int64 // nanoseconds since 1970
+	decided atomic.Bool
+	req     *tcp.ForwarderRequest // set before the handler runs
+}
+
+// Flow returns the connection's name; Local is the program.
+func (f *TCPFlow) Flow() packet.Flow { return f.flow }
+
+// TTL returns the hop limit of the SYN, which traceroute -T sets.
+func (f *TCPFlow) TTL() uint8 {
+	if f.flow.Is6() {
+		return f.syn[7]
+	}
+	return f.syn[8]
+}
+
+// TOS returns the traffic class of the SYN.
+func (f *TCPFlow) TOS() uint8 {
+	if f.flow.Is6() {
+		return f.syn[0]<<4 | f.syn[1]>>4
+	}
+	return f.syn[1]
+}
+
+// Context ends when the program gives up, when the flow got a verdict other than Accept, or
+// when the stack ends. It stays alive for an accepted connection until the handler returns.
+func (f *TCPFlow) Context() context.Context { return f.ctx }
+
+// Accept completes the handshake with the program. It fails where the program went away.
+func (f *TCPFlow) Accept() (*TCPConn, error) {
+	if !f.decided.CompareAndSwap(false, true) {
+		return nil, ErrDecided
+	}
+	if f.ctx.Err() != nil {
+		f.complete(false)
+		return nil, f.goneError(context.Cause(f.ctx))
+	}
+	// A program that was killed meanwhile never answers the SYN-ACK. Netstack would hold the
+	// endpoint for a long time; the deadline and the context end that.
+	deadline := time.AfterFunc(f.s.limits.Handshake, f.abortHandshake)
+	defer deadline.Stop()
+	unhook := context.AfterFunc(f.ctx, f.abortHandshake)
+	defer unhook()
+
+	c := newTCPConn(f)
+	ep, terr := f.req.CreateEndpoint(&c.wq)
+	f.complete(false)
+	if terr != nil {
+		return nil, f.goneError(translate(terr))
+	}
+	c.start(ep)
+	return c, nil
+}
+
+func (f *TCPFlow) goneError(err error) error {
+	return &net.OpError{Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(f.flow.Local),
+		Addr: net.TCPAddrFromAddrPort(f.flow.Remote), Err: err}
+}
+
+// Reject answers with RST: the program sees ECONNREFUSED at once.
+func (f *TCPFlow) Reject() {
+	if f.decided.CompareAndSwap(false, true) {
+		f.complete(true)
+		f.cancel(ErrDecided)
+	}
+}
+
+// Unreachable answers with an ICMP error that quotes the SYN: the program sees the errno of e.
+func (f *TCPFlow) Unreachable(e *packet.ICMPError) {
+	if f.decided.CompareAndSwap(false, true) {
+		f.s.sendError(e, f.syn)
+		f.complete(false)
+		f.cancel(ErrDecided)
+	}
+}
+
+// Drop answers nothing. The program tries again: each retransmission is a new flow.
+func (f *TCPFlow) Drop() {
+	if f.decided.CompareAndSwap(false, true) {
+		f.complete(false)
+		f.cancel(ErrDecided)
+	}
+}
+
+// complete ends the hold. The forwarder forgets the SYN before our table does, so that a
+// retransmission never finds only one of them.
+func (f *TCPFlow) complete(reset bool) {
+	f.req.Complete(reset)
+	f.s.syns.remove(f)
+}
+
+// abortHandshake ends an Accept that waits for the program's ACK. Shutdown, unlike Abort,
+// wakes the waiter of an endpoint that is still connecting; on a connection it would do harm.
+func (f *TCPFlow) abortHandshake() {
+	proto := header.IPv4ProtocolNumber
+	if f.flow.Is6() {
+		proto = header.IPv6ProtocolNumber
+	}
+	ep, ok := f.s.net.FindTransportEndpoint(proto, tcp.ProtocolNumber, f.id, nicID).(*tcp.Endpoint)
+	if !ok || ep.EndpointState() != tcp.StateSynRecv {
+		return
+	}
+	ep.Shutdown(tcpip.ShutdownRead | tcpip.ShutdownWrite)
+}
+
+// unmatchedTCP is called on the packet path for a segment that belongs to no connection. False
+// lets netstack answer it with RST, which is the truth: the program's connection is gone.
+func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	flags := h.Flags()
+	switch {
+	case flags&header.TCPFlagRst != 0:
+		s.syns.reset(id)
+		return true
+	case flags&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn:
+		return s.heldSYN(id, h.SequenceNumber(), pkt)
+	default:
+		s.counts.straySegments.Add(1)
+		return false
+	}
+}
+
+// heldSYN absorbs a SYN that is held already, or holds a new one.
+func (s *Stack) heldSYN(id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
+	now := time.Unix(0, s.now.Load())
+	if s.ctx.Err() != nil || s.syns.again(id, seq, now) {
+		return true
+	}
+	f := s.newTCPFlow(id, seq, now, pkt)
+	if !s.syns.add(f, s.limits.HeldTCP) {
+		s.counts.heldTCPLimit.Add(1)
+		f.cancel(ErrDecided)
+		return true
+	}
+	s.handlers.Add(1) // serveTCP, in the forwarder's goroutine
+	if !s.fwd.HandlePacket(id, pkt) {
+		s.syns.remove(f)
+		s.handlers.Done()
+		f.cancel(ErrDecided)
+		return false
+	}
+	return true
+}
+
+func (s *Stack) newTCPFlow(id stack.TransportEndpointID, seq uint32, now time.Time, pkt *stack.PacketBuffer) *TCPFlow {
+	f := &TCPFlow{s: s, id: id, seq: seq, first: now}
+	f.lastSYN.Store(now.UnixNano())
+	f.syn = append(make([]byte, 0, maxSYN), pkt.NetworkHeader().Slice()...)
+	f.syn = append(f.syn, pkt.TransportHeader().Slice()...)
+	f.flow = packet.Flow{
+		Proto:  packet.TCP,
+		Local:  netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort),
+		Remote: netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
+	}
+	f.ctx, f.cancel = context.WithCancelCause(s.ctx)
+	return f
+}
+
+func addr(a tcpip.Address) netip.Addr {
+	if a.Len() == 4 {
+		return netip.AddrFrom4(a.As4())
+	}
+	return netip.AddrFrom16(a.As16())
+}
+
+// serveTCP runs the handler for a held SYN, in a goroutine that the forwarder made.
+func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
+	f := s.syns.get(req.ID())
+	f.req = req
+	s.serve(f.flow, func() { s.handler.HandleTCP(f) }, func(bool) {
+		if !f.decided.Load() {
+			s.counts.undecided.Add(1)
+		}
+		f.Drop()
+		f.cancel(net.ErrClosed)
+	})
+}
+
+// synTable holds the SYNs without a verdict, and those in a handshake.
+type synTable struct {
+	mu sync.Mutex
+	m  map[stack.TransportEndpointID]*TCPFlow
+}
+
+func (t *synTable) init() { t.m = make(map[stack.TransportEndpointID]*TCPFlow) }
+
+func (t *synTable) get(id stack.TransportEndpointID) *TCPFlow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.m[id]
+}
+
+func (t *synTable) len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m)
+}
+
+func (t *synTable) add(f *TCPFlow, limit int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.m) >= limit {
+		return false
+	}
+	t.m[f.id] = f
+	return true
+}
+
+func (t *synTable) remove(f *TCPFlow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.m[f.id] != f {
+		return
+	}
+	delete(t.m, f.id)
+	if len(t.m) == 0 {
+		t.init() // a Go map never shrinks
+	}
+}
+
+// again reports whether the SYN is held. Another sequence number means that the program's
+// port has been reused: the connection that is held is dead, and the next retransmission of
+// this SYN finds its place free.
+func (t *synTable) again(id stack.TransportEndpointID, seq uint32, now time.Time) bool {
+	f := t.get(id)
+	if f == nil {
+		return false
+	}
+	f.lastSYN.Store(now.UnixNano())
+	if f.seq != seq {
+		f.cancel(ErrProgramGone)
+	}
+	return true
+}
+
+func (t *synTable) reset(id stack.TransportEndpointID) {
+	if f := t.get(id); f != nil {
+		f.cancel(ErrProgramGone)
+	}
+}
+
+func (t *synTable) all() []*TCPFlow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := make([]*TCPFlow, 0, len(t.m))
+	for _, f := range t.m {
+		all = append(all, f)
+	}
+	return all
+}
+
+// abortAll ends the handshakes that are under way; held flows learn it from their context.
+func (t *synTable) abortAll() {
+	for _, f := range t.all() {
+		f.abortHandshake()
+	}
+}
+
+// abandon cancels the flows whose program has stopped asking. Systems double the time between
+// SYNs, so the next one comes no later than twice the time from the first to the last; Linux
+// sends no RST for a connect that was interrupted.
+func (t *synTable) abandon(now time.Time) uint64 {
+	n := uint64(0)
+	for _, f := range t.all() {
+		last := time.Unix(0, f.lastSYN.Load())
+		if f.ctx.Err() == nil && now.Sub(last) > 6*time.Second+last.Sub(f.first)*3/2 {
+			f.cancel(ErrProgramGone)
+			n++
+		}
+	}
+	return n
+}
+
+// translate turns netstack's error into the errno that a kernel socket would give.
+func translate(err tcpip.Error) error {
+	switch err.(type) {
+	case nil:
+		return nil
+	case *tcpip.ErrConnectionReset:
+		return syscall.ECONNRESET
+	case *tcpip.ErrConnectionRefused:
+		return syscall.ECONNREFUSED
+	case *tcpip.ErrConnectionAborted, *tcpip.ErrAborted:
+		return syscall.ECONNABORTED
+	case *tcpip.ErrTimeout:
+		return syscall.ETIMEDOUT
+	case *tcpip.ErrClosedForSend:
+		return syscall.EPIPE
+	case *tcpip.ErrHostUnreachable, *tcpip.ErrHostDown:
+		return syscall.EHOSTUNREACH
+	case *tcpip.ErrNetworkUnreachable:
+		return syscall.ENETUNREACH
+	case *tcpip.ErrNotConnected, *tcpip.ErrInvalidEndpointState:
+		return syscall.ENOTCONN
+	case *tcpip.ErrNoBufferSpace:
+		return syscall.ENOBUFS
+	default:
+		return errors.New("tcp: " + err.String())
+	}
+}
+
+var _ waiter.EventListener = (*notifier)(nil)

@@ -1,0 +1,320 @@
+package stack
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/waiter"
+
+	"gatun/network/packet"
+)
+
+// TCPConn is the program's end of an accepted connection: a net.Conn with half-close and reset.
+// LocalAddr is the address that the program asked for, RemoteAddr is the program. It holds no
+// buffer while it is idle.
+type TCPConn struct {
+	flow packet.Flow
+	ep   tcpip.Endpoint
+	wq   waiter.Queue
+
+	closeOnce sync.Once
+	closed    chan struct{}
+	readable  notifier
+	writable  notifier
+	rd, wd    deadline
+
+	rmu    sync.Mutex // one reader at a time
+	into   tcpip.SliceWriter
+	wmu    sync.Mutex // one writer at a time
+	source bytes.Reader
+}
+
+// notifier wakes the one goroutine that waits for an event.
+type notifier struct {
+	entry waiter.Entry
+	c     chan struct{}
+}
+
+func (n *notifier) init(mask waiter.EventMask) {
+	n.c = make(chan struct{}, 1)
+	n.entry.Init(n, mask)
+}
+
+// NotifyEvent implements waiter.EventListener. It never blocks: it is called under netstack's
+// locks.
+func (n *notifier) NotifyEvent(waiter.EventMask) {
+	select {
+	case n.c <- struct{}{}:
+	default:
+	}
+}
+
+func newTCPConn(f *TCPFlow) *TCPConn {
+	c := &TCPConn{flow: f.flow, closed: make(chan struct{})}
+	c.readable.init(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
+	c.writable.init(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	c.rd.init()
+	c.wd.init()
+	return c
+}
+
+func (c *TCPConn) start(ep tcpip.Endpoint) {
+	c.ep = ep
+	c.wq.EventRegister(&c.readable.entry)
+	c.wq.EventRegister(&c.writable.entry)
+}
+
+// Read implements net.Conn. A reset by the program is syscall.ECONNRESET, its FIN is io.EOF.
+func (c *TCPConn) Read(b []byte) (int, error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	for {
+		if err := c.alive(&c.rd); err != nil {
+			return 0, c.opError("read", err)
+		}
+		if len(b) == 0 {
+			return 0, nil
+		}
+		c.into = b
+		res, terr := c.ep.Read(&c.into, tcpip.ReadOptions{})
+		c.into = nil
+		switch terr.(type) {
+		case nil:
+			return res.Count, nil
+		case *tcpip.ErrClosedForReceive:
+			return 0, c.endOfStream()
+		case *tcpip.ErrWouldBlock:
+		default:
+			return 0, c.opError("read", translate(terr))
+		}
+		select {
+		case <-c.readable.c:
+		case <-c.rd.expired():
+		case <-c.closed:
+		}
+	}
+}
+
+func (c *TCPConn) endOfStream() error {
+	if c.isClosed() {
+		return c.opError("read", net.ErrClosed)
+	}
+	return io.EOF
+}
+
+// WaitReadable returns nil when Read would not block: bytes, EOF or an error are there. It
+// holds no buffer. It ends early with ctx, the read deadline, or Close.
+func (c *TCPConn) WaitReadable(ctx context.Context) error {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	for {
+		if err := c.alive(&c.rd); err != nil {
+			return c.opError("wait", err)
+		}
+		if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+			return nil
+		}
+		select {
+		case <-c.readable.c:
+		case <-c.rd.expired():
+		case <-c.closed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// Write implements net.Conn. It returns when netstack has taken all of b. After a reset by the
+// program it is syscall.ECONNRESET, after CloseWrite syscall.EPIPE.
+func (c *TCPConn) Write(b []byte) (int, error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	n := 0
+	for {
+		if err := c.alive(&c.wd); err != nil {
+			return n, c.opError("write", err)
+		}
+		if n == len(b) {
+			return n, nil
+		}
+		c.source.Reset(b[n:])
+		wrote, terr := c.ep.Write(&c.source, tcpip.WriteOptions{})
+		c.source.Reset(nil)
+		n += int(wrote)
+		switch terr.(type) {
+		case nil:
+			continue
+		case *tcpip.ErrWouldBlock:
+		default:
+			return n, c.opError("write", translate(terr))
+		}
+		select {
+		case <-c.writable.c:
+		case <-c.wd.expired():
+		case <-c.closed:
+		}
+	}
+}
+
+// alive reports why a call must not go on.
+func (c *TCPConn) alive(d *deadline) error {
+	switch {
+	case c.isClosed():
+		return net.ErrClosed
+	case d.passed():
+		return os.ErrDeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+func (c *TCPConn) isClosed() bool {
+	select {
+	case <-c.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// CloseWrite sends FIN: the program reads EOF and may still write.
+func (c *TCPConn) CloseWrite() error { return c.shutdown(tcpip.ShutdownWrite) }
+
+// CloseRead makes Read return EOF. The program is not told.
+func (c *TCPConn) CloseRead() error { return c.shutdown(tcpip.ShutdownRead) }
+
+func (c *TCPConn) shutdown(how tcpip.ShutdownFlags) error {
+	if c.isClosed() {
+		return c.opError("close", net.ErrClosed)
+	}
+	if err := c.ep.Shutdown(how); err != nil {
+		return c.opError("close", translate(err))
+	}
+	return nil
+}
+
+// Close implements net.Conn. Bytes that were written are still delivered; bytes that were not
+// read make it a reset, as in Linux.
+func (c *TCPConn) Close() error {
+	err := c.opError("close", net.ErrClosed)
+	c.closeOnce.Do(func() {
+		close(c.closed)
+		c.ep.Close()
+		c.release()
+		err = nil
+	})
+	return err
+}
+
+// Abort resets the connection: the program sees ECONNRESET. What was not delivered is lost.
+func (c *TCPConn) Abort() {
+	c.closeOnce.Do(func() {
+		close(c.closed)
+		c.ep.SocketOptions().SetLinger(tcpip.LingerOption{Enabled: true})
+		c.ep.Close()
+		c.release()
+	})
+}
+
+func (c *TCPConn) release() {
+	c.wq.EventUnregister(&c.readable.entry)
+	c.wq.EventUnregister(&c.writable.entry)
+	c.rd.set(time.Time{})
+	c.wd.set(time.Time{})
+}
+
+// LocalAddr implements net.Conn: the address that the program asked for.
+func (c *TCPConn) LocalAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.Remote) }
+
+// RemoteAddr implements net.Conn: the program.
+func (c *TCPConn) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(c.flow.Local) }
+
+// SetDeadline implements net.Conn.
+func (c *TCPConn) SetDeadline(t time.Time) error {
+	return firstError(c.setDeadline(&c.rd, t), c.setDeadline(&c.wd, t))
+}
+
+// SetReadDeadline implements net.Conn; it also ends WaitReadable.
+func (c *TCPConn) SetReadDeadline(t time.Time) error { return c.setDeadline(&c.rd, t) }
+
+// SetWriteDeadline implements net.Conn.
+func (c *TCPConn) SetWriteDeadline(t time.Time) error { return c.setDeadline(&c.wd, t) }
+
+func (c *TCPConn) setDeadline(d *deadline, t time.Time) error {
+	if c.isClosed() {
+		return c.opError("set", net.ErrClosed)
+	}
+	d.set(t)
+	return nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *TCPConn) opError(op string, err error) error {
+	if op == "write" && err == error(syscall.ENOTCONN) {
+		err = syscall.EPIPE
+	}
+	return &net.OpError{Op: op, Net: "tcp", Source: c.LocalAddr(), Addr: c.RemoteAddr(), Err: err}
+}
+
+// deadline is a channel that closes at a time that can be moved.
+type deadline struct {
+	mu    sync.Mutex
+	timer *time.Timer
+	c     chan struct{}
+}
+
+func (d *deadline) init() { d.c = make(chan struct{}) }
+
+func (d *deadline) expired() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.c
+}
+
+func (d *deadline) passed() bool {
+	select {
+	case <-d.expired():
+		return true
+	default:
+		return false
+	}
+}
+
+// set moves the deadline to t; the zero time means never.
+func (d *deadline) set(t time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.timer != nil && !d.timer.Stop() {
+		<-d.c // the timer fired: wait until it has closed the channel
+	}
+	d.timer = nil
+	select {
+	case <-d.c:
+		d.c = make(chan struct{})
+	default:
+	}
+	if t.IsZero() {
+		return
+	}
+	c := d.c
+	if wait := time.Until(t); wait > 0 {
+		d.timer = time.AfterFunc(wait, func() { close(c) })
+		return
+	}
+	close(c)
+}
