@@ -54,7 +54,6 @@ func TestNettest(t *testing.T) {
 		}
 		return c1, c2, func() { _ = c1.Close(); _ = c2.Close() }, nil
 	}
-	t.Run("direct", func(t *testing.T) { nettest.TestConn(t, pipe) })
 	g, err := l.Up(config)
 	if err != nil {
 		t.Fatal(err)

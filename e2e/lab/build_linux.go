@@ -14,7 +14,8 @@ type Binaries struct {
 	Peer  string // the helper of e2e/peer
 }
 
-// Build compiles gatun and the helper into dir, which everybody may search.
+// Build compiles gatun and the helper into dir, which everybody may search. GATUN_BIN names a
+// gatun that is already built and is to be tested as it is.
 func Build(dir string) (Binaries, error) {
 	root, err := moduleRoot()
 	if err != nil {
@@ -24,7 +25,13 @@ func Build(dir string) (Binaries, error) {
 		return Binaries{}, err
 	}
 	b := Binaries{Gatun: filepath.Join(dir, "gatun"), Peer: filepath.Join(dir, "peer")}
+	if bin := os.Getenv("GATUN_BIN"); bin != "" {
+		b.Gatun = bin
+	}
 	for out, pkg := range map[string]string{b.Gatun: "./cmd/gatun", b.Peer: "./e2e/peer"} {
+		if out == os.Getenv("GATUN_BIN") {
+			continue
+		}
 		cmd := exec.Command("go", "build", "-o", out, pkg)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

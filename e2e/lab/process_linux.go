@@ -110,14 +110,15 @@ func (p *Process) ExitCode() int {
 // ErrTimeout says that something did not happen in time.
 var ErrTimeout = errors.New("did not happen in time")
 
-// Wait polls until ok returns true or an error, or the time is over.
+// Wait polls until ok returns true, and returns its error then; an error with false is kept for
+// the message if the time runs out.
 func Wait(limit time.Duration, what string, ok func() (bool, error)) error {
 	deadline := time.Now().Add(limit)
 	var last error
 	for {
 		done, err := ok()
-		if done && err == nil {
-			return nil
+		if done {
+			return err
 		}
 		last = err
 		if time.Now().After(deadline) {

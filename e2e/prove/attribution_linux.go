@@ -1,0 +1,267 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"time"
+
+	"gatun/e2e/lab"
+)
+
+// proveAttribution lets five binaries, eight at a time and in random order, open flows to the
+// same destinations. The truth is what each program says of itself (pid, path, start, and the
+// port or name it used), and the token that the server received.
+func proveAttribution(b *bench) error {
+	for _, mode := range []string{"up", "run"} {
+		if err := attribute(b, mode); err != nil {
+			return fmt.Errorf("%s: %w", mode, err)
+		}
+	}
+	return nil
+}
+
+func attribute(b *bench, mode string) (err error) {
+	l, err := b.lab(lab.Options{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	g, err := started(l, mode, "version: 1\n")
+	if err != nil {
+		return err
+	}
+	events, err := watch(l, g)
+	if err != nil {
+		return err
+	}
+	bins, err := fiveBinaries(l)
+	if err != nil {
+		return err
+	}
+	held, err := flock(l, g, b.size(2000, 160), bins, func(i int) []string {
+		if i%4 == 0 {
+			return []string{"dns", fmt.Sprintf("t%d.example.org", i), lab.Resolver4}
+		}
+		return []string{"token", lab.Server4 + ":5001"}
+	})
+	if err != nil {
+		return err
+	}
+	thrown, err := flock(l, g, b.size(1000, 80), bins, func(int) []string {
+		return []string{"token", "-net", "udp", lab.Server4 + ":5001"}
+	})
+	if err != nil {
+		return err
+	}
+	time.Sleep(time.Second) // the last events
+	flows, err := decided(events)
+	if err != nil {
+		return err
+	}
+	h := judge(held, flows)
+	b.atLeast(mode+": held flows (TCP, DNS), owner right", h.share(h.right), 0.999, fmt.Sprintf("of %d", h.all))
+	b.atMost(mode+": held flows, owner wrong", float64(h.wrong), 0, "flows")
+	u := judge(thrown, flows)
+	b.note(mode+": fire-and-forget datagrams, owner named", fmt.Sprintf("%.3f of %d", u.share(u.right), u.all))
+	b.atMost(mode+": fire-and-forget datagrams, owner wrong", float64(u.wrong), 0, "flows")
+	for _, c := range causes(h, u) {
+		b.note(mode+": owner_cause", c)
+	}
+	return nil
+}
+
+// watch returns the file into which every event goes.
+func watch(l *lab.Lab, g *lab.Gatun) (string, error) {
+	if g.Mode == "run" {
+		return g.Events, nil
+	}
+	file := filepath.Join(l.Dir, "watch.ndjson")
+	_, err := l.Start(l.Host, lab.Spec{Env: l.Env(), Log: file}, l.Bins.Gatun, "flows", "--watch", "--json")
+	time.Sleep(300 * time.Millisecond)
+	return file, err
+}
+
+// fiveBinaries are five programs: copies of the helper, so that each has a path and a file of
+// its own.
+func fiveBinaries(l *lab.Lab) ([]string, error) {
+	code, err := os.ReadFile(l.Bins.Peer)
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for _, name := range []string{"alder", "birch", "cedar", "dogwood", "elm"} {
+		path := filepath.Join(l.Dir, name)
+		if err := os.WriteFile(path, code, 0o755); err != nil {
+			return nil, err
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// flock runs n programs and returns what each said, with the key of its flow.
+func flock(l *lab.Lab, g *lab.Gatun, n int, bins []string, args func(i int) []string) (map[string][]lab.Result, error) {
+	dir, err := os.MkdirTemp(l.Dir, "flock-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chown(dir, lab.Nobody, lab.Nobody); err != nil {
+		return nil, err
+	}
+	var list strings.Builder
+	for i := range n {
+		line, err := json.Marshal(append([]string{bins[rand.IntN(len(bins))]}, args(i)...))
+		if err != nil {
+			return nil, err
+		}
+		list.Write(append(line, '\n'))
+	}
+	file := filepath.Join(dir, "list")
+	if err := os.WriteFile(file, []byte(list.String()), 0o644); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	r, err := g.Program(ctx, "flock", file)
+	if err != nil {
+		return nil, err
+	}
+	if r.Extra["failed"] > 0 {
+		return nil, fmt.Errorf("%v programs failed", r.Extra["failed"])
+	}
+	return readFlock(file + ".out")
+}
+
+func readFlock(file string) (map[string][]lab.Result, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	truth := map[string][]lab.Result{}
+	for dec := json.NewDecoder(f); ; {
+		var r lab.Result
+		if err := dec.Decode(&r); errors.Is(err, io.EOF) {
+			return truth, nil
+		} else if err != nil {
+			return nil, err
+		}
+		if r.Result != "sent" && r.Result != "NOERROR" {
+			return nil, fmt.Errorf("a program saw %s (%s)", r.Result, r.Error)
+		}
+		truth[r.Local] = append(truth[r.Local], r)
+	}
+}
+
+// decided reads the decided flows from a file of events, by their local address.
+func decided(file string) (map[string][]lab.Flow, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	flows := map[string][]lab.Flow{}
+	lines := bufio.NewScanner(f)
+	lines.Buffer(make([]byte, 1<<20), 1<<20)
+	for lines.Scan() {
+		var e struct {
+			Event string
+			Flow  lab.Flow
+		}
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			return nil, fmt.Errorf("event %q: %w", lines.Text(), err)
+		}
+		if e.Flow == nil || e.Event != "decided" && e.Event != "dns" {
+			continue
+		}
+		flows[e.Flow.Field("local")] = append(flows[e.Flow.Field("local")], e.Flow)
+	}
+	return flows, lines.Err()
+}
+
+// score counts how many owners were right.
+type score struct {
+	all, right, wrong, unknown, missing int
+	causes                              map[string]int
+}
+
+func (s score) share(n int) float64 {
+	if s.all == 0 {
+		return 0
+	}
+	return float64(n) / float64(s.all)
+}
+
+// judge compares truth and flows. A port may be used twice; a flow counts for one program only.
+func judge(truth map[string][]lab.Result, flows map[string][]lab.Flow) score {
+	s := score{causes: map[string]int{}}
+	for local, programs := range truth {
+		s.all += len(programs)
+		rest := onePerID(flows[local])
+		for _, p := range programs {
+			want := map[string]string{"pid": fmt.Sprint(p.PID), "path": p.Path, "start": p.Start.Format(time.RFC3339Nano)}
+			i := find(rest, want)
+			if i < 0 {
+				continue
+			}
+			s.right++
+			s.causes[rest[i].Field("owner_confidence")+": "+rest[i].Field("owner_cause")]++
+			rest = append(rest[:i:i], rest[i+1:]...)
+		}
+		for _, f := range rest {
+			s.causes[f.Field("owner_confidence")+": "+f.Field("owner_cause")]++
+			if named := f.Field("owner_confidence"); named == "exact" || named == "inherited" {
+				s.wrong++
+			} else {
+				s.unknown++
+			}
+		}
+	}
+	s.missing = s.all - s.right - s.wrong - s.unknown
+	return s
+}
+
+func onePerID(flows []lab.Flow) []lab.Flow {
+	seen := map[string]bool{}
+	var out []lab.Flow
+	for _, f := range flows {
+		if id := f.Field("id"); !seen[id] {
+			seen[id] = true
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+func find(flows []lab.Flow, want map[string]string) int {
+	for i, f := range flows {
+		if f.Match(want) {
+			return i
+		}
+	}
+	return -1
+}
+
+func causes(scores ...score) []string {
+	total := map[string]int{}
+	for _, s := range scores {
+		for c, n := range s.causes {
+			total[c] += n
+		}
+	}
+	var out []string
+	for c, n := range total {
+		out = append(out, fmt.Sprintf("%5d %s", n, c))
+	}
+	sort.Strings(out)
+	return out
+}
