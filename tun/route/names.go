@@ -1,0 +1,104 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"math/bits"
+)
+
+// The fixed names, in one place. Everything that gatun adds to the machine carries one of
+// them, so that Recover finds it without a journal.
+const (
+	// DeviceName is the TUN device.
+	DeviceName = "gatun0"
+	// TableName is the nftables table, family inet.
+	TableName = "gatun"
+	// DefaultMark is the packet mark of gatun's own sockets, DefaultMask the bits that belong
+	// to gatun. The lower half is left to others (docker, kube-proxy, wg-quick use it).
+	DefaultMark = 0x67610000
+	// DefaultMask is the part of the packet mark that is gatun's.
+	DefaultMask = 0xffff0000
+	// DefaultTable is the routing table that leads into the TUN device.
+	DefaultTable = 26465
+	// RouteProtocol is the "proto" of every rule and route of ours (see rtnetlink(7)).
+	RouteProtocol = 103
+	// PriorityOwn is the rule for gatun's own sockets. The priorities are low numbers because
+	// other VPNs must not come first; only the rule of the table local does.
+	PriorityOwn = 10
+	// PriorityOld is the rule for flows that keep the path they had: replies of inbound flows
+	// and flows that were open before Up.
+	PriorityOld = 11
+	// PriorityLink is the rule for multicast and link-local destinations.
+	PriorityLink = 12
+	// PriorityTun is the rule that sends all the rest into the TUN device.
+	PriorityTun = 13
+)
+
+// Names are the names in use: the fixed ones, with mark and table as the settings core/mark
+// and core/table say. Printed by `status --json`.
+type Names struct {
+	Device       string `json:"device"`
+	NftTable     string `json:"nft_table"`
+	Mark         uint32 `json:"mark"`     // on gatun's own sockets; counts only together with their user
+	OldMark      uint32 `json:"old_mark"` // set by the guard only: this packet keeps its old path
+	Mask         uint32 `json:"mask"`
+	Table        int    `json:"table"`
+	Protocol     int    `json:"protocol"`
+	PriorityOwn  int    `json:"priority_own"`
+	PriorityOld  int    `json:"priority_old"`
+	PriorityLink int    `json:"priority_link"`
+	PriorityTun  int    `json:"priority_tun"`
+}
+
+// DefaultNames returns the fixed names.
+func DefaultNames() Names {
+	return Names{
+		Device: DeviceName, NftTable: TableName,
+		Mark: DefaultMark, OldMark: oldMark(DefaultMark, DefaultMask), Mask: DefaultMask,
+		Table: DefaultTable, Protocol: RouteProtocol,
+		PriorityOwn: PriorityOwn, PriorityOld: PriorityOld,
+		PriorityLink: PriorityLink, PriorityTun: PriorityTun,
+	}
+}
+
+// WithMark returns n with another mark (core/mark). The mask stays.
+func (n Names) WithMark(mark uint32) Names {
+	n.Mark, n.OldMark = mark, oldMark(mark, n.Mask)
+	return n
+}
+
+// WithTable returns n with another routing table (core/table).
+func (n Names) WithTable(table int) Names {
+	n.Table = table
+	return n
+}
+
+// oldMark is the next value of the bit-field.
+func oldMark(mark, mask uint32) uint32 {
+	if mask == 0 {
+		return mark
+	}
+	return (mark + 1<<bits.TrailingZeros32(mask)) & mask
+}
+
+// The routing tables that belong to the kernel (rtnetlink(7)).
+const (
+	tableDefault = 253
+	tableMain    = 254
+	tableLocal   = 255
+)
+
+// Validate says what is wrong with n, or nil.
+func (n Names) Validate() error {
+	switch {
+	case n.Device == "" || n.NftTable == "":
+		return errors.New("the names of the device and of the nftables table must not be empty")
+	case n.Mark == 0 || n.Mark&^n.Mask != 0:
+		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
+	case n.OldMark == 0 || n.OldMark == n.Mark:
+		return fmt.Errorf("core/mark: %#08x leaves no room for a second mark in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
+		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+package route
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Policy is what the caller decides about the plan.
+type Policy struct {
+	// UID is the user that gatun's own sockets belong to. A mark is not an identity
+	// (CAP_NET_RAW is enough to set one), so the guard wants mark and user.
+	UID uint32
+	// MTU of the TUN device.
+	MTU int
+	// BlockLAN refuses multicast, broadcast and link-local destinations too.
+	BlockLAN bool
+}
+
+// Plan is an ordered list of operations. Doing them from first to last brings the traffic into
+// the TUN device; each is idempotent.
+type Plan struct {
+	Ops []Op
+}
+
+// String gives one operation a line (the guard has several).
+func (p Plan) String() string {
+	var b strings.Builder
+	for _, op := range p.Ops {
+		b.WriteString(op.String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Op is one operation. The dynamic types on Linux are Guard, Snapshot, Sysctl, LinkSetup, Route
+// and Rule; on other systems Command.
+type Op interface {
+	fmt.Stringer
+	// Name is short and names the object: one line for the journal and the log.
+	Name() string
+}
+
+// Snapshot lets the flows that are open already keep their old path until they end.
+type Snapshot struct{}
+
+// Name is also all that there is to say.
+func (s Snapshot) Name() string  { return s.String() }
+func (Snapshot) String() string  { return "snapshot established flows into est4 and est6" }
+func (s Sysctl) Name() string    { return s.String() }
+func (s Sysctl) String() string  { return "sysctl " + s.Key + "=" + s.Value }
+func (d LinkSetup) Name() string { return "link " + d.Link }
+func (r Route) Name() string     { return r.String() }
+func (r Rule) Name() string      { return r.String() }
+func (c Command) Name() string   { return string(c) }
+func (c Command) String() string { return string(c) }
+
+// Sysctl is a kernel setting, its key in the dotted form of sysctl(8).
+type Sysctl struct{ Key, Value string }
+
+// LinkSetup makes the TUN device ready. No addresses: programs keep the addresses of the real
+// interfaces (Route.Src), so that a flow that is handed back looks the same on both paths. No
+// link-local address and no multicast either: the device is not a place to discover things.
+type LinkSetup struct {
+	Link string
+	MTU  int
+}
+
+func (d LinkSetup) String() string {
+	return fmt.Sprintf("link set %s addrgenmode none multicast off mtu %d up", d.Link, d.MTU)
+}
+
+// Route is an entry of our table. It is comparable.
+type Route struct {
+	Table       int
+	Dst         netip.Prefix
+	Unreachable bool   // the floor below everything: closed when the device is gone
+	Link        string // unless Unreachable
+	Src         netip.Addr
+	Metric      int
+}
+
+func (r Route) String() string {
+	var b strings.Builder
+	b.WriteString("route add ")
+	if r.Unreachable {
+		b.WriteString("unreachable ")
+	}
+	b.WriteString(r.Dst.String())
+	if r.Link != "" {
+		b.WriteString(" dev " + r.Link)
+	}
+	fmt.Fprintf(&b, " table %d", r.Table)
+	if r.Src.IsValid() {
+		b.WriteString(" src " + r.Src.String())
+	}
+	if r.Metric != 0 {
+		fmt.Fprintf(&b, " metric %d", r.Metric)
+	}
+	return b.String()
+}
+
+// Rule is a policy routing rule. It is comparable. An invalid To means every destination,
+// Mask 0 every mark.
+type Rule struct {
+	V6         bool
+	Priority   int
+	Mark, Mask uint32
+	To         netip.Prefix
+	Table      int
+}
+
+func (r Rule) String() string {
+	var b strings.Builder
+	if r.V6 {
+		b.WriteString("-6 ")
+	}
+	fmt.Fprintf(&b, "rule add priority %d", r.Priority)
+	if r.Mask != 0 {
+		fmt.Fprintf(&b, " fwmark %#08x/%#08x", r.Mark, r.Mask)
+	}
+	if r.To.IsValid() {
+		b.WriteString(" to " + r.To.String())
+	}
+	if r.Table == tableMain {
+		b.WriteString(" lookup main")
+	} else {
+		fmt.Fprintf(&b, " lookup %d", r.Table)
+	}
+	return b.String()
+}
+
+// metricV6 is IPv6's default; an explicit value makes the entry comparable. metricFloor loses
+// against everything.
+const (
+	metricV6    = 1024
+	metricFloor = 4000000
+)
+
+// Compute returns the plan for Linux.
+//
+// There is deliberately no "lookup main suppress_prefixlength 0": a route that DHCP option 121
+// or a router advertisement adds to main would win over the TUN device ("TunnelVision"). Our
+// table has a route for each of main's, only to name the right source address.
+func Compute(n Names, h HostState, p Policy) Plan {
+	ops := []Op{
+		NewGuard(n, p),
+		Snapshot{},
+		// Strict reverse-path filters look up the way back with the mark that prerouting sets;
+		// without this they would drop every reply to our own sockets.
+		Sysctl{Key: "net.ipv4.conf.all.src_valid_mark", Value: "1"},
+		LinkSetup{Link: n.Device, MTU: p.MTU},
+	}
+	for _, r := range routes(n, h) {
+		ops = append(ops, r)
+	}
+	for _, r := range rules(n, h) {
+		ops = append(ops, r)
+	}
+	return Plan{Ops: ops}
+}
+
+// The destinations that stay on their interface: they mean nothing without it. 169.254.0.0/16
+// is not among them: it is plain unicast, can be captured, and is where clouds keep their
+// metadata servers.
+func linkScope(v6 bool) []netip.Prefix {
+	if v6 {
+		return []netip.Prefix{netip.MustParsePrefix("ff00::/8"), netip.MustParsePrefix("fe80::/10")}
+	}
+	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32")}
+}
+
+// rules returns the policy rules; the one that captures comes last.
+func rules(n Names, h HostState) []Rule {
+	var out []Rule
+	families := families(h)
+	for _, v6 := range families {
+		out = append(out,
+			Rule{V6: v6, Priority: n.PriorityOwn, Mark: n.Mark, Mask: n.Mask, Table: tableMain},
+			Rule{V6: v6, Priority: n.PriorityOld, Mark: n.OldMark, Mask: n.Mask, Table: tableMain})
+		for _, to := range linkScope(v6) {
+			out = append(out, Rule{V6: v6, Priority: n.PriorityLink, To: to, Table: tableMain})
+		}
+	}
+	for _, v6 := range families {
+		out = append(out, Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table})
+	}
+	return out
+}
+
+func families(h HostState) []bool {
+	if h.NoIPv6 {
+		return []bool{false}
+	}
+	return []bool{false, true}
+}
+
+// routes returns our table: first the floor, then the default, then a route for each of main's.
+func routes(n Names, h HostState) []Route {
+	var out []Route
+	for _, v6 := range families(h) {
+		all := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		metric := 0
+		if v6 {
+			all, metric = netip.PrefixFrom(netip.IPv6Unspecified(), 0), metricV6
+		}
+		out = append(out, Route{Table: n.Table, Dst: all, Unreachable: true, Metric: metricFloor})
+		if _, ok := h.link(n.Device); !ok {
+			continue // the device is gone: the floor holds until it is back
+		}
+		src := defaultSource(n, h, v6)
+		out = append(out, Route{Table: n.Table, Dst: all, Link: n.Device, Src: src, Metric: metric})
+		for _, r := range mainRoutes(n, h, v6) {
+			out = append(out, Route{Table: n.Table, Dst: r.Dst, Link: n.Device, Src: h.source(r), Metric: metric})
+		}
+	}
+	return out
+}
+
+// defaultSource is the source of the default route: that of main's default, else any.
+func defaultSource(n Names, h HostState, v6 bool) netip.Addr {
+	best := MainRoute{Metric: -1}
+	for _, r := range h.Routes {
+		if r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 && r.Link != n.Device && (best.Metric < 0 || r.Metric < best.Metric) {
+			best = r
+		}
+	}
+	if best.Metric >= 0 {
+		if src := h.source(best); src.IsValid() {
+			return src
+		}
+	}
+	return h.anySource(v6, n.Device)
+}
+
+// mainRoutes returns main's unicast routes of one family, the best per destination, sorted,
+// without defaults and without destinations that never enter the table.
+func mainRoutes(n Names, h HostState, v6 bool) []MainRoute {
+	best := map[netip.Prefix]MainRoute{}
+	for _, r := range h.Routes {
+		l, known := h.link(r.Link)
+		if r.Dst.Bits() == 0 || r.Dst.Addr().Is6() != v6 || !known || l.Loopback || l.Name == n.Device {
+			continue
+		}
+		if slices.ContainsFunc(linkScope(v6), func(p netip.Prefix) bool { return p.Overlaps(r.Dst) && p.Bits() <= r.Dst.Bits() }) {
+			continue
+		}
+		if old, ok := best[r.Dst]; !ok || r.Metric < old.Metric {
+			best[r.Dst] = r
+		}
+	}
+	out := make([]MainRoute, 0, len(best))
+	for _, r := range best {
+		out = append(out, r)
+	}
+	slices.SortFunc(out, func(a, b MainRoute) int {
+		return cmp.Or(a.Dst.Addr().Compare(b.Dst.Addr()), cmp.Compare(a.Dst.Bits(), b.Dst.Bits()))
+	})
+	return out
+}
