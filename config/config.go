@@ -165,8 +165,10 @@ func (c *Config) Problem(p Position, key, message, suggestion string) Problem {
 
 // At returns the place of the col-th character of a list item. Where the item is written with
 // escapes or over several lines, that is the item's first character.
-func (c *Config) At(r RuleText, col int) Position {
-	line := lineOf(c.lines, r.Position)
+func (c *Config) At(r RuleText, col int) Position { return place(c.lines, r, col) }
+
+func place(lines map[string][]string, r RuleText, col int) Position {
+	line := lineOf(lines, r.Position)
 	if col <= 1 || r.Col == 0 || utf8.RuneCountInString(line) < r.Col {
 		return r.Position
 	}

@@ -20,6 +20,10 @@ type Source struct {
 	Dir      bool              // the files conf.d/*.yaml beside File are merged over it, in lexical order
 	Env      []string          // NAME=value, as os.Environ returns it
 	Flags    map[string]string // key of the setting -> text
+
+	// CheckRule, which may be nil, checks the rules of the lists, so that all problems come at
+	// once. It returns the character from 1 at which a rule is wrong, 0 if it is not.
+	CheckRule func(text string) (col int, message, suggestion string)
 }
 
 // Paths returns what has to be watched for changes: the file and the conf.d directory, also
@@ -43,6 +47,7 @@ func (s Source) dropIns() string { return filepath.Join(filepath.Dir(s.File), "c
 // The environment wins over files, flags over everything.
 func Load(src Source) (*Config, error) {
 	w := newWalker()
+	w.checkRule = src.CheckRule
 	var files []file
 	if src.File != "" {
 		files = w.readFiles(src)

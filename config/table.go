@@ -23,7 +23,6 @@ const (
 	needsTCPAPI     = "the API over TCP"
 	needsHandback   = "hand-back to the kernel"
 	needsPerApp     = "resolvers per app"
-	needsP2P        = "the check for peer-to-peer traffic"
 )
 
 // Table returns every setting, in the order of the settings reference. The caller owns the
@@ -43,7 +42,7 @@ func filterTable() []Setting {
 			Description: "Blocks connections to public addresses."},
 		{Key: "filter/blockLAN", Name: "Block LAN access", Type: TypeGrade, Default: Off, PerApp: true,
 			Description: "Blocks connections to private, link-local, multicast and broadcast addresses."},
-		{Key: "filter/blockP2P", Name: "Block peer-to-peer connections", Type: TypeGrade, Default: Off, PerApp: true, Missing: needsP2P,
+		{Key: "filter/blockP2P", Name: "Block peer-to-peer connections", Type: TypeGrade, Default: Off, PerApp: true,
 			Description: "Blocks connections to addresses that no name was resolved for."},
 		{Key: "filter/blockLocal", Name: "Block this device", Type: TypeGrade, Default: Off, PerApp: true, Expertise: Expert,
 			Description: "Refuses DNS answers that point to this device. Loopback traffic itself is not seen."},

@@ -15,6 +15,8 @@ type walker struct {
 	lines    map[string][]string
 	problems Problems
 	warnings Problems
+
+	checkRule func(text string) (col int, message, suggestion string) // or nil
 }
 
 func newWalker() *walker {
@@ -137,7 +139,9 @@ func (w *walker) unknown(s *scope, section string, key *yaml.Node) {
 
 // setting checks one value and keeps it.
 func (w *walker) setting(s *scope, set *Setting, key, value *yaml.Node) {
-	refuse := func(n *yaml.Node, message, suggestion string) { w.problem(s.at(n), s.name(set.Key), message, suggestion) }
+	refuse := func(n *yaml.Node, message, suggestion string) {
+		w.problem(s.at(n), s.name(set.Key), message, suggestion)
+	}
 	switch {
 	case set.Missing != "":
 		refuse(key, "not available in this version: it needs "+set.Missing, "")
@@ -209,15 +213,25 @@ func (w *walker) list(s *scope, set *Setting, value *yaml.Node) ([]RuleText, boo
 			ok = false
 			continue
 		}
-		if set.Check != nil {
-			if message, suggestion := set.Check(item.Value); message != "" {
-				w.problem(textStart(s, item), name, message, suggestion)
-				ok = false
-			}
-		}
-		list = append(list, RuleText{Text: item.Value, Position: textStart(s, item)})
+		text := RuleText{Text: item.Value, Position: textStart(s, item)}
+		list, ok = append(list, text), w.item(set, name, text) && ok
 	}
 	return list, ok
+}
+
+// item checks one text of a list.
+func (w *walker) item(set *Setting, name string, text RuleText) bool {
+	col, message, suggestion := 1, "", ""
+	switch {
+	case set.Check != nil:
+		message, suggestion = set.Check(text.Text)
+	case set.Type == TypeRules && w.checkRule != nil:
+		col, message, suggestion = w.checkRule(text.Text)
+	}
+	if message != "" {
+		w.problem(place(w.lines, text, col), name, message, suggestion)
+	}
+	return message == ""
 }
 
 // textStart is the position of a scalar's first character, behind its quote.
