@@ -1,0 +1,174 @@
+package firewall
+
+import (
+	"net/netip"
+
+	"gatun/attribution"
+	"gatun/network"
+	"gatun/network/packet"
+	"gatun/profiles"
+)
+
+// Profiles finds the settings that judge a process. The result is immutable and never nil.
+type Profiles interface {
+	For(attribution.Owner) *profiles.Settings
+}
+
+// Master decides. Its methods are pure in the sense that they depend on their arguments and
+// on the settings of the moment only; any goroutine may call them.
+type Master struct {
+	profiles Profiles
+	order    []decider
+}
+
+// New returns a Master that judges with the settings p finds.
+func New(p Profiles) *Master { return &Master{profiles: p, order: deciders()} }
+
+// Settings returns the settings that judge that owner now.
+func (m *Master) Settings(o attribution.Owner) *profiles.Settings { return m.profiles.For(o) }
+
+// Name is the program's wish to resolve a name.
+type Name struct {
+	Owner  attribution.Owner
+	Domain string // lower-case, punycode, without the final dot
+	CNAMEs []string
+}
+
+// DecideOnCommunicationBeforeIntel decides whether the program may ask for the name at all. An
+// undecided answer means that addresses are needed: resolve, then ask AfterIntel.
+func (m *Master) DecideOnCommunicationBeforeIntel(n Name) network.Decision {
+	r := m.query(n, network.StageBeforeIntel)
+	d, _ := m.walk(&r, nil)
+	return d
+}
+
+// DecideOnCommunicationAfterIntel decides again with what the answer says. It returns the
+// decision on the name and the addresses that the program must not see. A name of which no
+// address remains is denied with the decision on its first address.
+func (m *Master) DecideOnCommunicationAfterIntel(n Name, addrs []netip.Addr) (network.Decision, []netip.Addr) {
+	r := m.query(n, network.StageAfterIntel)
+	if len(addrs) == 0 {
+		r.facts.Final = true
+		d, _ := m.walk(&r, nil)
+		return orAccepted(d), nil
+	}
+	var (
+		denied       []netip.Addr
+		first, allow network.Decision
+	)
+	for _, a := range addrs {
+		r.facts.Entity.Addr = a
+		d, _ := m.walk(&r, nil)
+		d = orAccepted(d)
+		switch {
+		case d.Verdict.Permits():
+			if !allow.Decided() {
+				allow = d
+			}
+		default:
+			if !first.Decided() {
+				first = d
+			}
+			denied = append(denied, a)
+		}
+	}
+	if !allow.Decided() {
+		return first, denied
+	}
+	if !r.settings.RemoveBlockedDNS {
+		denied = nil
+	}
+	return allow, denied
+}
+
+// orAccepted turns "a port is still missing" into "the name may be answered": the connection
+// is decided again with all facts.
+func orAccepted(d network.Decision) network.Decision {
+	if d.Decided() {
+		return d
+	}
+	return network.Decision{Verdict: network.Accept, Stage: network.StageAfterIntel, Code: "dns-later", Reason: "the connection decides: a rule needs its port or protocol"}
+}
+
+func (m *Master) query(n Name, st network.Stage) request {
+	return request{
+		stage: st, owner: n.Owner, settings: m.profiles.For(n.Owner),
+		facts: profiles.Facts{Entity: network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs}},
+	}
+}
+
+// Decide decides on a flow's first packet: on its Communication if that is possible, which the
+// next links of it then inherit, else on the link with all facts.
+func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decision {
+	s := m.profiles.For(c.Owner)
+	if d := c.Cached(s.Revision); d != nil {
+		return *d
+	}
+	if d, cacheable := m.DecideOnCommunication(c); d.Decided() && cacheable {
+		c.Cache(s.Revision, &d)
+		return d
+	}
+	return m.DecideOnLink(c, f)
+}
+
+// DecideOnCommunication decides with what all links of c share: the program, and the domain or
+// the address. The decision counts only if it is cacheable: no missing fact could change it.
+func (m *Master) DecideOnCommunication(c *network.Communication) (d network.Decision, cacheable bool) {
+	r := m.communication(c)
+	return m.walk(&r, nil)
+}
+
+// DecideOnLink decides with all facts of the first packet. It always decides.
+func (m *Master) DecideOnLink(c *network.Communication, f packet.Flow) network.Decision {
+	r := m.link(c, f)
+	d, _ := m.walk(&r, nil)
+	if !d.Decided() { // cannot happen while every fact is there; the zero value must not pass
+		return network.Decision{Verdict: network.Block, Stage: network.StageLink, Code: "undecided", Reason: "no decision was possible"}
+	}
+	return d
+}
+
+func (m *Master) communication(c *network.Communication) request {
+	r := request{
+		stage: network.StageCommunication, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
+		facts: profiles.Facts{Entity: c.Entity},
+	}
+	if c.Entity.Domain != "" {
+		r.facts.Entity.Addr = netip.Addr{} // links of one name go to many addresses
+	}
+	return r
+}
+
+func (m *Master) link(c *network.Communication, f packet.Flow) request {
+	port := f.Remote.Port()
+	if c.Direction == network.Inbound {
+		port = f.Local.Port()
+	}
+	r := request{
+		stage: network.StageLink, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
+		facts: profiles.Facts{Entity: c.Entity, Proto: f.Proto, Port: port, PortKnown: true, Final: true},
+	}
+	r.facts.Entity.Addr = f.Remote.Addr()
+	return r
+}
+
+// walk runs the list. cacheable is false where a missing fact could have changed the result.
+func (m *Master) walk(r *request, trail *Trail) (d network.Decision, cacheable bool) {
+	cacheable = true
+	for i := range m.order {
+		e := &m.order[i]
+		if !e.stages.has(r.stage) {
+			continue
+		}
+		o := e.decide(r)
+		if o.decision.Decided() {
+			o.decision.Stage = r.stage
+		}
+		trail.add(e.name, r.stage, o)
+		cacheable = cacheable && !o.unknown
+		if o.ends {
+			return o.decision, cacheable
+		}
+	}
+	return network.Decision{}, false
+}
