@@ -1,0 +1,107 @@
+package attribution
+
+import (
+	"context"
+	"os"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"gatun/network/packet"
+	"gatun/network/state"
+)
+
+// The causes: the closed set of phrases that Owner.Cause (owner_cause in JSON) can have. The
+// first three name a process, the others do not.
+const (
+	CauseOne       = "one process holds the socket"
+	CauseInherited = "a process and its descendants of the same program share the socket"
+	CauseSelf      = "the socket is gatun's own"
+
+	CauseShared      = "several processes share the socket"
+	CauseManySockets = "sockets of several processes share the address"
+	CauseNoSocket    = "no socket with this address"
+	CauseClosed      = "socket closed before look-up"
+	CauseNoHolder    = "no process holds the socket"
+	CauseHidden      = "the owner may not be inspected by this user"
+	CauseEnded       = "process ended before look-up"
+	CauseTimeout     = "look-up timed out"
+	CauseFailed      = "socket look-up failed"
+)
+
+// Sockets finds the sockets that may own a flow. *state.Table is the real one.
+type Sockets interface {
+	// Find appends to dst the sockets that may have sent the packets of f. It returns
+	// state.ErrUnsupported where the system has no such look-up.
+	Find(dst []state.Socket, f packet.Flow) ([]state.Socket, error)
+}
+
+// Options configure a Finder. The zero value looks at this machine through the portable,
+// slow source only.
+type Options struct {
+	// State is asked for the sockets of a flow. nil: the portable source.
+	State Sockets
+	// Proc is the mount point of the proc file system, "/proc" if empty.
+	Proc string
+	// Self is the process whose flows are KindSelf; 0 is this process.
+	Self int
+	// Root is the process whose descendants are looked at first; `run` gives the first
+	// process of its sandbox. 0: none.
+	Root int
+	// Logger gets failures of the look-up itself, never addresses. nil: none.
+	Logger *zap.Logger
+}
+
+// Finder names the owners of flows. Its methods may be called from any goroutine.
+//
+// A name is given only if it was confirmed after the call began: the process, pinned by a
+// handle on its /proc directory so that its PID cannot stand for another one, still runs the
+// same program and still holds the socket, and none of the processes that could have got the
+// socket by fork does. Caches only save the search.
+type Finder struct {
+	state   Sockets
+	self    int
+	log     *zap.Logger
+	lookups atomic.Uint64
+	os      osFinder
+}
+
+// New makes a Finder. It opens nothing but a few files of proc.
+func New(o Options) *Finder {
+	if o.Proc == "" {
+		o.Proc = "/proc"
+	}
+	if o.Self == 0 {
+		o.Self = os.Getpid()
+	}
+	if o.Logger == nil {
+		o.Logger = zap.NewNop()
+	}
+	f := &Finder{state: o.State, self: o.Self, log: o.Logger}
+	f.os = newOSFinder(o)
+	return f
+}
+
+// Find returns the owner of the flow: the process whose socket sent its packets. It blocks for
+// microseconds if the process is known and for milliseconds if all of them must be searched,
+// never longer than ctx. The Process of the answer is never nil; without a name it is the
+// unidentified one, with the cause why.
+func (f *Finder) Find(ctx context.Context, flow packet.Flow) Owner {
+	f.lookups.Add(1)
+	if ctx.Err() != nil {
+		return Unidentified(CauseTimeout)
+	}
+	return f.find(ctx, flow)
+}
+
+// Close gives back the files that f keeps. Find must not be called after it.
+func (f *Finder) Close() error {
+	f.os.close()
+	return nil
+}
+
+// failed is the answer to an error of the socket table.
+func (f *Finder) failed(err error) Owner {
+	f.log.Warn("cannot ask the system for the socket of a flow; its owner counts as unidentified", zap.Error(err))
+	return Unidentified(CauseFailed)
+}

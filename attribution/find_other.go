@@ -1,0 +1,26 @@
+//go:build !linux
+
+package attribution
+
+import (
+	"context"
+
+	"gatun/network/packet"
+)
+
+// osFinder is empty: this system has the portable source only.
+type osFinder struct{}
+
+func newOSFinder(Options) osFinder { return osFinder{} }
+
+func (osFinder) close() {}
+
+func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
+	return f.findPortable(ctx, flow)
+}
+
+// Run waits until ctx ends: the portable source keeps nothing that grows old.
+func (f *Finder) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}

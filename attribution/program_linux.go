@@ -1,0 +1,253 @@
+package attribution
+
+import (
+	"errors"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// program is a process that was found to own a socket, kept because it will open more.
+//
+// dir is a handle on its /proc directory. It stands for this one process for ever: once it
+// has ended, every access through dir fails, whoever has its PID now. So nothing that is read
+// through dir needs a check for PID reuse.
+type program struct {
+	pid int
+	dir int
+
+	refs atomic.Int64 // the cache's and one per user; the last one closes
+
+	mu      sync.Mutex
+	now     *running
+	recent  []int  // fd numbers at which sockets were found, newest first
+	known   bitset // fd numbers that a sweep has seen
+	kin     kin
+	checked time.Time // when the descriptors of its kin were last read in full
+}
+
+// running is one image of a program with what shows that it is still the one that runs.
+type running struct {
+	image   *image
+	exe     string   // the link as the kernel shows it
+	uid     uint32   // of the /proc directory
+	environ *os.File // bound to the memory of this image: reads nothing after exec; may be nil
+	cmdline []byte   // compared instead where environ cannot tell
+}
+
+// recentFDs is how many descriptor numbers are tried before a whole table is read. Programs
+// get the lowest free number, so that new sockets come back to the numbers of closed ones.
+const recentFDs = 16
+
+func openProgram(root string, pid int) (*program, error) {
+	dir, err := unix.Open(root+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	p := &program{pid: pid, dir: dir}
+	p.refs.Store(1)
+	return p, nil
+}
+
+// release ends one use of p.
+func (p *program) release() {
+	if p.refs.Add(-1) != 0 {
+		return
+	}
+	unix.Close(p.dir)
+	p.mu.Lock()
+	now := p.now
+	p.now = nil
+	p.mu.Unlock()
+	now.close()
+}
+
+func (r *running) close() {
+	if r != nil && r.environ != nil {
+		r.environ.Close()
+	}
+}
+
+// ended reports whether the process is gone.
+func (p *program) ended() bool {
+	var st unix.Stat_t
+	return unix.Fstatat(p.dir, "stat", &st, 0) != nil
+}
+
+// holds reports whether p's descriptor fd is the socket.
+func (p *program) holds(fd int, link string) bool {
+	if fd < 0 {
+		return false
+	}
+	var buf [32]byte
+	n, err := unix.Readlinkat(p.dir, "fd/"+strconv.Itoa(fd), buf[:])
+	return err == nil && string(buf[:n]) == link
+}
+
+// guess tries the likeliest descriptor numbers of p for the socket, at most limit.
+func (p *program) guess(link string, limit int) (fd int, found bool) {
+	var numbers [recentFDs + 2]int
+	n := 0
+	p.mu.Lock()
+	if len(p.recent) > 0 {
+		n = copy(numbers[:], p.recent[:1])
+		numbers[n] = p.recent[0] + 1 // a program that opens without closing counts up
+		n++
+		n += copy(numbers[n:], p.recent[1:])
+	}
+	p.mu.Unlock()
+	for _, fd := range numbers[:min(n, limit)] {
+		if p.holds(fd, link) {
+			return fd, true
+		}
+	}
+	return 0, false
+}
+
+// found notes that a socket was at fd.
+func (p *program) found(fd int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.known.add(fd)
+	if i := slices.Index(p.recent, fd); i >= 0 {
+		p.recent = slices.Delete(p.recent, i, i+1)
+	} else if len(p.recent) == recentFDs {
+		p.recent = p.recent[:recentFDs-1]
+	}
+	p.recent = slices.Insert(p.recent, 0, fd)
+}
+
+// image returns what p runs now; ok is false when it has ended or may not be read.
+func (p *program) image(facts *factReader) (_ *image, ok bool) {
+	p.mu.Lock()
+	now := p.now
+	p.mu.Unlock()
+	if now != nil && now.stillRuns(p.dir) {
+		return now.image, true
+	}
+	fresh, err := facts.read(p.dir, p.pid)
+	if err != nil {
+		return nil, false
+	}
+	p.mu.Lock()
+	old := p.now
+	p.now = fresh
+	p.mu.Unlock()
+	old.close()
+	return fresh.image, true
+}
+
+// stillRuns reports whether the process of dir has neither executed another program nor
+// changed its user since r was read.
+func (r *running) stillRuns(dir int) bool {
+	var st unix.Stat_t
+	if unix.Fstat(dir, &st) != nil || st.Uid != r.uid {
+		return false
+	}
+	var buf [4096]byte
+	n, err := unix.Readlinkat(dir, "exe", buf[:])
+	if err != nil || string(buf[:n]) != r.exe {
+		return false
+	}
+	if r.environ != nil {
+		n, err := r.environ.ReadAt(buf[:1], 0)
+		return n == 1 && err == nil
+	}
+	text, err := readAt(dir, "cmdline", maxArgs)
+	return err == nil && string(text) == string(r.cmdline)
+}
+
+// bitset is a set of small numbers.
+type bitset []uint64
+
+func (b *bitset) add(n int) {
+	for n>>6 >= len(*b) {
+		*b = append(*b, 0)
+	}
+	(*b)[n>>6] |= 1 << (n & 63)
+}
+
+func (b bitset) has(n int) bool { return n>>6 < len(b) && b[n>>6]&(1<<(n&63)) != 0 }
+
+// firstFree is the lowest number that is not in b: where the next descriptor will be.
+func (b bitset) firstFree() int {
+	for n := 0; ; n++ {
+		if !b.has(n) {
+			return n
+		}
+	}
+}
+
+// readAt reads a file of proc below dir, at most limit bytes of it.
+func readAt(dir int, name string, limit int) ([]byte, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, 0, 1024)
+	for len(buf) < limit {
+		buf = slices.Grow(buf, 1024)
+		n, err := unix.Read(fd, buf[len(buf):min(cap(buf), limit)])
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return nil, err
+		case n == 0:
+			return buf, nil
+		default:
+			buf = buf[:len(buf)+n]
+		}
+	}
+	return buf, nil
+}
+
+// eachFD calls visit with every descriptor number of the process directory dir, until it
+// returns false. visit may use fds, a handle on the directory of the descriptors.
+func eachFD(dir int, visit func(fds, fd int) bool) error {
+	fds, err := unix.Openat(dir, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fds)
+	buf := make([]byte, 8<<10)
+	var names []string
+	for {
+		n, err := unix.Getdents(fds, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || n <= 0 {
+			return err
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names[:0])
+		for _, name := range names {
+			fd, err := strconv.Atoi(name)
+			if err == nil && !visit(fds, fd) {
+				return nil
+			}
+		}
+	}
+}
+
+// socketAt returns the inode of descriptor fd of the directory handle fds, if it is a socket.
+func socketAt(fds, fd int) (uint64, bool) {
+	var buf [32]byte
+	n, err := unix.Readlinkat(fds, strconv.Itoa(fd), buf[:])
+	if err != nil {
+		return 0, false
+	}
+	return parseSocketLink(buf[:n])
+}
+
+func socketLink(inode uint64) string { return "socket:[" + strconv.FormatUint(inode, 10) + "]" }
+
+// forbidden reports whether err says that this user may not look at a process.
+func forbidden(err error) bool {
+	return errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM)
+}

@@ -1,0 +1,319 @@
+package attribution
+
+import (
+	"cmp"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tree knows which processes there are and who forked whom. It is brought up to date at each
+// look-up for the price of one read as long as no process was born: the kernel hands out PIDs
+// in ascending order and tells the last one in /proc/loadavg, so the new ones are those after
+// the last one known.
+type tree struct {
+	root    string
+	loadavg *os.File // nil: no such file, the directory is listed instead
+	init    int      // the init process if it is systemd, else 0: see kin
+
+	mu       sync.Mutex
+	last     int // the newest PID that was looked at
+	listed   time.Time
+	version  uint64 // changes with every birth
+	nodes    map[int]*node
+	children map[int][]int
+	sessions map[int][]int
+}
+
+// node is one process. Its parent is the one it was born from, also after that has ended.
+type node struct {
+	pid, parent, session int
+	start                uint64
+	swept                bool      // a search has looked at its descriptors
+	idle                 int       // how many surveys in a row saw no socket in it
+	hidden               time.Time // when its descriptors were last found to be unreadable
+}
+
+const (
+	// maxBirths is how many PIDs are looked at one by one before the directory is listed.
+	maxBirths = 256
+	// listingAge bounds how long processes that have ended stay in the tree, and how long a
+	// wrap-around of PIDs could go unnoticed.
+	listingAge = 5 * time.Second
+	// hiddenAge is how long an unreadable process is passed over.
+	hiddenAge = 2 * time.Second
+	// idleSurveys is how many surveys without a socket make a process the last to be searched.
+	idleSurveys = 30
+)
+
+func newTree(root string) *tree {
+	t := &tree{root: root, nodes: map[int]*node{}, children: map[int][]int{}, sessions: map[int][]int{}}
+	if file, err := os.Open(root + "/loadavg"); err == nil {
+		t.loadavg = file
+	}
+	if comm, err := os.ReadFile(root + "/1/comm"); err == nil && string(comm) == "systemd\n" {
+		t.init = 1
+	}
+	return t
+}
+
+// update brings the tree up to date.
+func (t *tree) update() {
+	newest, known := t.newestPID()
+	t.mu.Lock()
+	last, fresh := t.last, time.Since(t.listed) < listingAge
+	t.mu.Unlock()
+	switch {
+	case known && newest == last && fresh:
+	case known && fresh && newest > last && newest-last <= maxBirths:
+		var born []*node
+		for pid := last + 1; pid <= newest; pid++ {
+			if n := t.read(pid); n != nil {
+				born = append(born, n)
+			}
+		}
+		t.mu.Lock()
+		t.add(born)
+		t.last = max(t.last, newest)
+		t.mu.Unlock()
+	default:
+		t.list(newest, last)
+	}
+}
+
+func (t *tree) newestPID() (int, bool) {
+	if t.loadavg == nil {
+		return 0, false
+	}
+	var buf [128]byte
+	n, _ := t.loadavg.ReadAt(buf[:], 0)
+	return parseLastPID(buf[:n])
+}
+
+// list reads the whole directory: it forgets what has ended and reads the processes that it
+// does not know, or whose number may have been given away since it last looked.
+func (t *tree) list(newest, last int) {
+	started := time.Now()
+	dir, err := os.Open(t.root)
+	if err != nil {
+		return
+	}
+	names, _ := dir.Readdirnames(-1)
+	dir.Close()
+
+	t.mu.Lock()
+	old := t.nodes
+	t.mu.Unlock()
+	wrapped := newest <= last
+	var keep, born []*node
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		t.mu.Lock()
+		n := old[pid]
+		t.mu.Unlock()
+		reused := pid > last || (wrapped && pid <= newest)
+		if n != nil && !reused {
+			keep = append(keep, n)
+		} else if n = t.read(pid); n != nil {
+			born = append(born, n)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.nodes, t.children, t.sessions = map[int]*node{}, map[int][]int{}, map[int][]int{}
+	t.add(keep)
+	t.add(born)
+	t.last, t.listed = newest, started
+}
+
+// add enters nodes. The caller holds mu.
+func (t *tree) add(nodes []*node) {
+	for _, n := range nodes {
+		if old := t.nodes[n.pid]; old != nil && old.start == n.start {
+			continue
+		}
+		t.nodes[n.pid] = n
+		t.children[n.parent] = append(t.children[n.parent], n.pid)
+		t.sessions[n.session] = append(t.sessions[n.session], n.pid)
+		t.version++
+	}
+}
+
+// read reads one process, nil if there is none or the number is that of a thread.
+func (t *tree) read(pid int) *node {
+	dir, err := unix.Open(t.root+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil
+	}
+	defer unix.Close(dir)
+	text, err := readAt(dir, "stat", 8<<10)
+	if err != nil {
+		return nil
+	}
+	s, err := parseStat(text)
+	if err != nil || s.thread {
+		return nil
+	}
+	return &node{pid: pid, parent: s.parent, session: s.session, start: s.start}
+}
+
+// order is the order in which a search for a socket pays off.
+type order struct {
+	fresh  []int // processes that no search has looked at, the newest few first
+	rest   []int
+	hidden int // left out because they cannot be read
+}
+
+// maxFresh bounds order.fresh.
+const maxFresh = 32
+
+// order returns all processes: the descendants of first, then the others, then those that have
+// been without sockets for long, each newest first.
+func (t *tree) order(first int) order {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	inside := map[int]bool{}
+	t.descend(first, inside)
+	var o order
+	nodes := make([]*node, 0, len(t.nodes))
+	for _, n := range t.nodes {
+		if time.Since(n.hidden) < hiddenAge {
+			o.hidden++
+		} else {
+			nodes = append(nodes, n)
+		}
+	}
+	rank := func(n *node) int {
+		switch {
+		case inside[n.pid]:
+			return 0
+		case n.idle < idleSurveys:
+			return 1
+		default:
+			return 2
+		}
+	}
+	slices.SortFunc(nodes, func(a, b *node) int {
+		return cmp.Or(rank(a)-rank(b), cmp.Compare(b.start, a.start), b.pid-a.pid)
+	})
+	for _, n := range nodes {
+		if !n.swept && len(o.fresh) < maxFresh {
+			n.swept = true
+			o.fresh = append(o.fresh, n.pid)
+		} else {
+			o.rest = append(o.rest, n.pid)
+		}
+	}
+	return o
+}
+
+// all returns all processes that can be read.
+func (t *tree) all() []int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	pids := make([]int, 0, len(t.nodes))
+	for _, n := range t.nodes {
+		if time.Since(n.hidden) >= hiddenAge {
+			pids = append(pids, n.pid)
+		}
+	}
+	return pids
+}
+
+// descend adds the descendants of pid, and pid, to set. The caller holds mu.
+func (t *tree) descend(pid int, set map[int]bool) {
+	if pid <= 0 || set[pid] {
+		return
+	}
+	set[pid] = true
+	for _, child := range t.children[pid] {
+		t.descend(child, set)
+	}
+}
+
+// hide notes that the descriptors of pid cannot be read.
+func (t *tree) hide(pid int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[pid]; n != nil {
+		n.hidden = time.Now()
+	}
+}
+
+// surveyed notes whether pid has sockets.
+func (t *tree) surveyed(pid int, sockets bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := t.nodes[pid]
+	switch {
+	case n == nil:
+	case sockets:
+		n.idle = 0
+	default:
+		n.idle++
+	}
+}
+
+// kin are the processes that may share a socket with a program because of how they were born:
+// its descendants, its parent, its siblings and the rest of its session, the young first.
+// systemd as init is never among them: it hands sockets to services and never sends on them.
+type kin struct {
+	version uint64
+	members []kinsman
+	turn    int // where the next look-up goes on among those that it cannot all try
+}
+
+// kinsman is one of them. free is the descriptor number that it would give to a socket that
+// is passed to it now, as far as is known.
+type kinsman struct{ pid, free int }
+
+// Values of kinsman.free that are no number.
+const (
+	unswept    = -1
+	unreadable = -2
+)
+
+// maxKin bounds kin; nearer and younger ones stay.
+const maxKin = 64
+
+// current returns the version of the tree.
+func (t *tree) current() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.version
+}
+
+// kinOf returns the kin of pid and the version they are of.
+func (t *tree) kinOf(pid int) ([]int, uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var pids []int
+	seen := map[int]bool{pid: true, 0: true, t.init: true}
+	add := func(more []int) {
+		for _, p := range slices.Backward(more) {
+			if !seen[p] && t.nodes[p] != nil && len(pids) < maxKin {
+				seen[p] = true
+				pids = append(pids, p)
+			}
+		}
+	}
+	add(t.children[pid])
+	for i := 0; i < len(pids) && len(pids) < maxKin; i++ {
+		add(t.children[pids[i]])
+	}
+	if n := t.nodes[pid]; n != nil && n.parent > 0 && n.parent != t.init {
+		add([]int{n.parent})
+		add(t.children[n.parent])
+	}
+	if n := t.nodes[pid]; n != nil && n.session > 1 {
+		add(t.sessions[n.session])
+	}
+	return pids, t.version
+}
