@@ -5,6 +5,7 @@ package route
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -122,12 +123,19 @@ END
 	return l
 }
 
-// waitForAddresses waits until no address is tentative, so that texts compare.
+// waitForAddresses waits until no address is tentative, so that texts compare, and until both
+// families reach the server: a new link takes up to a second.
 func (l *lab) waitForAddresses() {
 	l.t.Helper()
 	l.eventually(5*time.Second, "addresses without tentative", func() bool {
 		return !strings.Contains(l.sh("ip addr; ip -n srv addr"), "tentative")
 	})
+	for _, far := range []string{far4, far6} {
+		l.eventually(5*time.Second, "the server is reached", func() bool {
+			_, err := net.DialTimeout("tcp", net.JoinHostPort(far, "9"), 50*time.Millisecond)
+			return errors.Is(err, syscall.ECONNREFUSED)
+		})
+	}
 }
 
 // sh runs a script in the host namespace and returns its output.

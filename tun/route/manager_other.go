@@ -24,8 +24,8 @@ func removeGuard(string) error                                    { return ErrUn
 func readFlows(string) ([]packet.Flow, error)                     { return nil, ErrUnsupported }
 func changeFlows(string, []packet.Flow, []packet.Flow) error      { return ErrUnsupported }
 func openFlows(...packet.Proto) (map[packet.Flow]struct{}, error) { return nil, ErrUnsupported }
-func getSysctl(string) (string, error)                           { return "", ErrUnsupported }
-func setSysctl(string, string) error                            { return ErrUnsupported }
+func getSysctl(string) (string, error)                            { return "", ErrUnsupported }
+func setSysctl(string, string) error                              { return ErrUnsupported }
 func restoreSysctl(sysctlRecord) error                            { return ErrUnsupported }
 func setupLink(LinkSetup) error                                   { return ErrUnsupported }
 func linkReady(LinkSetup) bool                                    { return false }
