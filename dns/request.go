@@ -17,7 +17,7 @@ const (
 	maxTCP = 65535
 
 	// typeMeta… is the range of QTYPEs and meta types that are no data (RFC 6895, 3.1).
-	typeMetaFirst, typeMetaLast = 128, 248
+	typeMetaFirst, typeMetaLast = 128, 250
 )
 
 // Header flags (RFC 1035, RFC 4035).

@@ -89,6 +89,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	upstream state
+	idle     time.Duration // of a TCP connection
 
 	malformed, blocked, panics atomic.Uint64
 	exchanges                  atomic.Uint64
@@ -128,7 +129,7 @@ func New(o Options) *Server {
 	if o.Profile == nil {
 		o.Profile = func(attribution.Owner) string { return "" }
 	}
-	s := &Server{o: o, upstream: state{config: o.Config}}
+	s := &Server{o: o, upstream: state{config: o.Config}, idle: streamIdle}
 	s.resolver = resolution{
 		client:  &client{dialer: o.Dialer, clock: o.Clock, log: o.Logger, sent: func() { s.exchanges.Add(1) }, known: map[Resolver]*upstream{}},
 		cache:   newCache(cacheEntries, cacheBytes),
@@ -282,7 +283,11 @@ func (s *Server) resolve(ctx context.Context, q *Query, req *request) (*answer, 
 	if where == routeLocal {
 		return local(q.Name, q.Type), 0, nil
 	}
-	if len(groups) == 0 {
+	switch {
+	case len(groups) > 0:
+	case where == routeSystem: // a name of this network, which has no nameserver
+		return &answer{rcode: mdns.RcodeNameError}, 0, nil
+	default:
 		return nil, 0, ErrNoNameserver
 	}
 	k := key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: scope}

@@ -98,7 +98,7 @@ func (st *stream) end(ctx context.Context, err error) error {
 // stream of another protocol ends at once and not when its "length" is there.
 func (st *stream) next() ([]byte, error) {
 	for {
-		if err := st.conn.SetReadDeadline(time.Now().Add(streamIdle)); err != nil {
+		if err := st.conn.SetReadDeadline(time.Now().Add(st.server.idle)); err != nil {
 			return nil, err
 		}
 		var head [2 + headerLen]byte
