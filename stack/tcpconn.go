@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 
 	"gatun/network/packet"
@@ -221,6 +222,12 @@ func (c *TCPConn) Abort() {
 		c.ep.Close()
 		c.release()
 	})
+}
+
+// Broken reports whether the connection is over, as after a reset by the program, without
+// reading from it.
+func (c *TCPConn) Broken() bool {
+	return tcp.EndpointState(c.ep.State()) == tcp.StateError
 }
 
 func (c *TCPConn) release() {
