@@ -32,10 +32,21 @@ func (p *parser) domain(word string, start int) (entity, *RuleError) {
 	var err *RuleError
 	if e.kind == exactName || e.kind == zoneName {
 		e.name, err = p.wholeName(strings.TrimSuffix(name, "."), start)
+		if err == nil && e.kind == exactName {
+			err = p.disguised(e.name, start)
+		}
 	} else {
 		e.name, err = p.partOfName(name, e.kind, start)
 	}
 	return e, err
+}
+
+// disguised refuses a name whose plain form is not one: "us." and full-width letters.
+func (p *parser) disguised(name string, start int) *RuleError {
+	if _, _, err := p.scopeList(name, start); err != nil {
+		return err
+	}
+	return p.misspelled(name, start)
 }
 
 // wholeName checks a full name and gives it the form of Entity.Domain.
@@ -58,6 +69,9 @@ func (p *parser) wholeName(name string, start int) (string, *RuleError) {
 func (p *parser) partOfName(part string, kind entityKind, start int) (string, *RuleError) {
 	if message := checkCharacters(strings.ToLower(part)); message != "" {
 		return "", p.at(start, fmt.Sprintf("%q is not a part of a domain name: %s", part, message), "")
+	}
+	if strings.Contains(part, "..") {
+		return "", p.at(start, fmt.Sprintf("%q is not a part of a domain name: a label is empty", part), "")
 	}
 	if isASCII(part) {
 		return strings.ToLower(part), nil

@@ -22,8 +22,19 @@ type RuleSet struct {
 	zones map[string][]int32
 	table bart.Table[*prefixRules]
 	rest  []int32 // rules that no index covers
-	// What is unknown while the address or the name is not there yet.
-	needAddr, needName []int32
+	// The indexed rules that are unknown while the address or the name is not there yet.
+	needAddr, needName needing
+}
+
+// needing are the rules that need a fact: those that take something away, and the others.
+type needing struct{ takes, gives []int32 }
+
+func (n *needing) add(i int32, a Action) {
+	if a.restricts() {
+		n.takes = appendOnce(n.takes, i)
+	} else {
+		n.gives = appendOnce(n.gives, i)
+	}
 }
 
 // prefixRules are the rules of one prefix; up leads to the next shorter prefix that has some.
@@ -60,13 +71,13 @@ func (s *RuleSet) index(i int32, prefixes map[netip.Prefix][]int32) {
 		switch e.kind {
 		case exactName:
 			s.exact[e.name] = appendOnce(s.exact[e.name], i)
-			s.needName = appendOnce(s.needName, i)
+			s.needName.add(i, s.rules[i].Action)
 		case zoneName:
 			s.zones[e.name] = appendOnce(s.zones[e.name], i)
-			s.needName = appendOnce(s.needName, i)
+			s.needName.add(i, s.rules[i].Action)
 		default:
 			prefixes[e.prefix] = appendOnce(prefixes[e.prefix], i)
-			s.needAddr = appendOnce(s.needAddr, i)
+			s.needAddr.add(i, s.rules[i].Action)
 		}
 	}
 }
@@ -160,7 +171,7 @@ func (l *lookup) indexed() {
 			l.list(found.rules)
 		}
 	} else {
-		l.missing(s.needAddr)
+		l.missing(&s.needAddr)
 	}
 	switch {
 	case e.Domain != "":
@@ -169,7 +180,7 @@ func (l *lookup) indexed() {
 			l.name(alias)
 		}
 	case !l.facts.Final:
-		l.missing(s.needName)
+		l.missing(&s.needName)
 	}
 	l.list(s.rest)
 }
@@ -187,18 +198,14 @@ func (l *lookup) list(rules []int32) {
 }
 
 // missing tries the rules that need a fact which is not there: none of them can match, but
-// each may be unknown. One that was passed over is enough.
-func (l *lookup) missing(rules []int32) {
-	for _, i := range rules {
-		if i >= l.best {
+// each may be unknown. Of those that are passed over the first is enough.
+func (l *lookup) missing(rules *needing) {
+	l.list(rules.gives)
+	for _, i := range rules.takes {
+		if i >= min(l.best, l.skipped) {
 			return
 		}
-		if l.skipped < i && l.set.rules[i].Action.restricts() {
-			continue
-		}
-		if _, ends := l.try(i); ends {
-			return
-		}
+		l.try(i)
 	}
 }
 

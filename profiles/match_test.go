@@ -1,0 +1,108 @@
+package profiles
+
+import (
+	"net/netip"
+	"testing"
+
+	"gatun/network"
+	"gatun/network/packet"
+)
+
+func mustRule(t testing.TB, text string) Rule {
+	t.Helper()
+	r, err := ParseRule(text, network.RuleRef{})
+	if err != nil {
+		t.Fatalf("ParseRule(%q): %v", text, err)
+	}
+	return r
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// dnsFacts is what a DNS stage knows before the answer is there.
+func dnsFacts(name string, aliases ...string) Facts {
+	return Facts{Entity: network.Entity{Domain: name, CNAMEs: aliases}}
+}
+
+// linkFacts is what the first packet tells.
+func linkFacts(name, to string, proto packet.Proto, port uint16) Facts {
+	return Facts{Entity: network.Entity{Addr: addr(to), Domain: name}, Proto: proto, Port: port, PortKnown: true, Final: true}
+}
+
+// matchFacts are facts of every stage, for tests that compare.
+func matchFacts() []Facts {
+	communication := linkFacts("", "192.0.2.7", 0, 0)
+	communication.PortKnown, communication.Final = false, false
+	withApp := linkFacts("www.a.example", "2001:db8::1", packet.UDP, 443)
+	withApp.App = "quic"
+	return []Facts{
+		dnsFacts("www.a.example"), dnsFacts("b.example", "www.a.example", "xn--bcher-kva.example"), communication, withApp,
+		linkFacts("a.example", "192.0.2.7", packet.TCP, 443), linkFacts("", "10.1.2.3", packet.UDP, 53),
+		linkFacts("", "127.0.0.1", packet.ICMP, 0), linkFacts("", "fe80::1", packet.ICMPv6, 0), {Final: true}, {},
+	}
+}
+
+// TestMatch is policy.md section 4, three-valued matching, as a table.
+func TestMatch(t *testing.T) {
+	named := linkFacts("www.a.example", "192.0.2.7", packet.TCP, 443)
+	bare := linkFacts("", "192.0.2.7", packet.TCP, 443)
+	six := linkFacts("", "2001:db8::7", packet.UDP, 53)
+	ping := linkFacts("", "192.0.2.7", packet.ICMP, 0)
+	ping6 := linkFacts("", "2001:db8::7", packet.ICMPv6, 0)
+	query := dnsFacts("www.a.example")
+	alias := dnsFacts("shop.example", "cdn.a.example")
+	early := Facts{Entity: network.Entity{Addr: addr("192.0.2.7")}} // Communication of an address
+	mapped := linkFacts("", "::ffff:192.0.2.7", packet.TCP, 443)
+	quic := named
+	quic.App = "quic"
+	table := []struct {
+		rule  string
+		facts Facts
+		want  Match
+	}{
+		{"+ *", query, Matched}, {"+ *", Facts{}, Matched},
+		{"+ * TCP", query, Unknown}, {"+ * TCP", named, Matched}, {"+ * TCP", six, NoMatch}, {"+ * *", query, Matched},
+		{"+ * TCP/443", query, Unknown}, {"+ * TCP/443", named, Matched}, {"+ * TCP/80", named, NoMatch}, {"+ * TCP/80-90,443", named, Matched},
+		{"+ * */443", named, Matched}, {"+ * */443", ping, NoMatch}, {"+ * */443", query, Unknown},
+		{"- * ICMP", ping, Matched}, {"- * ICMP", ping6, Matched}, {"- * 1", ping6, NoMatch}, {"- * 58", ping6, Matched}, {"- * ICMPv6", ping, NoMatch},
+		{"+ 192.0.2.7", named, Matched}, {"+ 192.0.2.7", mapped, Matched}, {"+ 192.0.2.0/24", bare, Matched}, {"+ 192.0.2.0/24", six, NoMatch},
+		{"+ 192.0.2.0/24", query, Unknown}, {"+ ::/0", bare, NoMatch}, {"+ ::/0", six, Matched},
+		{"+ 192.0.2.1-192.0.2.7", bare, Matched}, {"+ 192.0.2.8-192.0.2.9", bare, NoMatch}, {"+ ::-ffff::", bare, NoMatch},
+		{"+ 2001:db8::-2001:db8::ffff", six, Matched}, {"+ 192.0.2.1-192.0.2.7", query, Unknown},
+		{"+ Internet", bare, Matched}, {"+ LAN", bare, NoMatch}, {"+ LAN,Internet", bare, Matched}, {"+ LAN,LAN", linkFacts("", "10.0.0.1", packet.TCP, 1), Matched},
+		{"+ Localhost", query, Unknown},
+		{"+ www.a.example", query, Matched}, {"+ a.example", query, NoMatch}, {"+ .a.example", query, Matched}, {"+ .www.a.example", query, Matched},
+		{"+ .ww.a.example", query, NoMatch}, {"+ .w.a.example", query, NoMatch}, {"+ *.a.example", query, Matched}, {"+ *w.a.example", query, Matched},
+		{"+ www.*", query, Matched}, {"+ *a.ex*", query, Matched}, {"+ /^WWW\\./", query, Matched}, {"+ /^a/", query, NoMatch},
+		{"+ www.a.example", bare, NoMatch}, {"- www.a.example", bare, NoMatch}, {"- www.a.example", early, Unknown},
+		{"+ {b.example,.a.example}", query, Matched}, {"+ {b.example,192.0.2.0/24}", query, Unknown}, {"+ {b.example,192.0.2.0/24}", bare, Matched},
+		{"+ !.a.example", query, NoMatch}, {"+ !.b.example", query, Matched}, {"+ !192.0.2.0/24", query, Unknown}, {"+ !!.a.example", query, Matched},
+		{"- !LAN,Localhost", bare, Matched},
+		{"- .a.example TCP/443", query, Unknown}, {"- .b.example TCP/443", query, NoMatch}, {"- .a.example UDP", named, NoMatch},
+		{"- * app=quic", quic, Matched}, {"- * app=quic", named, NoMatch}, {"- * app=quic", query, Unknown}, {"- * app=tls", quic, NoMatch},
+		// Aliases make a decision stricter, never looser.
+		{"- .a.example", alias, Matched}, {"-- .a.example", alias, Matched}, {"+ .a.example", alias, NoMatch}, {"? .a.example", alias, NoMatch},
+		{"+ !.a.example", alias, NoMatch}, {"- !.a.example", alias, Matched}, {"- !.shop.example", alias, NoMatch}, {"- !!.a.example", alias, Matched},
+		{"- {b.example,cdn.*}", alias, Matched},
+	}
+	for _, c := range table {
+		r := mustRule(t, c.rule)
+		if got := r.Match(&c.facts); got != c.want {
+			t.Errorf("%q against %+v: %v, want %v", c.rule, c.facts, got, c.want)
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	for got, want := range map[string]string{
+		Allow.String(): "+", Block.String(): "-", Drop.String(): "--", Ask.String(): "?",
+		Matched.String(): "match", NoMatch.String(): "no match", Unknown.String(): "unknown yet",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	if (Action(0)) != Block {
+		t.Error("the zero action does not block")
+	}
+}
