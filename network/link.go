@@ -85,6 +85,7 @@ type Link struct {
 	Started time.Time
 
 	id       uint64
+	unlisted bool // carried, but not in the monitor
 	comm     atomic.Pointer[Communication]
 	decision atomic.Pointer[Decision]
 	sent     atomic.Uint64

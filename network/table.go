@@ -120,12 +120,18 @@ func (t *Table) NewQuery(f packet.Flow) *Link {
 	return &Link{Kind: KindDNS, Flow: f, Started: t.clock(), id: t.nextID.Add(1)}
 }
 
+// Unlisted returns a link that never appears in the list and causes no event: for what is
+// relayed but not decided one by one (policy.md, fast track).
+func (t *Table) Unlisted(f packet.Flow) *Link {
+	return &Link{Flow: f, Started: t.clock(), id: t.nextID.Add(1), unlisted: true}
+}
+
 // Decide stores d as the link's decision and tells the watchers.
 func (t *Table) Decide(l *Link, d Decision) {
 	first := l.decision.Swap(&d) == nil
 	switch {
-	case l.Kind == KindDNS:
-		return // one event, when it ended: the answer is part of it
+	case l.Kind == KindDNS, l.unlisted:
+		return // a query has one event, when it ended: the answer is part of it
 	case first:
 		t.publish(EventDecided, l)
 	default:
@@ -141,6 +147,9 @@ func (t *Table) End(l *Link, cause string) {
 	}
 	l.abort.Store(nil)
 	t.unbind(l)
+	if l.unlisted {
+		return
+	}
 	typ := EventDNS
 	if l.Kind == KindLink {
 		typ = EventEnded

@@ -1,0 +1,272 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatun/api"
+	"gatun/network"
+)
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+func statusCommand(p *places) *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "status", Short: "Show whether gatun runs, and what it does not control", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s api.Status
+			if err := p.client().Get(c.Context(), "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(c.OutOrStdout(), s)
+			}
+			return printStatus(c.OutOrStdout(), s)
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return c
+}
+
+func printStatus(w io.Writer, s api.Status) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	row := func(k string, v ...any) { _, _ = fmt.Fprintf(t, "%s\t%s\n", k, fmt.Sprint(v...)) }
+	row("state", s.State)
+	row("mode", s.Mode, ", pid ", s.PID, ", since ", s.Started.Local().Format(time.DateTime))
+	row("config", firstOf(s.Config.File, "built-in defaults"), ", revision ", s.Config.Revision)
+	if s.Config.Problem != "" {
+		row("", "NOT IN FORCE: ", s.Config.Problem)
+	}
+	row("rating", s.Rating)
+	row("inbound", s.Inbound)
+	row("resolvers", strings.Join(s.Resolvers, " "))
+	row("links", s.Links.Live, " live, ", s.Links.Decided, " decided, ", s.Links.Denied, " denied")
+	if g := s.Guard; g != nil {
+		state := "in place"
+		if !g.OK {
+			state = "MISSING"
+		}
+		row("guard", state, ", ", g.Repairs, " repairs, ", g.Snapshot, " older flows left on their path")
+	}
+	for _, n := range s.Notes {
+		row("note", n)
+	}
+	for _, n := range s.Config.Warnings {
+		row("warning", n)
+	}
+	return t.Flush()
+}
+
+// filters are the flags that select flows.
+type filters struct {
+	values url.Values
+	flags  map[string]*string
+}
+
+func addFilters(c *cobra.Command) *filters {
+	f := &filters{values: url.Values{}, flags: map[string]*string{}}
+	for name, help := range map[string]string{
+		"verdict": "only flows with this verdict", "proto": "only this protocol", "kind": "only link or dns",
+		"domain": "only flows whose domain contains this", "remote": "only flows whose remote address contains this",
+		"process": "only flows of this program: name, path or pid",
+	} {
+		f.flags[name] = c.Flags().String(name, "", help)
+	}
+	return f
+}
+
+func (f *filters) query() url.Values {
+	for name, v := range f.flags {
+		if *v != "" {
+			f.values.Set(name, *v)
+		}
+	}
+	return f.values
+}
+
+func flowsCommand(p *places) *cobra.Command {
+	var asJSON, watch, live bool
+	c := &cobra.Command{
+		Use: "flows", Short: "List the flows with their programs, verdicts and reasons", Args: cobra.NoArgs,
+	}
+	f := addFilters(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "go on printing what happens")
+	c.Flags().BoolVar(&live, "live", false, "only flows that have not ended")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		if watch {
+			return watchFlows(c, p.client(), asJSON, nil)
+		}
+		q := f.query()
+		if live {
+			q.Set("live", "1")
+		}
+		var list api.FlowList
+		if err := p.client().Get(c.Context(), "/v1/flows", q, &list); err != nil {
+			return err
+		}
+		if asJSON {
+			return printJSON(c.OutOrStdout(), list)
+		}
+		return printFlows(c.OutOrStdout(), list.Flows)
+	}
+	return c
+}
+
+func printFlows(w io.Writer, flows []network.Report) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	_, _ = fmt.Fprintln(t, "ID\tTIME\tPROTO\tPROGRAM\tREMOTE\tVERDICT\tREASON")
+	for i := range flows {
+		r := &flows[i]
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", r.ID, r.Started.Local().Format(time.TimeOnly), protoOf(r), programOf(r), remoteOf(r), r.Verdict, reasonOf(r))
+	}
+	return t.Flush()
+}
+
+// watchFlows prints events until the user has enough. since = nil starts now.
+func watchFlows(c *cobra.Command, cl *api.Client, asJSON bool, since *uint64) error {
+	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	w := c.OutOrStdout()
+	return cl.Events(ctx, since, func(b json.RawMessage) error {
+		if asJSON {
+			_, err := fmt.Fprintf(w, "%s\n", b)
+			return err
+		}
+		var e network.ReportEvent
+		if err := json.Unmarshal(b, &e); err != nil || e.Flow == nil {
+			return err
+		}
+		_, err := fmt.Fprintln(w, e.Event, line(e.Flow))
+		return err
+	})
+}
+
+func logCommand(p *places) *cobra.Command {
+	var asJSON, watch bool
+	var last int
+	c := &cobra.Command{
+		Use: "log", Short: "Print one line per decision, oldest first", Args: cobra.NoArgs,
+	}
+	f := addFilters(c)
+	c.Flags().BoolVar(&asJSON, "json", false, "print one JSON object per line")
+	c.Flags().BoolVar(&watch, "watch", false, "go on with new decisions")
+	c.Flags().IntVarP(&last, "last", "n", 1000, "at most that many decisions")
+	c.RunE = func(c *cobra.Command, _ []string) error {
+		q := f.query()
+		q.Set("last", fmt.Sprint(last))
+		var list api.FlowList
+		if err := p.client().Get(c.Context(), "/v1/flows", q, &list); err != nil {
+			return err
+		}
+		w := c.OutOrStdout()
+		for i := range list.Flows {
+			if asJSON {
+				if err := printJSON(w, list.Flows[i]); err != nil {
+					return err
+				}
+				continue
+			}
+			if _, err := fmt.Fprintln(w, line(&list.Flows[i])); err != nil {
+				return err
+			}
+		}
+		if !watch {
+			return nil
+		}
+		return watchFlows(c, p.client(), asJSON, nil)
+	}
+	return c
+}
+
+func killCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use: "kill FLOW-ID…", Short: "End live flows", Args: cobra.MinimumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			for _, id := range args {
+				var done struct{ Killed string }
+				if err := p.client().Delete(c.Context(), "/v1/flows/"+url.PathEscape(id), &done); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func reloadCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use: "reload", Short: "Read the configuration again", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s api.Status
+			return p.client().Post(c.Context(), "/v1/reload", &s)
+		},
+	}
+}
+
+func whyCommand(p *places) *cobra.Command {
+	var (
+		dry    api.DryRun
+		asJSON bool
+	)
+	c := &cobra.Command{
+		Use: "why [FLOW-ID]", Short: "Explain a verdict, of a flow that exists or of one that might", Args: cobra.MaximumNArgs(1),
+		Long: "Explain a verdict: every decider in order, with the rule and its file and line.\nExit code: 0 allow, 10 block, 11 ask.",
+	}
+	c.Flags().StringVar(&dry.Exe, "exe", "", "path of the program")
+	c.Flags().StringVar(&dry.User, "user", "", "user, as a number or a name")
+	c.Flags().StringVar(&dry.Domain, "domain", "", "name that the program resolved")
+	c.Flags().StringVar(&dry.To, "to", "", "destination, ADDR:PORT/PROTO")
+	c.Flags().BoolVar(&dry.Inbound, "inbound", false, "the flow comes in")
+	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.RunE = func(c *cobra.Command, args []string) error {
+		q := dry.Values()
+		switch {
+		case len(args) == 1 && len(q) > 0:
+			return exitStatus{exitUsage, fmt.Errorf("give either a flow id or a description, not both")}
+		case len(args) == 1:
+			q.Set("id", args[0])
+		case dry.Domain == "" && dry.To == "":
+			return exitStatus{exitUsage, fmt.Errorf("say which flow: an id from `gatun flows`, or --to and --domain")}
+		}
+		var w api.Why
+		if err := p.client().Get(c.Context(), "/v1/why", q, &w); err != nil {
+			return err
+		}
+		print := printWhy
+		if asJSON {
+			print = func(out io.Writer, w api.Why) error { return printJSON(out, w) }
+		}
+		if err := print(c.OutOrStdout(), w); err != nil {
+			return err
+		}
+		return whyExit(w.Verdict)
+	}
+	return c
+}
+
+func whyExit(verdict string) error {
+	switch verdict {
+	case network.Accept.String(), network.PermanentAccept.String(), network.RerouteToNameserver.String(), network.RerouteToTunnel.String():
+		return nil
+	case network.Undecided.String():
+		return exitStatus{code: exitAsk}
+	default:
+		return exitStatus{code: exitBlocked}
+	}
+}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"gatun/api"
+	"gatun/firewall"
+	"gatun/network"
+)
+
+// line renders a flow as one line for people: time, protocol, program[pid], name:port,
+// verdict, reason.
+func line(r *network.Report) string {
+	return strings.Join([]string{
+		r.Started.Local().Format("15:04:05.000"), protoOf(r), programOf(r), remoteOf(r), strings.ToUpper(r.Verdict), reasonOf(r),
+	}, " ")
+}
+
+func protoOf(r *network.Report) string {
+	if r.Kind == network.KindDNS.String() {
+		return "DNS"
+	}
+	return strings.ToUpper(r.Proto)
+}
+
+func programOf(r *network.Report) string {
+	if r.Process == nil {
+		return "?"
+	}
+	if r.Process.PID == 0 {
+		return printableName(r.Process.Name)
+	}
+	return fmt.Sprintf("%s[%d]", printableName(r.Process.Name), r.Process.PID)
+}
+
+// printableName keeps control characters of a program's name off the terminal.
+func printableName(s string) string {
+	return strings.Map(func(c rune) rune {
+		if c < 0x20 || c == 0x7f {
+			return '?'
+		}
+		return c
+	}, s)
+}
+
+func remoteOf(r *network.Report) string {
+	if r.Domain == "" {
+		return r.Remote
+	}
+	if r.Kind == network.KindDNS.String() {
+		return r.Domain
+	}
+	return r.Domain + r.Remote[strings.LastIndexByte(r.Remote, ':'):]
+}
+
+func reasonOf(r *network.Report) string {
+	if r.Rule == nil || r.Rule.File == "" {
+		return r.Reason
+	}
+	return fmt.Sprintf("%s (%s)", r.Reason, r.Rule)
+}
+
+func printWhy(out io.Writer, w api.Why) error {
+	var trail []firewall.Step
+	if err := json.Unmarshal(w.Trail, &trail); err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(out, "%s: %s\n", strings.ToUpper(w.Verdict), w.Reason)
+	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	for _, s := range trail {
+		rule := ""
+		if s.Rule != nil {
+			rule = fmt.Sprintf("%q %s", s.Rule.Text, where(s.Rule))
+		}
+		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\n", s.Stage, s.Decider, s.Result, s.Setting, rule)
+	}
+	return t.Flush()
+}
+
+func where(r *network.RuleRef) string {
+	if r.File == "" {
+		return "(command line)"
+	}
+	return r.String()
+}
+
+// elapsed rounds a duration for people.
+func elapsed(d time.Duration) string { return d.Round(time.Millisecond).String() }

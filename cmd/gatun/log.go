@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// newLogger writes to stderr: JSON lines with a time. It never sees payloads.
+func newLogger(level string) (*zap.Logger, error) {
+	l, err := zapcore.ParseLevel(level)
+	if err != nil {
+		return nil, fmt.Errorf("core/logLevel: want debug, info, warn or error, got %q", level)
+	}
+	c := zap.NewProductionConfig()
+	c.Level = zap.NewAtomicLevelAt(l)
+	c.Sampling = &zap.SamplingConfig{Initial: 100, Thereafter: 1000}
+	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
+	c.DisableStacktrace = true
+	return c.Build()
+}
+
+// lastProblem is why the newest edit of the configuration is not in force.
+type lastProblem struct {
+	mu  sync.Mutex
+	err error
+}
+
+func (p *lastProblem) set(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.err = err
+}
+
+func (p *lastProblem) text() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err == nil {
+		return ""
+	}
+	return p.err.Error()
+}

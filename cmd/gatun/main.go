@@ -1,0 +1,28 @@
+// Command gatun is a userspace application firewall: it captures the traffic of one command or
+// of the machine, finds out which program every flow belongs to, and decides it.
+//
+// This package holds the commands and the wiring, and nothing else: every long-lived part is
+// made and started here, in plain struct fields. Nobody imports it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"gatun/tun/sandbox"
+)
+
+func main() {
+	if sandbox.IsChild() { // before anything slow: this is the inner half of `gatun run`
+		sandbox.ChildMain()
+	}
+	root := newRoot(os.Stdout, os.Stderr)
+	err := root.ExecuteContext(context.Background())
+	var status exitStatus
+	if err != nil && !(errors.As(err, &status) && status.silent()) {
+		fmt.Fprintln(os.Stderr, "gatun:", err)
+	}
+	os.Exit(exitCode(err))
+}

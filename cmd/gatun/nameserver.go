@@ -1,0 +1,78 @@
+package main
+
+import (
+	"path/filepath"
+	"slices"
+	"time"
+
+	"gatun/attribution"
+	"gatun/config"
+	"gatun/dns"
+	"gatun/firewall"
+	"gatun/network"
+	"gatun/profiles"
+)
+
+// dnsFirewall lets the nameserver ask the firewall.
+type dnsFirewall struct {
+	master *firewall.Master
+}
+
+// BeforeIntel implements dns.Firewall.
+func (f dnsFirewall) BeforeIntel(q *dns.Query) network.Decision {
+	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name})
+}
+
+// AfterIntel implements dns.Firewall.
+func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
+	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs}, a.Addrs)
+	a.Remove = remove
+	return d
+}
+
+// newMemory returns the memory of names. What a resolver daemon resolved counts for everybody:
+// programs that ask it over loopback are not seen asking.
+func newMemory() *dns.Memory {
+	return dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: isResolverDaemon})
+}
+
+// isResolverDaemon knows the system's resolvers by binary, in folders only root can write to.
+func isResolverDaemon(o attribution.Owner) bool {
+	dir, name := filepath.Split(o.Process.Path)
+	return slices.Contains([]string{"/usr/sbin/", "/usr/bin/", "/sbin/", "/usr/lib/systemd/", "/lib/systemd/"}, dir) &&
+		slices.Contains([]string{"systemd-resolved", "dnsmasq", "unbound", "named", "nscd", "stubby", "dnscrypt-proxy"}, name)
+}
+
+// newNameserver wires the nameserver of an engine.
+func newNameserver(e *engine) *dns.Server {
+	return dns.New(dns.Options{
+		Firewall: dnsFirewall{e.master}, Dialer: e.opt.dialer, Memory: e.names, Recorder: e.table,
+		System:     e.system.Resolvers,
+		BlockStyle: func(o attribution.Owner) dns.BlockStyle { return blockStyle(e.master.Settings(o).BlockStyle) },
+		Profile:    func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },
+		Config:     dnsConfig(e.opt.cfg),
+		Logger:     e.opt.log,
+	})
+}
+
+func blockStyle(s profiles.BlockStyle) dns.BlockStyle {
+	switch s {
+	case profiles.Refused:
+		return dns.Refused
+	case profiles.Zero:
+		return dns.Zero
+	default:
+		return dns.NXDomain
+	}
+}
+
+// dnsConfig takes the resolvers from a checked configuration.
+func dnsConfig(cfg *config.Config) dns.Config {
+	var c dns.Config
+	for _, text := range cfg.Strings("dns/nameservers") {
+		if r, err := dns.ParseResolver(text); err == nil { // config has checked them
+			c.Nameservers = append(c.Nameservers, r)
+		}
+	}
+	return c
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"gatun/api"
+	"gatun/attribution"
+	"gatun/config"
+	"gatun/dns"
+	"gatun/network/state"
+	"gatun/profiles"
+	"gatun/tun"
+	"gatun/tun/route"
+)
+
+// errDown is the explicit act that ends `up`.
+var errDown = errors.New("down")
+
+// up is the running `gatun up`.
+type up struct {
+	source  config.Source
+	places  *places
+	log     *zap.Logger
+	engine  *engine
+	store   *profiles.Store
+	manager *route.Manager
+	stop    context.CancelCauseFunc
+	last    lastProblem
+}
+
+func upCommand(p *places) *cobra.Command {
+	var file string
+	c := &cobra.Command{
+		Use: "up", Short: "Capture the whole machine (root; stays in the foreground)", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if os.Geteuid() > 0 {
+				return exitStatus{exitPermission, errors.New("up changes the machine's routes: run it as root (sudo gatun up), or use `gatun run -- CMD`, which needs no root")}
+			}
+			return bringUp(c.Context(), p, file)
+		},
+	}
+	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default "+defaultConfig+")")
+	return c
+}
+
+// bringUp runs until it is told to stop. Only an order leaves the machine open: after any
+// error the guard stays, and says so.
+func bringUp(ctx context.Context, p *places, named string) error {
+	source := configSource(named)
+	cfg, err := config.Load(source)
+	if err != nil {
+		return closedBy(ctx, p, err)
+	}
+	store, err := profiles.NewStore(cfg, profiles.Options{})
+	if err != nil {
+		return closedBy(ctx, p, err)
+	}
+	log, err := newLogger(cfg.String("core/logLevel"))
+	if err != nil {
+		return err
+	}
+	u := &up{source: source, places: p, log: log, store: store}
+	ctx, u.stop = context.WithCancelCause(ctx)
+	defer u.stop(nil)
+	if err := u.run(ctx, cfg); err != nil && !errors.Is(err, errDown) {
+		if u.manager != nil && u.manager.Status().State != route.Off {
+			log.Error("traffic stays closed; start gatun again, or open the machine with `gatun recover`", zap.Error(err))
+		}
+		return err
+	}
+	return nil
+}
+
+// closedBy handles a configuration that cannot be used: the machine is closed, not open with
+// defaults (safety.md). Flows that are open already go on.
+func closedBy(ctx context.Context, p *places, cause error) error {
+	m, err := route.New(route.Options{StateDir: p.stateDir(), Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU}})
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	d, err := tun.Options{Name: route.DeviceName, Persist: true}.Open()
+	if errors.Is(err, tun.ErrBusy) {
+		return cause // another instance runs: nothing changes for it
+	}
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	defer d.Close()
+	if err := m.Up(ctx); err != nil && !errors.Is(err, route.ErrAlreadyRunning) {
+		return errors.Join(cause, err)
+	}
+	return exitStatus{exitConfig, fmt.Errorf("%w\nthe machine is closed until this is mended and `gatun up` runs, or `gatun recover` opens it", cause)}
+}
+
+func names(cfg *config.Config) route.Names {
+	n := route.DefaultNames()
+	if v := cfg.Int("core/mark"); v != 0 {
+		n = n.WithMark(uint32(v))
+	}
+	if v := cfg.Int("core/table"); v != 0 {
+		n = n.WithTable(v)
+	}
+	return n
+}
+
+func (u *up) run(ctx context.Context, cfg *config.Config) error {
+	n := names(cfg)
+	var err error
+	u.manager, err = route.New(route.Options{
+		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: cfg.Grade("filter/blockLAN") == config.On},
+	})
+	if err != nil {
+		return err
+	}
+	device, err := tun.Options{Name: n.Device, MTU: tun.DefaultMTU, Persist: true}.Open()
+	if errors.Is(err, tun.ErrBusy) {
+		return fmt.Errorf("%w: %w", route.ErrAlreadyRunning, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer device.Close()
+	if err := u.build(cfg, device, n); err != nil {
+		return err
+	}
+	return u.serve(ctx)
+}
+
+func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
+	iface, err := net.InterfaceByName(n.Device)
+	if err != nil {
+		return err
+	}
+	sockets, err := state.Open(state.Options{Device: uint32(iface.Index)})
+	if err != nil {
+		return err
+	}
+	finder := attribution.New(attribution.Options{State: sockets, Self: os.Getpid(), Logger: u.log})
+	u.engine, err = newEngine(engineOptions{
+		mode: "up", device: device, owners: finder, local: u.manager.IsLocal, store: u.store, cfg: cfg,
+		dialer:    &route.Dialer{Mark: n.Mark, BindSource: true},
+		resolvers: dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver},
+		netns:     currentNetNS(), log: u.log,
+	})
+	return err
+}
+
+// ownNameserver names addresses that lead back to us; in `up` the nameserver has none of its
+// own, it answers for whatever server was asked.
+func (u *up) ownNameserver(a netip.Addr) bool { return a.IsUnspecified() }
+
+// serve captures, serves the API and watches the file until an order or a failure ends it.
+func (u *up) serve(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
+	if err := u.manager.Up(ctx); err != nil {
+		u.stop(err)
+		_ = g.Wait()
+		return err
+	}
+	listener, err := api.Listen(u.places.socketPath())
+	if err != nil {
+		u.stop(err)
+		_ = g.Wait()
+		return errors.Join(err, u.manager.Down(context.WithoutCancel(ctx)))
+	}
+	defer os.Remove(u.places.socketPath())
+	server := &api.Server{Daemon: u, Flows: u.engine.table, Why: explainer{u.engine.master}, Log: u.log}
+	g.Go(func() error { return server.Serve(ctx, listener) })
+	g.Go(func() error { return u.manager.Run(ctx) })
+	g.Go(func() error { return u.watch(ctx) })
+	g.Go(func() error { return u.signals(ctx) })
+	notifyReady()
+	err = g.Wait()
+	if cause := context.Cause(ctx); errors.Is(cause, errDown) || errors.Is(err, errDown) {
+		notifyStopping()
+		return u.manager.Down(context.WithoutCancel(ctx))
+	}
+	return err
+}
+
+// signals turns signals into orders: TERM and INT are `down`, HUP is `reload`.
+func (u *up) signals(ctx context.Context) error {
+	c := make(chan os.Signal, 4)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(c)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-c:
+			if s != syscall.SIGHUP {
+				return errDown
+			}
+			_ = u.Reload(ctx) // said in the log and in status
+		}
+	}
+}
+
+// watch reloads when the file, or one beside it, was changed.
+func (u *up) watch(ctx context.Context) error {
+	return config.Watch(ctx, u.source.Paths(), func() { _ = u.Reload(ctx) })
+}
+
+// Reload implements api.Daemon.
+func (u *up) Reload(context.Context) error {
+	cfg, err := config.Load(u.source)
+	if err == nil {
+		err = u.engine.apply(cfg)
+	}
+	u.last.set(err)
+	if err != nil {
+		u.log.Error("the new configuration is not in force; the running policy goes on", zap.Error(err))
+	}
+	return err
+}
+
+// Stop implements api.Daemon.
+func (u *up) Stop() { u.stop(errDown) }
+
+// Status implements api.Daemon.
+func (u *up) Status() api.Status {
+	s := u.engine.status()
+	m := u.manager.Status()
+	s.State = m.State.String()
+	s.Config.Problem = u.last.text()
+	s.Inbound = m.Inbound
+	s.Notes = append(s.Notes, m.LinkLocal)
+	s.Notes = append(s.Notes, m.Conflicts...)
+	if m.Reason != "" {
+		s.Notes = append(s.Notes, m.Reason)
+	}
+	s.Names = map[string]any{
+		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
+		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
+		"priority_link": m.Names.PriorityLink, "priority_tun": m.Names.PriorityTun,
+	}
+	s.Guard = &api.GuardStatus{OK: m.GuardOK && m.RulesOK, Repairs: m.Repairs, Snapshot: m.Snapshot}
+	return s
+}
+
+func (u *up) repaired(e route.Event) {
+	u.log.Warn("somebody changed what keeps traffic captured", zap.String("what", string(e.Kind)), zap.String("detail", e.Detail), zap.Duration("took", e.Took))
+	if u.engine != nil {
+		u.engine.table.PublishState()
+	}
+}
+
+func downCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use: "down", Short: "End `gatun up` and leave the machine as it was", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s api.Status
+			if err := p.client().Post(c.Context(), "/v1/down", &s); err != nil {
+				return err
+			}
+			return waitGone(c.Context(), p.client())
+		},
+	}
+}
+
+// waitGone returns when the daemon no longer answers: then everything is undone.
+func waitGone(ctx context.Context, cl *api.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var s api.Status
+		if err := cl.Get(ctx, "/v1/status", nil, &s); errors.Is(err, api.ErrNotRunning) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("gatun was told to stop and still answers after 30 s; see its log")
+		case <-tick.C:
+		}
+	}
+}
+
+func recoverCommand(p *places) *cobra.Command {
+	return &cobra.Command{
+		Use: "recover", Short: "Undo whatever a crash left behind (root; needs no configuration)", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if os.Geteuid() > 0 {
+				return exitStatus{exitPermission, errors.New("recover changes the machine's routes: run it as root")}
+			}
+			return route.Recover(p.stateDir(), route.DefaultNames())
+		},
+	}
+}

@@ -1,0 +1,302 @@
+package interception
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatun/attribution"
+	"gatun/firewall"
+	"gatun/network"
+	"gatun/network/packet"
+	"gatun/profiles"
+	"gatun/stack"
+)
+
+// Owners finds the program behind a flow. The Process it returns is never nil.
+type Owners interface {
+	Find(context.Context, packet.Flow) attribution.Owner
+}
+
+// Names knows under which name a program resolved an address.
+type Names interface {
+	Entity(attribution.Owner, netip.Addr) network.Entity
+}
+
+// Nameserver answers what is rerouted to it.
+type Nameserver interface {
+	// ServeUDP returns the answer to one query, or nil where silence is the answer.
+	ServeUDP(ctx context.Context, f packet.Flow, o attribution.Owner, query []byte) []byte
+	// ServeConn answers a stream until it ends; an error says why it was cut.
+	ServeConn(ctx context.Context, f packet.Flow, o attribution.Owner, c net.Conn) error
+}
+
+// maxQueries bounds the DNS queries over UDP that are answered at the same time; more are
+// dropped and asked again by the resolver library.
+const maxQueries = 8192
+
+// Gate carries verdicts out: hold, look up, decide, and one switch. It implements
+// stack.Handler. All fields but the unexported ones are set by cmd before Run.
+type Gate struct {
+	Table      *network.Table
+	Firewall   *firewall.Master
+	Owners     Owners
+	Names      Names
+	Nameserver Nameserver
+	Relay      *Relay
+	Log        *zap.Logger
+	Clock      func() time.Time
+
+	ctx     context.Context // of Run: ends what outlives a handler
+	queries atomic.Int64
+	decided atomic.Uint64
+	denied  atomic.Uint64
+	panics  atomic.Uint64
+	causes  causes
+	parked  parked
+}
+
+// Attach gives the Gate the context in which everything it carries lives. cmd calls it once,
+// before the first packet.
+func (g *Gate) Attach(ctx context.Context) { g.ctx = ctx }
+
+// Run looks after flows that nobody relays any more until ctx ends.
+func (g *Gate) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			g.sweep()
+		}
+	}
+}
+
+// judge finds out who wants what, decides, and writes it into the table.
+func (g *Gate) judge(ctx context.Context, l *network.Link) (network.Decision, attribution.Owner) {
+	owner := g.Owners.Find(ctx, l.Flow)
+	return g.decide(l, owner), owner
+}
+
+func (g *Gate) bind(l *network.Link, owner attribution.Owner) *network.Communication {
+	return g.Table.Bind(l, &network.Communication{
+		Owner: owner, Entity: g.Names.Entity(owner, l.Flow.Remote.Addr()), Profile: g.Firewall.Settings(owner).ProfileName,
+	})
+}
+
+func (g *Gate) decide(l *network.Link, owner attribution.Owner) network.Decision {
+	d := g.Firewall.Decide(g.bind(l, owner), l.Flow)
+	g.count(owner, d)
+	g.Table.Decide(l, d)
+	return d
+}
+
+// HandleTCP decides on a held SYN and carries the verdict out. It blocks while the flow lives.
+func (g *Gate) HandleTCP(f *stack.TCPFlow) {
+	l, known := g.Table.Link(f.Flow())
+	if known {
+		if d := l.Decision(); d.Decided() && !d.Verdict.Permits() {
+			g.parked.touch(l, g.Clock())
+			refuseTCP(f, d.Verdict)
+			return
+		}
+		// A new SYN on the tuple of a connection that netstack has already forgotten.
+		l.Kill("replaced by a new connection")
+		g.Table.End(l, "replaced by a new connection")
+		l, _ = g.Table.Link(f.Flow())
+	}
+	d, owner := g.judge(f.Context(), l)
+	switch d.Verdict {
+	case network.Accept, network.PermanentAccept:
+		g.Table.End(l, g.Relay.TCP(g.ctx, f, l))
+	case network.RerouteToNameserver:
+		g.Table.End(l, g.nameserverTCP(f, l, owner))
+	case network.Drop, network.PermanentDrop:
+		f.Drop()
+		g.parked.add(l, nil, g.Clock().Add(dropRemembered))
+	default: // Block, PermanentBlock, and everything that nobody decided
+		f.Reject()
+		g.end(l, d)
+	}
+}
+
+func refuseTCP(f *stack.TCPFlow, v network.Verdict) {
+	switch v {
+	case network.Drop, network.PermanentDrop:
+		f.Drop()
+	default:
+		f.Reject()
+	}
+}
+
+// end finishes a denied link: at once, or after a while where the verdict is to be remembered.
+func (g *Gate) end(l *network.Link, d network.Decision) {
+	if d.Verdict.Permanent() {
+		g.parked.add(l, nil, g.Clock().Add(dropRemembered))
+		return
+	}
+	g.Table.End(l, "blocked")
+}
+
+func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Owner) string {
+	c, err := f.Accept()
+	if err != nil {
+		return "program gave up"
+	}
+	l.OnKill(func(string) { c.Abort() })
+	if err := g.Nameserver.ServeConn(g.ctx, f.Flow(), o, metered{c, l}); err != nil {
+		return err.Error()
+	}
+	return "closed"
+}
+
+// HandleUDP decides on the first datagram of a (socket, peer) pair. After that datagrams pass
+// without a goroutine of ours.
+func (g *Gate) HandleUDP(f *stack.UDPFlow) {
+	l, known := g.Table.Link(f.Flow())
+	if known { // the stack forgot the pair just before the table did
+		g.Table.End(l, "idle")
+		l, _ = g.Table.Link(f.Flow())
+	}
+	d, owner := g.judge(g.ctx, l)
+	switch d.Verdict {
+	case network.Accept, network.PermanentAccept:
+		g.Relay.UDP(f, l)
+	case network.RerouteToNameserver:
+		g.park(l, f)
+		f.Accept(&querySink{gate: g, link: l, owner: owner})
+	case network.Drop, network.PermanentDrop:
+		g.park(l, f)
+		f.Drop()
+	default:
+		g.park(l, f)
+		f.Reject(packet.PortUnreachable(f.Flow().Remote.Addr()))
+	}
+}
+
+// HandlePing decides on an echo request. With filter/ping: permit it is relayed and does not
+// appear in the monitor; only what we sent ourselves is cut, so that it cannot loop.
+func (g *Gate) HandlePing(f *stack.PingFlow) {
+	owner := g.Owners.Find(g.ctx, f.Flow())
+	if g.Firewall.Settings(owner).Ping == profiles.PingPermit {
+		if owner.Process.Kind == attribution.KindSelf {
+			f.Drop()
+			return
+		}
+		l := g.Table.Unlisted(f.Flow())
+		g.bind(l, owner)
+		g.Relay.Ping(f, l)
+		return
+	}
+	l, known := g.Table.Link(f.Flow())
+	if known {
+		g.Table.End(l, "idle")
+		l, _ = g.Table.Link(f.Flow())
+	}
+	switch d := g.decide(l, owner); d.Verdict {
+	case network.Accept, network.PermanentAccept:
+		g.Relay.Ping(f, l)
+	case network.Drop, network.PermanentDrop:
+		g.park(l, f)
+		f.Drop()
+	default:
+		g.park(l, f)
+		f.Reject(packet.AdminProhibited(f.Flow().Remote.Addr()))
+	}
+}
+
+// HandleOther decides on a protocol that cannot be relayed here: whatever the verdict, the
+// sender learns that the protocol goes nowhere, unless silence was asked for.
+func (g *Gate) HandleOther(f *stack.OtherFlow) {
+	l, known := g.Table.Link(f.Flow())
+	d := l.Decision()
+	if !known {
+		d, _ = g.judge(g.ctx, l)
+		g.parked.add(l, nil, g.Clock().Add(dropRemembered))
+	}
+	switch d.Verdict {
+	case network.Drop, network.PermanentDrop:
+		f.Drop()
+	default:
+		f.Reject(packet.ProtocolUnreachable(netip.Addr{}))
+	}
+}
+
+// Reevaluate decides every live link again and ends those that are no longer permitted. It
+// returns how many it ended. The others lose no byte.
+func (g *Gate) Reevaluate() (closed int) {
+	for _, l := range g.Table.Live() {
+		c := l.Comm()
+		if c == nil || !l.Decision().Decided() {
+			continue // still being decided, with the new settings
+		}
+		if !g.Firewall.Settings(c.Owner).Reevaluate {
+			continue
+		}
+		old, now := l.Decision(), g.Firewall.Decide(c, l.Flow)
+		if now.Verdict == old.Verdict {
+			continue
+		}
+		g.Table.Decide(l, now)
+		if l.Kill("the policy changed") {
+			closed++
+		} else {
+			g.parked.expire(l) // a remembered denial: the next packet is decided anew
+		}
+	}
+	return closed
+}
+
+// survive keeps a panic in one query from ending the firewall for everybody.
+func (g *Gate) survive(what string) {
+	if r := recover(); r != nil {
+		g.panics.Add(1)
+		g.Log.Error("panic", zap.String("in", what), zap.Any("panic", r), zap.Stack("stack"))
+	}
+}
+
+// Counts returns how many links were decided and how many of them were denied.
+func (g *Gate) Counts() (decided, denied uint64) { return g.decided.Load(), g.denied.Load() }
+
+// Causes returns how many links had each owner_cause.
+func (g *Gate) Causes() map[string]uint64 { return g.causes.copy() }
+
+func (g *Gate) count(o attribution.Owner, d network.Decision) {
+	g.decided.Add(1)
+	if !d.Verdict.Permits() {
+		g.denied.Add(1)
+	}
+	g.causes.add(o.Cause)
+}
+
+// causes counts links by owner_cause, which is a small set of phrases.
+type causes struct {
+	mu sync.Mutex
+	n  map[string]uint64
+}
+
+func (c *causes) add(cause string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]uint64{}
+	}
+	c.n[cause]++
+}
+
+func (c *causes) copy() map[string]uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	m := make(map[string]uint64, len(c.n))
+	for k, v := range c.n {
+		m[k] = v
+	}
+	return m
+}
