@@ -11,8 +11,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// How fast Run reacts. The guard is put back at once; route changes come in bursts and are
-// worth a short wait; the polls are the net below lost notifications.
+// How fast Run reacts. The guard and deleted rules are put back at once; changes of the network
+// come in bursts and are worth a short wait; the polls are the net below lost notifications.
 const (
 	debounce         = 20 * time.Millisecond
 	guardPause       = 5 * time.Millisecond // between two looks at the guard, if somebody keeps removing it
@@ -27,6 +27,7 @@ const (
 	guardChanged change = 1 << iota
 	routesChanged
 	addressesChanged
+	captureDamaged // one of our rules or routes was deleted: no time to wait
 )
 
 // Run watches the kernel and puts back what foreign hands remove, follows the changes of the
@@ -64,8 +65,13 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 		case <-ctx.Done():
 			return
 		case c := <-changes:
+			c |= drain(changes)
 			if c&addressesChanged != 0 {
 				m.readLocals()
+			}
+			if c&captureDamaged != 0 {
+				m.check(time.Now()) // looks at the guard too
+				continue
 			}
 			if c&(routesChanged|addressesChanged) != 0 && routesDue == nil {
 				since, routesDue = time.Now(), time.After(debounce)
@@ -90,6 +96,18 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 			m.check(time.Now())
 		case <-snapshot.C:
 			m.endFlows()
+		}
+	}
+}
+
+// drain takes what is waiting already: one look serves for all of it.
+func drain(changes <-chan change) (c change) {
+	for {
+		select {
+		case next := <-changes:
+			c |= next
+		default:
+			return c
 		}
 	}
 }

@@ -91,10 +91,15 @@ func routeChange(n Names, m netlink.Message) change {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		return addressesChanged
-	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+	case unix.RTM_NEWRULE:
 		return routesChanged
+	case unix.RTM_DELRULE:
+		return captureDamaged
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		if t := routeTable(m.Data); t == tableMain || t == uint32(n.Table) {
+		switch t := routeTable(m.Data); {
+		case t == uint32(n.Table) && m.Header.Type == unix.RTM_DELROUTE:
+			return captureDamaged
+		case t == uint32(n.Table), t == tableMain:
 			return routesChanged
 		}
 	}

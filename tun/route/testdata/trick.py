@@ -1,5 +1,5 @@
 # One attempt to get a packet past the TUN device: trick protocol destination source port.
-import os, select, socket, struct, sys
+import select, socket, struct, sys
 
 trick, proto, dst, src, port = sys.argv[1:5] + [int(sys.argv[5])]
 v6 = ":" in dst
@@ -47,8 +47,6 @@ def ordinary():
         s.setsockopt(socket.SOL_SOCKET, SO_MARK, OLD)
     if trick == "source":
         s.bind((src, 0))
-    if trick == "dhcp":
-        s.bind((src, 4068))
     if trick == "unicast-if":
         s.setsockopt(level, IPV6_UNICAST_IF if v6 else IP_UNICAST_IF, struct.pack("!I", index))
     if trick == "dontroute":
