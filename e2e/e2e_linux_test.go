@@ -54,6 +54,21 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// TestControl tells two stories without gatun: what they compare must be equal there, or they
+// would say nothing about gatun.
+func TestControl(t *testing.T) {
+	for _, family := range []string{"v4", "v6"} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			vars := addresses(family)
+			vars["MODE"] = "none"
+			p := params(t, "", vars)
+			p.Files = []string{"testdata/story/truth.txtar", "testdata/story/tools.txtar"}
+			testscript.Run(t, p)
+		})
+	}
+}
+
 // addresses are the lab's addresses of one family; the forms with a bracket are for ports.
 func addresses(family string) map[string]string {
 	if family == "v4" {

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"encoding/xml"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -20,6 +22,10 @@ import (
 // output is stdout, and the file out.
 func cmdThrough(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
+	if s.gatun == nil {
+		cmdOn(ts, neg, s.lab.Host, args)
+		return
+	}
 	r, err := s.gatun.Exec(nonEmpty(args)...)
 	ts.Check(err)
 	s.printed(ts, r.Data)
@@ -30,10 +36,14 @@ func cmdThrough(ts *testscript.TestScript, neg bool, args []string) {
 
 // cmdOnTwin runs the same command where there is no gatun.
 func cmdOnTwin(ts *testscript.TestScript, neg bool, args []string) {
+	cmdOn(ts, neg, of(ts).lab.Twin, args)
+}
+
+func cmdOn(ts *testscript.TestScript, neg bool, ns lab.Namespace, args []string) {
 	s := of(ts)
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := s.lab.Twin.Command(ctx, lab.Spec{User: lab.Nobody}, nonEmpty(args)...).Output()
+	out, err := ns.Command(ctx, lab.Spec{User: lab.Nobody}, nonEmpty(args)...).Output()
 	s.printed(ts, string(out))
 	if (err != nil) != neg {
 		ts.Fatalf("%v: %v\n%s", args, err, out)
@@ -87,22 +97,40 @@ func cmdSSHD(ts *testscript.TestScript, _ bool, _ []string) {
 	})
 }
 
-var scanned = regexp.MustCompile(`(\d+)/(open|closed|filtered)/`)
-
-// scan reads nmap's greppable output into port -> state; what nmap sums up as "Ignored State"
-// is given to every port of the range that is not listed.
+// scan reads nmap's XML into port -> state: the listed ports, and the ranges that it sums up.
 func scan(ts *testscript.TestScript, file string) map[int]string {
-	text := ts.ReadFile(file)
-	states := map[int]string{}
-	for _, m := range scanned.FindAllStringSubmatch(text, -1) {
-		n, err := strconv.Atoi(m[1])
-		ts.Check(err)
-		states[n] = m[2]
+	var doc struct {
+		Ports []struct {
+			ID    int `xml:"portid,attr"`
+			State struct {
+				State string `xml:"state,attr"`
+			} `xml:"state"`
+		} `xml:"host>ports>port"`
+		Extra []struct {
+			State   string `xml:"state,attr"`
+			Reasons []struct {
+				Ports string `xml:"ports,attr"`
+			} `xml:"extrareasons"`
+		} `xml:"host>ports>extraports"`
 	}
-	if m := regexp.MustCompile(`Ignored State: (\w+)`).FindStringSubmatch(text); m != nil {
-		for p := 2000; p < 3000; p++ {
-			if states[p] == "" {
-				states[p] = m[1]
+	ts.Check(xml.Unmarshal([]byte(ts.ReadFile(file)), &doc))
+	states := map[int]string{}
+	for _, p := range doc.Ports {
+		states[p.ID] = p.State.State
+	}
+	for _, e := range doc.Extra {
+		for _, r := range e.Reasons {
+			for _, span := range strings.Split(r.Ports, ",") {
+				from, to, ok := strings.Cut(span, "-")
+				if !ok {
+					to = from
+				}
+				a, err1 := strconv.Atoi(from)
+				b, err2 := strconv.Atoi(to)
+				ts.Check(errors.Join(err1, err2))
+				for p := a; p <= b; p++ {
+					states[p] = e.State
+				}
 			}
 		}
 	}

@@ -67,16 +67,19 @@ func attribute(b *bench, mode string) (err error) {
 	if err != nil {
 		return err
 	}
-	h := judge(held, flows)
+	b.verdict(mode, judge(held, flows), judge(thrown, flows))
+	return nil
+}
+
+// verdict prints what came out of one mode: held flows, thrown datagrams, causes.
+func (b *bench) verdict(mode string, h, u score) {
 	b.atLeast(mode+": held flows (TCP, DNS), owner right", h.share(h.right), 0.999, fmt.Sprintf("of %d", h.all))
 	b.atMost(mode+": held flows, owner wrong", float64(h.wrong), 0, "flows")
-	u := judge(thrown, flows)
 	b.note(mode+": fire-and-forget datagrams, owner named", fmt.Sprintf("%.3f of %d", u.share(u.right), u.all))
 	b.atMost(mode+": fire-and-forget datagrams, owner wrong", float64(u.wrong), 0, "flows")
 	for _, c := range causes(h, u) {
 		b.note(mode+": owner_cause", c)
 	}
-	return nil
 }
 
 // watch returns the file into which every event goes.

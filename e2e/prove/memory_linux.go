@@ -93,6 +93,11 @@ func (b *bench) held(l *lab.Lab, g *lab.Gatun, before int64, what string, n int,
 	}
 	b.atMost("memory per "+what, float64(with-before)/float64(n)/1024, limit/1024, "KiB")
 	p.Kill()
+	return b.givenBack(g, before, what)
+}
+
+// givenBack waits and compares the memory with that of the start.
+func (b *bench) givenBack(g *lab.Gatun, before int64, what string) error {
 	wait := time.Duration(b.size(60, 15)) * time.Second
 	time.Sleep(wait)
 	after, err := lab.Memory(g.Process.PID)
