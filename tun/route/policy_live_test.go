@@ -4,7 +4,9 @@ package route
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -16,6 +18,7 @@ import (
 	"gatun/network/packet"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // asUser runs a Python script and returns how many packets arrived at the server.
@@ -221,6 +224,64 @@ func TestLiveSIGKILL(t *testing.T) {
 		}
 		if diff := cmp.Diff(before, l.machine()); diff != "" {
 			t.Errorf("after recover (-before +after):\n%s", diff)
+		}
+	})
+}
+
+// A service that is bound to an interface (SO_BINDTODEVICE) can answer: its lookups carry the
+// interface and would find nothing in our table.
+func TestLiveBoundServicesAnswer(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		bound := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+			var err error
+			if cerr := c.Control(func(fd uintptr) { err = unix.BindToDevice(int(fd), "eth0") }); cerr != nil {
+				return cerr
+			}
+			return err
+		}}
+		for _, to := range []string{host4, host6} {
+			ln, err := bound.Listen(t.Context(), "tcp", at(to))
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for {
+					c, err := ln.Accept()
+					if err != nil {
+						return
+					}
+					go func() { _, _ = io.Copy(c, c) }()
+				}
+			}()
+		}
+		visit := func(when string) (flows []net.Conn) {
+			t.Helper()
+			l.atServer(func() {
+				for _, to := range []string{host4, host6} {
+					c, err := net.DialTimeout("tcp", at(to), time.Second)
+					if err == nil {
+						err = echoes(c)
+						flows = append(flows, c)
+					}
+					if err != nil {
+						t.Errorf("%s: %s: %v", when, to, err)
+					}
+				}
+			})
+			return flows
+		}
+		flows := visit("before up")
+		l.openTun(false)
+		m := l.manager()
+		l.up(m)
+		for _, c := range flows {
+			if err := echoes(c); err != nil {
+				t.Errorf("open before up: %s: %v", c.LocalAddr(), err)
+			}
+		}
+		visit("up")
+		if err := m.Down(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 	})
 }
