@@ -59,18 +59,14 @@ func randomID() (uint16, error) {
 	return binary.BigEndian.Uint16(b[:]), nil
 }
 
-// talk runs ask on a new connection, which means on a new random port, and ends it with ctx.
+// talk runs ask on a new connection, which means on a new random port, and ends it with ctx,
+// whose deadline is the only one.
 func talk(ctx context.Context, d Dialer, network string, r Resolver, ask func(net.Conn) (*mdns.Msg, error)) (*mdns.Msg, error) {
 	c, err := d.DialContext(ctx, network, r.Addr.String())
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if deadline, ok := ctx.Deadline(); ok {
-		if err := c.SetDeadline(deadline); err != nil {
-			return nil, err
-		}
-	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	m, err := ask(c)

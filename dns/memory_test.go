@@ -177,7 +177,7 @@ func TestMemoryFlood(t *testing.T) {
 
 func TestSystemResolverSpeaksForAll(t *testing.T) {
 	stub := owner("/usr/lib/systemd/systemd-resolved", 101)
-	m := newMemory(MemoryOptions{Resolver: func(o attribution.Owner) bool { return o.Process.Path == stub.Process.Path }})
+	m := newMemory(MemoryOptions{Resolver: IsSystemResolver})
 	x, a := addr("198.51.100.1"), owner("/usr/bin/a", 0)
 	m.Remember(stub, "s.example", nil, []netip.Addr{x}, time.Minute)
 	if m.Entity(a, x).Domain != "s.example" || m.Entity(stub, x).Domain != "s.example" {
@@ -190,6 +190,13 @@ func TestSystemResolverSpeaksForAll(t *testing.T) {
 	m.Remember(a, "mine.example", nil, []netip.Addr{addr("198.51.100.2")}, time.Minute)
 	if m.Entity(stub, addr("198.51.100.2")).Domain != "" {
 		t.Error("the stub takes over a program's name")
+	}
+	doubtful := stub
+	doubtful.Confidence = attribution.Ambiguous
+	for _, o := range []attribution.Owner{doubtful, owner("/tmp/systemd-resolved", 0), owner("/usr/bin/curl", 0)} {
+		if IsSystemResolver(o) {
+			t.Errorf("%+v taken for the system's resolver", o.Process)
+		}
 	}
 }
 

@@ -76,8 +76,8 @@ func parseRequest(msg []byte) (request, int) {
 	if !ok {
 		return r, mdns.RcodeFormatError
 	}
-	if r.qtype == mdns.TypeAXFR || r.qtype == mdns.TypeIXFR {
-		return r, mdns.RcodeRefused // before the sections: an IXFR carries an SOA
+	if r.qtype == mdns.TypeIXFR {
+		ns, ar = 0, ns+ar // it carries an SOA (RFC 1995), which is passed over
 	}
 	if an != 0 || ns != 0 || !r.parseAdditional(msg, off, int(ar)) {
 		return r, mdns.RcodeFormatError
@@ -90,7 +90,7 @@ func (r *request) check() int {
 	switch {
 	case r.edns && r.version != 0:
 		return mdns.RcodeBadVers
-	case r.class != mdns.ClassINET, r.signed:
+	case r.class != mdns.ClassINET, r.signed, r.qtype == mdns.TypeAXFR, r.qtype == mdns.TypeIXFR:
 		return mdns.RcodeRefused
 	case r.qtype == mdns.TypeNone, r.qtype == mdns.TypeOPT, r.qtype == mdns.TypeMAILA, r.qtype == mdns.TypeMAILB,
 		r.qtype >= typeMetaFirst && r.qtype <= typeMetaLast:

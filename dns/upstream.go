@@ -194,7 +194,6 @@ func (r *race) run(ctx context.Context) (*mdns.Msg, error) {
 			}
 		case <-ctx.Done():
 			r.blame(ctx)
-			r.errs = append(r.errs, context.Cause(ctx))
 			return r.result()
 		}
 	}
@@ -247,8 +246,7 @@ func (r *race) finish(o outcome) *mdns.Msg {
 	now := r.client.clock()
 	if o.err != nil {
 		o.server.failed(now)
-		r.out[o.server] = true
-		r.errs = append(r.errs, fmt.Errorf("%s: %w", o.server.Resolver, o.err))
+		r.note(o.server, o.err)
 		return nil
 	}
 	o.server.succeeded(now)
@@ -268,11 +266,19 @@ func (r *race) finish(o outcome) *mdns.Msg {
 // blame counts a failure for every server that let the time pass. That the program went away
 // is nobody's failure.
 func (r *race) blame(ctx context.Context) {
-	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return
-	}
 	for u := range r.running {
-		u.failed(r.client.clock())
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			u.failed(r.client.clock())
+		}
+		r.note(u, context.Cause(ctx))
+	}
+}
+
+// note keeps the first error of each server and asks it no more.
+func (r *race) note(u *upstream, err error) {
+	if !r.out[u] {
+		r.out[u] = true
+		r.errs = append(r.errs, fmt.Errorf("%s: %w", u.Resolver, err))
 	}
 }
 

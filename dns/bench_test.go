@@ -1,0 +1,93 @@
+package dns
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	mdns "github.com/miekg/dns"
+
+	"gatun/network"
+)
+
+func benchServer(b *testing.B, servers ...Resolver) *Server {
+	return New(Options{
+		Firewall: &fakeFirewall{}, Dialer: &netDialer{}, Memory: NewMemory(MemoryOptions{}), Recorder: network.NewTable(time.Now),
+		Config: Config{Nameservers: servers},
+	})
+}
+
+// BenchmarkHit is one query answered from the cache, with the record, both decisions (of a
+// firewall that costs nothing) and the memory. Budget: p50 < 20 µs.
+func BenchmarkHit(b *testing.B) {
+	s := benchServer(b, simple(b).resolver())
+	query, err := ask("www.example.org", mdns.TypeA).SetEdns0(1232, false).Pack()
+	if err != nil {
+		b.Fatal(err)
+	}
+	o := owner("/usr/bin/app", 0)
+	s.ServeUDP(context.Background(), clientFlow, o, query)
+	took := make([]time.Duration, 0, 1<<16)
+	b.ReportAllocs()
+	for b.Loop() {
+		start := time.Now()
+		s.ServeUDP(context.Background(), clientFlow, o, query)
+		if len(took) < cap(took) {
+			took = append(took, time.Since(start))
+		}
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Nanoseconds()), "p50-ns")
+	b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds()), "p99-ns")
+	if len(took) > 1000 && took[len(took)/2] > 20*time.Microsecond {
+		b.Errorf("p50 %v, budget 20 µs", took[len(took)/2])
+	}
+}
+
+// BenchmarkMiss compares a query through us, each with a new name, with the bare exchange on a
+// new socket: the difference is what we add.
+func BenchmarkMiss(b *testing.B) {
+	up := simple(b)
+	s := benchServer(b, up.resolver())
+	o := owner("/usr/bin/app", 0)
+	var direct, ours []time.Duration
+	i := 0
+	for b.Loop() {
+		i++
+		name := fmt.Sprintf("n%d.example", i)
+		start := time.Now()
+		if _, err := exchange(context.Background(), &netDialer{}, up.resolver(), inquiry{name: name, qtype: mdns.TypeA}); err != nil {
+			b.Fatal(err)
+		}
+		direct = append(direct, time.Since(start))
+		query, _ := ask(name, mdns.TypeA).Pack()
+		start = time.Now()
+		s.ServeUDP(context.Background(), clientFlow, o, query)
+		ours = append(ours, time.Since(start))
+	}
+	slices.Sort(direct)
+	slices.Sort(ours)
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(float64((ours[len(ours)*p/100] - direct[len(direct)*p/100]).Microseconds()), fmt.Sprintf("p%d-added-µs", p))
+	}
+	b.ReportMetric(float64(ours[len(ours)/2].Microseconds()), "p50-µs")
+}
+
+// BenchmarkEntity is the look-up at the set-up of a flow.
+func BenchmarkEntity(b *testing.B) {
+	m := NewMemory(MemoryOptions{})
+	o := owner("/usr/bin/app", 0)
+	for i := range memoryEntries {
+		m.Remember(o, "n.example", nil, []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, time.Hour)
+	}
+	x := netip.AddrFrom4([4]byte{10, 0, 7, 7})
+	b.ReportAllocs()
+	for b.Loop() {
+		if m.Entity(o, x).Domain == "" {
+			b.Fatal("forgotten")
+		}
+	}
+}
