@@ -1,0 +1,182 @@
+package interception
+
+import (
+	"context"
+	"net/netip"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatun/network"
+)
+
+// Limits bounds what the Relay keeps, in time and number.
+type Limits struct {
+	DNS        time.Duration // a UDP pair with port 53
+	OneWay     time.Duration // a UDP pair that only one side has used
+	TwoWay     time.Duration // a UDP pair that both sides have used
+	Ping       time.Duration
+	HalfClosed time.Duration // a TCP connection that one side has closed; an open one has no limit
+
+	UDPPairs        int // of all programs together; above it the largest program loses its oldest
+	UDPPairsPerProg int // above it the program loses its oldest idle pairs
+	PingsPerProg    int // likewise
+}
+
+// DefaultLimits are those of product.md, and numbers that keep one program's flood below a
+// hundred megabytes.
+func DefaultLimits() Limits {
+	return Limits{
+		DNS: 10 * time.Second, OneWay: 30 * time.Second, TwoWay: 180 * time.Second,
+		Ping: 30 * time.Second, HalfClosed: 2 * time.Hour,
+		UDPPairs: 62000, UDPPairsPerProg: 56000, PingsPerProg: 512,
+	}
+}
+
+// tick is the resolution of idle limits: one sweep of all flows, instead of a timer for each.
+const tick = time.Second
+
+// Relay carries permitted flows. Its fields may be set until Run; then its methods may be
+// called from any goroutine.
+type Relay struct {
+	Limits Limits
+	Files  *FileBudget
+	// Translate says where a destination is really dialled; nil: there. `gatun run` uses it for
+	// the address that stands for the host.
+	Translate func(netip.Addr) netip.Addr
+
+	up    upstreams
+	log   *zap.Logger
+	ended func(*network.Link, string)
+
+	now     atomic.Uint32 // ticks since the start, from 1
+	buffers buffers
+	tcp     tcpRelays
+	udp     udpRelay
+	pings   pingRelay
+	counts  relayCounts
+
+	workers workers
+}
+
+// RelayCounters says what the Relay has dropped or refused, since its start.
+type RelayCounters struct {
+	TCPRefused      uint64 // connections that found no file
+	UDPRefused      uint64 // pairs that found no file or socket
+	UDPUnsolicited  uint64 // datagrams from peers that the program has not contacted
+	UDPSendDropped  uint64 // datagrams that the socket did not take
+	UDPReplyDropped uint64 // datagrams that the stack did not take
+	UDPEvicted      uint64 // pairs ended early to make room
+	PingRefused     uint64
+	PingEvicted     uint64
+	Panics          uint64
+}
+
+type relayCounts struct {
+	tcpRefused, udpRefused, udpUnsolicited, udpSendDropped, udpReplyDropped, udpEvicted,
+	pingRefused, pingEvicted, panics atomic.Uint64
+}
+
+// NewRelay makes a Relay that opens its sockets with d and reports the end of UDP pairs and
+// pings to ended. It starts nothing.
+func NewRelay[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E], log *zap.Logger, ended func(*network.Link, string)) *Relay {
+	r := &Relay{
+		Limits: DefaultLimits(), Files: NewFileBudget(fileLimit()),
+		up: upstreamsOf(d), log: log, ended: ended,
+	}
+	r.now.Store(1)
+	r.buffers.init()
+	r.tcp.init()
+	r.udp.init(r)
+	r.pings.init(r)
+	return r
+}
+
+// Run ends idle flows until ctx ends, then closes every UDP pair and ping and returns when
+// their goroutines have ended. TCP connections end with the context they were relayed under.
+func (r *Relay) Run(ctx context.Context) error {
+	t := time.NewTicker(tick)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			r.now.Add(1)
+			r.sweep()
+		case <-ctx.Done():
+			r.workers.stop()
+			r.udp.endAll("gatun stopped")
+			r.pings.endAll("gatun stopped")
+			r.workers.wait()
+			return ctx.Err()
+		}
+	}
+}
+
+func (r *Relay) sweep() {
+	r.tcp.sweep(ticks(r.Limits.HalfClosed))
+	r.udp.sweep()
+	r.pings.sweep()
+}
+
+// ticks rounds up, so that no flow ends before its time.
+func ticks(d time.Duration) uint32 { return uint32((d+tick-1)/tick) + 1 }
+
+// Counters returns what was dropped or refused so far.
+func (r *Relay) Counters() RelayCounters {
+	c := &r.counts
+	return RelayCounters{
+		TCPRefused: c.tcpRefused.Load(), UDPRefused: c.udpRefused.Load(), UDPUnsolicited: c.udpUnsolicited.Load(),
+		UDPSendDropped: c.udpSendDropped.Load(), UDPReplyDropped: c.udpReplyDropped.Load(), UDPEvicted: c.udpEvicted.Load(),
+		PingRefused: c.pingRefused.Load(), PingEvicted: c.pingEvicted.Load(), Panics: c.panics.Load(),
+	}
+}
+
+func (r *Relay) destination(a netip.AddrPort) netip.AddrPort {
+	if r.Translate == nil {
+		return a
+	}
+	return netip.AddrPortFrom(r.Translate(a.Addr()), a.Port())
+}
+
+// panicked counts and logs a panic that was recovered. It must be called where the stack of
+// the panic is still there: in the deferred function.
+func (r *Relay) panicked(what string, p any) {
+	r.counts.panics.Add(1)
+	r.log.Error("panic, the flow is ended", zap.String("in", what), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+}
+
+// workers owns the goroutines that serve upstream sockets.
+type workers struct {
+	mu      sync.Mutex
+	stopped bool
+	wg      sync.WaitGroup
+}
+
+// start runs f in a goroutine, or reports that Run has ended.
+func (w *workers) start(f func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stopped {
+		return false
+	}
+	w.wg.Go(f)
+	return true
+}
+
+func (w *workers) stop() {
+	w.mu.Lock()
+	w.stopped = true
+	w.mu.Unlock()
+}
+
+func (w *workers) wait() { w.wg.Wait() }
+
+func ownerOf(l *network.Link) OwnerKey {
+	if c := l.Comm(); c != nil {
+		return KeyOf(c.Owner)
+	}
+	return OwnerKey{}
+}
