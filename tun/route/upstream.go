@@ -21,18 +21,6 @@ var _ interface {
 	Fill(get func() []byte, put func([]byte)) ([]byte, int, error)
 } = (*TCPConn)(nil)
 
-// UDPError is an ICMP error about a datagram to Peer.
-type UDPError struct {
-	Peer netip.AddrPort
-	ICMP *packet.ICMPError
-}
-
-// Error names the peer and what became of the datagram.
-func (e *UDPError) Error() string { return fmt.Sprintf("udp %v: %v", e.Peer, e.ICMP) }
-
-// Unwrap returns the ICMP error.
-func (e *UDPError) Unwrap() error { return e.ICMP }
-
 // ListenUDP opens an unconnected socket on a random port for the program's socket at local,
 // whose family it takes. Datagrams from any peer arrive: the caller filters.
 func (d *Dialer) ListenUDP(local netip.Addr) (*UDPSocket, error) {

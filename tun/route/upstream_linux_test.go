@@ -26,16 +26,21 @@ type gotDatagram struct {
 	tos  uint8
 }
 
+type udpFault struct {
+	peer netip.AddrPort
+	e    packet.ICMPError
+}
+
 // udpUnderTest is a socket in the client's namespace that is being served.
 type udpUnderTest struct {
 	*UDPSocket
 	got  chan gotDatagram
-	errs chan *UDPError
+	errs chan udpFault
 }
 
 func (l *dialLab) listenUDP(t testing.TB, d *Dialer, local string) *udpUnderTest {
 	t.Helper()
-	u := &udpUnderTest{got: make(chan gotDatagram, 64), errs: make(chan *UDPError, 64)}
+	u := &udpUnderTest{got: make(chan gotDatagram, 64), errs: make(chan udpFault, 64)}
 	var err error
 	l.in(t, l.client, func() { u.UDPSocket, err = d.ListenUDP(addr(local)) })
 	if err != nil {
@@ -45,7 +50,7 @@ func (l *dialLab) listenUDP(t testing.TB, d *Dialer, local string) *udpUnderTest
 	go func() {
 		done <- u.Serve(func(b []byte, from netip.AddrPort, tos uint8) {
 			u.got <- gotDatagram{string(b), from, tos}
-		}, func(e *UDPError) { u.errs <- e })
+		}, func(peer netip.AddrPort, e *packet.ICMPError) { u.errs <- udpFault{peer, *e} })
 	}()
 	t.Cleanup(func() {
 		u.Close()
@@ -213,8 +218,8 @@ func TestUDPSocketErrors(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := within(t, u.errs, "ICMP error")
-			if got.Peer != addrport(tc.to) || *got.ICMP != tc.want {
-				t.Errorf("%v: %+v, want %+v", got.Peer, *got.ICMP, tc.want)
+			if want := (udpFault{addrport(tc.to), tc.want}); got != want {
+				t.Errorf("%+v, want %+v", got, want)
 			}
 			// The error of one peer must not cost another its datagram.
 			good := to4

@@ -79,7 +79,7 @@ func (s *UDPSocket) Send(b []byte, to netip.AddrPort, _, _ uint8, _ bool) error 
 
 // Serve calls datagram for each datagram that arrives until the socket is closed; then it
 // returns os.ErrClosed. report is never called here.
-func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), _ func(*UDPError)) error {
+func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), _ func(peer netip.AddrPort, e *packet.ICMPError)) error {
 	buf := make([]byte, 1<<16)
 	for {
 		n, from, err := s.c.ReadFromUDPAddrPort(buf)

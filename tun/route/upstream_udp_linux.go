@@ -266,7 +266,7 @@ func (d *Dialer) batch() *recvBatch {
 // Serve calls datagram for each datagram that arrives and report for each ICMP error about one
 // that was sent, until the socket is closed; then it returns os.ErrClosed. While nothing is
 // there it holds no buffer. The slice is valid during the call only.
-func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(*UDPError)) error {
+func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(peer netip.AddrPort, e *packet.ICMPError)) error {
 	// One long call of the poller's read: an edge that comes while the callback works wakes the
 	// next wait, so a batch that was not full needs no further look.
 	err := s.raw.Read(func(fd uintptr) bool {
@@ -333,13 +333,13 @@ func tosOf(oob []byte) uint8 {
 }
 
 // reportOne reads one message of the error queue and reports whether there was one.
-func (s *UDPSocket) reportOne(fd int, report func(*UDPError)) bool {
+func (s *UDPSocket) reportOne(fd int, report func(peer netip.AddrPort, e *packet.ICMPError)) bool {
 	q, err := readErrQueue(fd, nil)
 	if err != nil {
 		return err == unix.EINTR
 	}
 	if q.icmp != nil && q.peer.IsValid() {
-		report(&UDPError{Peer: q.peer, ICMP: q.icmp})
+		report(q.peer, q.icmp)
 	}
 	return true
 }
