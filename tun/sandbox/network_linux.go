@@ -1,0 +1,245 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// interior is what the supervisor hands out of its network namespace.
+type interior struct {
+	deviceFD, diagFD int
+	// mac and ifIndex describe the pair when deviceFD is a packet socket: the address of the
+	// program's end, the index of the far end. mac is nil for a TUN device.
+	mac      net.HardwareAddr
+	ifIndex  int
+	warnings []string
+}
+
+func (i *interior) warn(format string, args ...any) {
+	i.warnings = append(i.warnings, fmt.Sprintf(format, args...))
+}
+
+func (i *interior) close() {
+	for _, fd := range []int{i.deviceFD, i.diagFD} {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+}
+
+// setUpNetwork makes the interface of this network namespace, its addresses and its routes.
+// After it, everything the namespace sends to any address but its own comes out of deviceFD.
+func setUpNetwork(mtu int, kind Link) (*interior, error) {
+	in := &interior{deviceFD: -1, diagFD: -1}
+	if err := in.build(mtu, kind); err != nil {
+		in.close()
+		return nil, err
+	}
+	return in, nil
+}
+
+func (i *interior) build(mtu int, kind Link) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	link, err := i.makeLink(h, mtu, kind)
+	if err != nil {
+		return err
+	}
+	if err := i.address(h, link); err != nil {
+		return err
+	}
+	i.setSysctls()
+	i.diagFD, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return fmt.Errorf("open a socket diagnosis socket: %w", err)
+	}
+	return nil
+}
+
+func (i *interior) makeLink(h *netlink.Handle, mtu int, kind Link) (netlink.Link, error) {
+	var tunErr error
+	if kind != LinkVeth {
+		if i.deviceFD, tunErr = openTUN(); tunErr == nil {
+			link, err := h.LinkByName(DeviceName)
+			if err != nil {
+				return nil, fmt.Errorf("find %s: %w", DeviceName, err)
+			}
+			if err := h.LinkSetMTU(link, mtu); err != nil {
+				return nil, fmt.Errorf("set the MTU of %s to %d: %w", DeviceName, mtu, err)
+			}
+			return link, nil
+		}
+		if kind == LinkTUN {
+			return nil, fmt.Errorf("open /dev/net/tun: %w", tunErr)
+		}
+	}
+	link, err := i.makePair(h, mtu)
+	if err != nil && tunErr != nil {
+		return nil, fmt.Errorf("%w, and /dev/net/tun cannot be used instead: %w", err, tunErr)
+	}
+	return link, err
+}
+
+func openTUN() (int, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return -1, err
+	}
+	ifr, err := unix.NewIfreq(DeviceName)
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// makePair is the stand-in for a TUN device: a veth pair with a packet socket on the far end.
+// The near end does no ARP, so it sends every packet to its own address: the far end's
+// network layer takes them for somebody else's and drops them, only the packet socket sees
+// them, and there are no neighbours to answer for.
+func (i *interior) makePair(h *netlink.Handle, mtu int) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = DeviceName, mtu
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: DeviceName + "p", PeerMTU: uint32(mtu)}
+	if err := h.LinkAdd(pair); err != nil {
+		return nil, fmt.Errorf("make a veth pair: %w", err)
+	}
+	near, err := h.LinkByName(DeviceName)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", DeviceName, err)
+	}
+	far, err := h.LinkByName(DeviceName + "p")
+	if err != nil {
+		return nil, fmt.Errorf("find %sp: %w", DeviceName, err)
+	}
+	if err := wholePackets(DeviceName); err != nil {
+		return nil, fmt.Errorf("switch off offloads of %s: %w", DeviceName, err)
+	}
+	if err := h.LinkSetARPOff(near); err != nil {
+		return nil, fmt.Errorf("switch off ARP of %s: %w", DeviceName, err)
+	}
+	i.quietIPv6(h, far)
+	if err := h.LinkSetUp(far); err != nil {
+		return nil, fmt.Errorf("bring %sp up: %w", DeviceName, err)
+	}
+	i.deviceFD, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		i.deviceFD = -1
+		return nil, fmt.Errorf("open a packet socket: %w", err)
+	}
+	i.mac, i.ifIndex = near.Attrs().HardwareAddr, far.Attrs().Index
+	return near, nil
+}
+
+// ethtoolValue is struct ethtool_value.
+type ethtoolValue struct{ cmd, data uint32 }
+
+// wholePackets makes the kernel finish checksums and segments before the packets leave the
+// interface: a packet socket would see half of the work.
+func wholePackets(name string) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(s)
+	for _, cmd := range []uint32{unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO, unix.ETHTOOL_STXCSUM} {
+		value := ethtoolValue{cmd: cmd}
+		var ifr struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}
+		copy(ifr.name[:], name)
+		ifr.data = unsafe.Pointer(&value)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr)))
+		if errno != 0 {
+			return errno
+		}
+	}
+	return nil
+}
+
+// address gives the interface its addresses, brings it up and routes everything into it.
+// Without IPv6 in the kernel the namespace has none either, which lets nothing out.
+func (i *interior) address(h *netlink.Handle, link netlink.Link) error {
+	i.quietIPv6(h, link)
+	if err := h.AddrAdd(link, hostAddr(AddressV4(), 0)); err != nil {
+		return fmt.Errorf("add %s: %w", AddressV4(), err)
+	}
+	v6 := h.AddrAdd(link, hostAddr(AddressV6(), unix.IFA_F_NODAD))
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bring %s up: %w", DeviceName, err)
+	}
+	if err := h.RouteAdd(defaultRoute(link, AddressV4())); err != nil {
+		return fmt.Errorf("add the IPv4 default route: %w", err)
+	}
+	if v6 == nil {
+		v6 = h.RouteAdd(defaultRoute(link, AddressV6()))
+	}
+	if v6 != nil {
+		i.warn("no IPv6 inside: %v", v6)
+	}
+	return nil
+}
+
+// quietIPv6 keeps the kernel from making a link-local address and from asking for routers.
+func (i *interior) quietIPv6(h *netlink.Handle, link netlink.Link) {
+	const none = 1 // IN6_ADDR_GEN_MODE_NONE
+	if err := h.LinkSetIP6AddrGenMode(link, none); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
+		i.warn("%s keeps a link-local address: %v", link.Attrs().Name, err)
+	}
+}
+
+func hostAddr(a netip.Addr, flags int) *netlink.Addr {
+	return &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: flags}
+}
+
+func defaultRoute(link netlink.Link, src netip.Addr) *netlink.Route {
+	all := netip.PrefixFrom(src, 0).Masked().Addr()
+	return &netlink.Route{
+		LinkIndex: link.Attrs().Index,
+		Dst:       &net.IPNet{IP: all.AsSlice(), Mask: net.CIDRMask(0, src.BitLen())},
+		Src:       src.AsSlice(),
+	}
+}
+
+// setSysctls allows what a program without capabilities needs in a network of its own: ping
+// without raw sockets, and servers on ports below 1024.
+func (i *interior) setSysctls() {
+	// The range may only name groups that exist in this user namespace: all, or just ours.
+	const groups = "net/ipv4/ping_group_range"
+	if setSysctl(groups, "0 2147483647") != nil {
+		if err := setSysctl(groups, fmt.Sprintf("%d %d", os.Getegid(), os.Getegid())); err != nil {
+			i.warn("ping does not work inside: %v", err)
+		}
+	}
+	if err := setSysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
+		i.warn("ports below 1024 cannot be listened on inside: %v", err)
+	}
+}
+
+func setSysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
+}
