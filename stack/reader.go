@@ -122,6 +122,7 @@ func (r *reader) fragment(b []byte) {
 		return
 	}
 	c.reassembled.Add(1)
+	h.DontFragment = false // whoever sent fragments allows them
 	r.whole(whole[:h.TotalLen])
 }
 
