@@ -79,14 +79,14 @@ func decodeYAML(file string, data []byte) (*yaml.Node, *Problem) {
 	case errors.Is(err, io.EOF):
 		return nil, nil
 	case err != nil:
-		return nil, yamlProblem(file, err)
+		return nil, yamlProblem(file, data, err)
 	}
 	var next yaml.Node
 	switch err := decoder.Decode(&next); {
 	case err == nil:
 		return nil, &Problem{Position: Position{File: file, Line: next.Line, Col: next.Column}, Message: "a second YAML document begins here; want one document in a file"}
 	case !errors.Is(err, io.EOF):
-		return nil, yamlProblem(file, err)
+		return nil, yamlProblem(file, data, err)
 	}
 	if len(doc.Content) == 0 {
 		return nil, nil
@@ -94,13 +94,26 @@ func decodeYAML(file string, data []byte) (*yaml.Node, *Problem) {
 	return doc.Content[0], nil
 }
 
-// yamlProblem takes the line out of the decoder's message: "yaml: line 3: did not find …".
-func yamlProblem(file string, err error) *Problem {
+// yamlProblem takes the line out of the decoder's message: "yaml: line 3: did not find …". The
+// lines of its scanner count from 1. Those of its parser ("did not find expected …") count
+// from 0 and are often that where the broken block begins.
+func yamlProblem(file string, data []byte, err error) *Problem {
 	text := strings.TrimPrefix(err.Error(), "yaml: ")
 	p := &Problem{Position: Position{File: file, Line: 1}, Message: "YAML: " + text}
 	if m := regexp.MustCompile(`^line (\d+): (?s:(.*))$`).FindStringSubmatch(text); m != nil {
 		p.Line, _ = strconv.Atoi(m[1])
 		p.Message = "YAML: " + m[2]
+		text = m[2]
+	}
+	if strings.HasPrefix(text, "did not find expected") {
+		p.Message += "; look here and further down in this block"
+		p.Line = min(p.Line+1, 1+bytes.Count(data, []byte("\n")))
+	}
+	if name, ok := strings.CutPrefix(text, "unknown anchor '"); ok {
+		name, _, _ = strings.Cut(name, "'")
+		if i := bytes.Index(data, []byte("*"+name)); i >= 0 {
+			p.Line = 1 + bytes.Count(data[:i], []byte("\n"))
+		}
 	}
 	return p
 }

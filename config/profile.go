@@ -48,12 +48,17 @@ func (w *walker) profileList(file string, n *yaml.Node) []ProfileSpec {
 func (w *walker) profile(file string, index int, n *yaml.Node) ProfileSpec {
 	s := &scope{file: file, app: true, prefix: fmt.Sprintf("profiles[%d]", index), keys: []string{"name", "match"}, values: map[string]Value{}}
 	p := ProfileSpec{Position: s.at(n), values: s.values}
-	hasMatch := false
+	hasName, hasMatch := false, false
+	for i := 0; i+1 < len(n.Content); i += 2 { // the messages name the profile
+		if v := resolve(n.Content[i+1]); n.Content[i].Value == "name" && v.Tag == "!!str" && validName(v.Value) {
+			s.prefix = fmt.Sprintf("profiles[%s]", v.Value)
+		}
+	}
 	w.fields(s, "", n, func(name string, key, value *yaml.Node) {
 		switch {
 		case name == "name":
+			hasName = true
 			p.Name = w.profileName(s, value)
-			s.prefix = fmt.Sprintf("profiles[%s]", p.Name)
 		case name == "match":
 			hasMatch = true
 			p.Match = w.matchList(s, value)
@@ -63,7 +68,7 @@ func (w *walker) profile(file string, index int, n *yaml.Node) ProfileSpec {
 			w.unknown(s, "", key)
 		}
 	})
-	if p.Name == "" && !slices.ContainsFunc(n.Content, func(c *yaml.Node) bool { return c.Value == "name" }) {
+	if !hasName {
 		w.problem(p.Position, s.prefix, "want a name", "")
 	}
 	if !hasMatch {
@@ -76,8 +81,7 @@ func (w *walker) profileName(s *scope, n *yaml.Node) string {
 	switch {
 	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
 		w.problem(s.at(n), s.name("name"), "want text in quotes, got "+describe(n.Value, n.Tag), "")
-	case n.Value == "" || utf8.RuneCountInString(n.Value) > maxProfileName || strings.TrimSpace(n.Value) != n.Value ||
-		strings.ContainsFunc(n.Value, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case !validName(n.Value):
 		w.problem(s.at(n), s.name("name"), fmt.Sprintf("want 1 to %d printable characters without spaces around them, got %q", maxProfileName, n.Value), "")
 	case slices.Contains(SpecialProfiles(), n.Value) || n.Value == "global":
 		w.problem(s.at(n), s.name("name"), fmt.Sprintf("%q is the name of a built-in profile; match it with {tag: special, equals: …} under a name of your own", n.Value), "")
@@ -85,6 +89,11 @@ func (w *walker) profileName(s *scope, n *yaml.Node) string {
 		return n.Value
 	}
 	return ""
+}
+
+func validName(s string) bool {
+	return s != "" && utf8.RuneCountInString(s) <= maxProfileName && strings.TrimSpace(s) == s &&
+		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
 func (w *walker) matchList(s *scope, n *yaml.Node) []Fingerprint {
@@ -119,7 +128,7 @@ func (w *walker) fingerprint(s *scope, key string, n *yaml.Node) (Fingerprint, b
 			if v.Kind == yaml.MappingNode {
 				w.fields(s, join(key, name), v, func(op string, k, v *yaml.Node) { w.operation(s, join(key, name), &f, op, k, v) })
 			} else {
-				w.operation(s, join(key, name), &f, "equals", k, v)
+				w.equals(s, join(key, name), &f, v)
 			}
 		case "env", "tag":
 			w.setOnce(s, key, &f, name, k)
@@ -149,6 +158,13 @@ func (w *walker) setOnce(s *scope, key string, f *Fingerprint, name string, k *y
 		w.problem(s.at(k), s.name(key), fmt.Sprintf("has %s and %s; want one of them: each item of match stands alone", f.Type, name), "")
 	}
 	f.Type = name
+}
+
+// equals is the short form {path: VALUE}. A second type in the same item was refused already.
+func (w *walker) equals(s *scope, key string, f *Fingerprint, v *yaml.Node) {
+	if f.Op == "" {
+		f.Op, f.Value = "equals", w.fingerprintText(s, key, v)
+	}
 }
 
 func (w *walker) operation(s *scope, key string, f *Fingerprint, op string, k, v *yaml.Node) {
