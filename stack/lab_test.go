@@ -95,6 +95,9 @@ type lab struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error
+
+	reading sync.Once // recv
+	got     chan []byte
 }
 
 func newLab(t testing.TB, h *handler, limits Limits) *lab { return newLabMTU(t, h, limits, 1500) }
@@ -144,20 +147,27 @@ func (l *lab) send(pkts ...[]byte) {
 
 // recv returns the next packet for the program, or nil after wait.
 func (l *lab) recv(wait time.Duration) []byte {
-	type result struct {
-		b  []byte
-		ok bool
+	l.reading.Do(func() {
+		l.got = make(chan []byte, 4096)
+		go func() {
+			for {
+				buf, sizes := [][]byte{make([]byte, 65536)}, []int{0}
+				n, err := l.prog.Read(buf, sizes)
+				if err != nil {
+					return
+				}
+				if n == 1 {
+					l.got <- buf[0][:sizes[0]]
+				}
+			}
+		}()
+	})
+	select {
+	case b := <-l.got:
+		return b
+	case <-time.After(wait):
+		return nil
 	}
-	c := make(chan result, 1)
-	timer := time.AfterFunc(wait, func() { c <- result{} })
-	defer timer.Stop()
-	go func() {
-		buf, sizes := [][]byte{make([]byte, 65536)}, []int{0}
-		if n, err := l.prog.Read(buf, sizes); n == 1 && err == nil {
-			c <- result{buf[0][:sizes[0]], true}
-		}
-	}()
-	return (<-c).b
 }
 
 // eventually waits until cond holds.

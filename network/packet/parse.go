@@ -185,11 +185,11 @@ func (h *Header) walk6(b []byte, src, dst netip.Addr) error {
 		ext := b[h.NetworkLen:]
 		switch next {
 		case ext6HopByHop, ext6Routing, ext6DestOpts:
-			if len(ext) < 8 || len(ext) < 8+8*int(ext[1]) {
-				return ErrTruncated
-			}
 			if next == ext6HopByHop && h.NetworkLen != 40 {
 				return ErrHeader
+			}
+			if len(ext) < 8 || len(ext) < 8+8*int(ext[1]) {
+				return ErrTruncated
 			}
 			h.SourceRoute = h.SourceRoute || next == ext6Routing
 			next, nextAt = ext[0], h.NetworkLen
@@ -230,7 +230,12 @@ func (h *Header) checkFragment(piece []byte) error {
 	if len(piece) == 0 || h.MoreFragments && len(piece)%8 != 0 {
 		return ErrFragment
 	}
-	if h.NetworkLen+h.FragmentOffset+len(piece) > 65535 {
+	// IPv6 does not count its fixed header into the length, and the fragment header goes.
+	head := h.NetworkLen
+	if h.Is6() {
+		head = h.UnfragLen - 40
+	}
+	if head+h.FragmentOffset+len(piece) > 65535 {
 		return ErrFragment
 	}
 	least := minTransport(h.Flow.Proto)
