@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// lookUp finds the file of a command as execvp does: with a slash it is a path, else the
+// lookUp finds the file of a command as a shell does: with a slash it is a path, else the
 // first executable file in PATH. The error is ENOENT or the reason why what was found cannot
 // be executed.
 func lookUp(name, path string) (string, error) {
@@ -26,13 +26,14 @@ func lookUp(name, path string) (string, error) {
 			dir = "."
 		}
 		file := dir + "/" + name
+		if st, err := os.Stat(file); err != nil || st.IsDir() {
+			continue // a directory of PATH that we may not search holds no command for us
+		}
 		err := executable(file)
 		if err == nil {
 			return file, nil
 		}
-		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENOTDIR) {
-			found = err
-		}
+		found = err
 	}
 	return "", found
 }

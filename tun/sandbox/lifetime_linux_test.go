@@ -300,9 +300,13 @@ func TestLiveInheritedDescriptors(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
+	exe, err := os.Executable() // within a shell /proc/self/exe is the shell
+	if err != nil {
+		t.Fatal(err)
+	}
 	want := strings.Join(inheritedNumbers(), " ")
 	got := execute(t, Options{
-		Argv: sh(fmt.Sprintf("echo through >/proc/self/fd/%d; exec %s", inherited, self)), Env: env(helperEnv + "=probe"),
+		Argv: sh(fmt.Sprintf("echo through >/proc/self/fd/%d; exec %s", inherited, exe)), Env: env(helperEnv + "=probe"),
 	})
 	unix.Close(inherited)
 	b, err := io.ReadAll(r)
