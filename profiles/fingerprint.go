@@ -15,8 +15,9 @@ const maxLengthScore = 499
 // fingerprint is a config.Fingerprint ready to be held against processes.
 type fingerprint struct {
 	config.Fingerprint
-	regex *regexp.Regexp
-	score int
+	regex   *regexp.Regexp
+	score   int
+	profile int // whose it is
 }
 
 func newFingerprint(f config.Fingerprint) (fingerprint, error) {
@@ -107,11 +108,10 @@ func specialName(k attribution.Kind) string {
 	}
 }
 
-// profile is one profile of the configuration: its fingerprints and its resolved settings.
+// profile is one profile of the configuration with its resolved settings.
 type profile struct {
-	name         string
-	fingerprints []fingerprint // but for those that only say path equals
-	settings     *Settings
+	name     string
+	settings *Settings
 }
 
 // profileIndex finds the profile of a process. Paths that are named exactly are looked up, all
@@ -119,6 +119,7 @@ type profile struct {
 type profileIndex struct {
 	profiles []profile
 	byPath   map[string][]pathEntry
+	others   []fingerprint // all that do not say path equals
 	environ  func(*attribution.Process) []string
 }
 
@@ -149,12 +150,10 @@ func (x *profileIndex) find(p *attribution.Process) (best *profile, tied string)
 			offer(e.score, e.profile)
 		}
 	}
-	for i := range x.profiles {
-		for j := range x.profiles[i].fingerprints {
-			f := &x.profiles[i].fingerprints[j]
-			if f.score >= top && f.match(p, x.environ) {
-				offer(f.score, i)
-			}
+	for i := range x.others {
+		f := &x.others[i]
+		if f.score >= top && f.match(p, x.environ) {
+			offer(f.score, f.profile)
 		}
 	}
 	if at < 0 {

@@ -236,7 +236,6 @@ func (b *builder) ruleProblem(t config.RuleText, key string, err error) config.P
 }
 
 func (b *builder) addProfile(i int, spec *config.ProfileSpec, s *Settings) {
-	p := profile{name: spec.Name, settings: s}
 	for _, f := range spec.Match {
 		c, err := newFingerprint(f)
 		switch {
@@ -247,10 +246,11 @@ func (b *builder) addProfile(i int, spec *config.ProfileSpec, s *Settings) {
 		case f.Type == "path" && f.Op == "equals":
 			b.next.index.byPath[f.Value] = append(b.next.index.byPath[f.Value], pathEntry{profile: i, score: c.score})
 		default:
-			p.fingerprints = append(p.fingerprints, c)
+			c.profile = i
+			b.next.index.others = append(b.next.index.others, c)
 		}
 	}
-	b.next.index.profiles = append(b.next.index.profiles, p)
+	b.next.index.profiles = append(b.next.index.profiles, profile{name: spec.Name, settings: s})
 }
 
 // specials resolves the identities that stand in where there is no program: the global
