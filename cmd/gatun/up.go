@@ -163,7 +163,14 @@ func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
 func (u *up) ownNameserver(a netip.Addr) bool { return a.IsUnspecified() }
 
 // serve captures, serves the API and watches the file until an order or a failure ends it.
+// What can fail comes before the capture: then the machine is still as it was.
 func (u *up) serve(ctx context.Context) error {
+	listener, err := api.Listen(u.places.socketPath())
+	if err != nil {
+		return err
+	}
+	defer os.Remove(u.places.socketPath())
+	defer listener.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
 	if err := u.manager.Up(ctx); err != nil {
@@ -171,13 +178,6 @@ func (u *up) serve(ctx context.Context) error {
 		_ = g.Wait()
 		return err
 	}
-	listener, err := api.Listen(u.places.socketPath())
-	if err != nil {
-		u.stop(err)
-		_ = g.Wait()
-		return errors.Join(err, u.manager.Down(context.WithoutCancel(ctx)))
-	}
-	defer os.Remove(u.places.socketPath())
 	server := &api.Server{Daemon: u, Flows: u.engine.table, Why: explainer{u.engine.master}, Log: u.log}
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	g.Go(func() error { return u.manager.Run(ctx) })
