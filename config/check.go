@@ -20,6 +20,14 @@ func checkPath(v any) (message, suggestion string) {
 	}
 }
 
+// checkFailOpen accepts what is true anyway.
+func checkFailOpen(v any) (message, suggestion string) {
+	if v == true {
+		return "on is not available in this version: it always fails closed", ""
+	}
+	return "", ""
+}
+
 func checkMark(v any) (message, suggestion string) {
 	if n := v.(int); n < 0 || n > 0xffffffff {
 		return fmt.Sprintf("want a number from 1 to 0xffffffff, or 0, got %d", n), ""

@@ -183,7 +183,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add("version: 1\nfilter: {blockLAN: on, endpoints: [\"- *\"]}\n", uint8(0))
 	f.Add("version: 1\nprofiles:\n  - name: a\n    match: [{path: /a}, {tag: user, regex: ^x}]\n    filter: {defaultAction: block}\n", uint8(0))
 	f.Add("version: 1\nfilter: &f {ping: rules}\ndns: *f\n", uint8(0))
-	f.Add("version: 1\ncore: {mark: 0x10, state: /x}\npreset: server\n", uint8(0))
+	f.Add("version: 1\ncore: {mark: 0x10, logLevel: warn}\npreset: server\n", uint8(0))
 	f.Add("{\"version\": 1, \"filter\": {\"ping\": \"rules\"}}", uint8(1))
 	f.Add("version = 1\n[filter]\nping = \"rules\"\n[[profiles]]\nname=\"a\"\n", uint8(2))
 	f.Fuzz(func(t *testing.T, text string, format uint8) {

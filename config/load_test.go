@@ -70,7 +70,7 @@ func TestProblems(t *testing.T) {
 			`gatun.yaml:6:1: blockInternet: unknown key (did you mean "filter/blockInternet"?)`,
 			`gatun.yaml:7:1: filter/ping: unknown key (did you mean "filter/ping"?)`,
 		}},
-		{"wrong values", "version: 1\nfilter:\n  blockLAN: yes\n  blockInternet: dangr\n  defaultAction: allow\n  reevaluate: 1\n  ping: [permit]\n  endpoints: \"- *, + x\"\n  serviceEndpoints:\n    - 1\n    - [a]\n    -\ncore:\n  mark: many\n  table: 254\n  state: var/lib\n  socket: /run//x\n  logLevel:\n", []string{
+		{"wrong values", "version: 1\nfilter:\n  blockLAN: yes\n  blockInternet: dangr\n  defaultAction: allow\n  reevaluate: 1\n  ping: [permit]\n  endpoints: \"- *, + x\"\n  serviceEndpoints:\n    - 1\n    - [a]\n    -\ncore:\n  mark: many\n  table: 254\n  state: var/lib\n  failOpen: on\n  logLevel:\n", []string{
 			`gatun.yaml:3:13: filter/blockLAN: want off, trusted, untrusted, danger or on, got "yes" (did you mean "on"?)`,
 			`gatun.yaml:4:18: filter/blockInternet: want off, trusted, untrusted, danger or on, got "dangr" (did you mean "danger"?)`,
 			`gatun.yaml:5:18: filter/defaultAction: want permit, block or ask, got "allow"`,
@@ -82,8 +82,8 @@ func TestProblems(t *testing.T) {
 			`gatun.yaml:12:6: filter/serviceEndpoints[2]: want text in quotes, got nothing`,
 			`gatun.yaml:14:9: core/mark: want a number, got "many"`,
 			`gatun.yaml:15:10: core/table: table 254 belongs to the kernel; want another number`,
-			`gatun.yaml:16:10: core/state: want an absolute path, got "var/lib"`,
-			`gatun.yaml:17:11: core/socket: want a clean path, got "/run//x" (did you mean "/run/x"?)`,
+			`gatun.yaml:16:3: core/state: cannot be set in a file, because the client commands need it too; use --state or GATUN_STATE`,
+			`gatun.yaml:17:13: core/failOpen: on is not available in this version: it always fails closed`,
 			`gatun.yaml:18:12: core/logLevel: want text, got nothing`,
 		}},
 		{"not there yet", "version: 1\npreset: gateway\ntunnels: []\ngateway: {}\nlists: []\ngeo: {}\nfilter:\n  lists: [TRAC]\n  askTimeout: 5s\n  defaultAction: ask\ntunnel: {use: on}\ncore: {listenAddress: \"127.0.0.1:1\"}\ndns: {nameservers: [\"dot://192.0.2.53\"]}\n", []string{
@@ -312,7 +312,7 @@ func TestLayers(t *testing.T) {
 
 func TestEnvironmentAndFlagProblems(t *testing.T) {
 	_, err := Load(Source{
-		Env:   []string{"GATUN_FILTER__BLOCKLANS=on", "GATUN_FILTER__PING=maybe", "GATUN_TUNNEL__USE=on", "GATUN_DNS__NAMESERVERS=[", "GATUN_PRESET=x"},
+		Env:   []string{"GATUN_FILTER__BLOCKLANS=on", "GATUN_FILTER__PING=maybe", "GATUN_TUNNEL__USE=on", "GATUN_DNS__NAMESERVERS=[", "GATUN_PRESET=x", "GATUN_STATE=var/lib", "GATUN_SOCKET=/run//x"},
 		Flags: map[string]string{"core/mrk": "1"},
 	})
 	want := []string{
@@ -320,6 +320,8 @@ func TestEnvironmentAndFlagProblems(t *testing.T) {
 		`GATUN_FILTER__BLOCKLANS: unknown environment variable (did you mean "GATUN_FILTER__BLOCKLAN"?)`,
 		`GATUN_FILTER__PING: filter/ping: want permit or rules, got "maybe"`,
 		`GATUN_PRESET: preset: want desktop, server or gateway, got "x"`,
+		`GATUN_SOCKET: core/socket: want a clean path, got "/run//x" (did you mean "/run/x"?)`,
+		`GATUN_STATE: core/state: want an absolute path, got "var/lib"`,
 		"GATUN_TUNNEL__USE: tunnel/use: not available in this version: it needs tunnels",
 		`flag core/mrk: unknown setting (did you mean "core/mark"?)`,
 	}

@@ -125,6 +125,9 @@ type Setting struct {
 	// Missing names the part of the program that will give the setting its effect, "" if it
 	// is there. Setting it is refused until then: nothing may look enforced that is not.
 	Missing string
+	// Outside says how to set what a file cannot, "" for all others: the client commands need
+	// it as well, and they do not read the daemon's file.
+	Outside string
 	// MissingPerApp is the same for the setting in a profile.
 	MissingPerApp string
 	// MissingValues are the values of PossibleValues that need a part which is not there.

@@ -22,6 +22,7 @@ const (
 	needsProfiles   = "automatic profiles"
 	needsTCPAPI     = "the API over TCP"
 	needsHandback   = "hand-back to the kernel"
+	needsScopes     = "the check of resolver scopes"
 	needsPerApp     = "resolvers per app"
 )
 
@@ -60,7 +61,7 @@ func filterTable() []Setting {
 			Description: "A listed name also stands for the names below it."},
 		{Key: "filter/includeCNAMEs", Name: "Filter aliases", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert, Missing: needsLists,
 			Description: "The names that a name is an alias of are looked up as well."},
-		{Key: "filter/removeOutOfScopeDNS", Name: "Remove out of scope answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer,
+		{Key: "filter/removeOutOfScopeDNS", Name: "Remove out of scope answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer, Missing: needsScopes,
 			Description: "Removes addresses from a DNS answer that the resolver has no business to give, such as private ones for public names."},
 		{Key: "filter/removeBlockedDNS", Name: "Remove blocked answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer,
 			Description: "Removes addresses from a DNS answer that the program would not be allowed to connect to."},
@@ -142,13 +143,15 @@ func otherTable() []Setting {
 
 func coreTable() []Setting {
 	return []Setting{
-		{Key: "core/failOpen", Name: "Fail open", Type: TypeBool, Default: false, Expertise: Expert, RestartRequired: true,
+		{Key: "core/failOpen", Name: "Fail open", Type: TypeBool, Default: false, Expertise: Expert, RestartRequired: true, Check: checkFailOpen,
 			Description: "Lets traffic pass when gatun fails. Off: a failure closes the network until `recover`."},
 		{Key: "core/autoProfiles", Name: "Automatic profiles", Type: TypeBool, Default: true, Expertise: Expert, Missing: needsProfiles,
 			Description: "Makes a profile when a program is first seen."},
 		{Key: "core/state", Name: "State directory", Type: TypeString, Default: "/var/lib/gatun", Expertise: Developer, RestartRequired: true, Check: checkPath,
+			Outside:     "--state or GATUN_STATE",
 			Description: "Where gatun keeps what it must remember."},
 		{Key: "core/socket", Name: "API socket", Type: TypeString, Default: "", Expertise: Developer, RestartRequired: true, Check: checkPath,
+			Outside:     "--socket or GATUN_SOCKET",
 			Description: "The unix socket of the API; empty: chosen by the mode."},
 		{Key: "core/mark", Name: "Packet mark", Type: TypeInt, Default: 0, Expertise: Developer, RestartRequired: true, Check: checkMark,
 			Description: "The mark of gatun's own packets; 0: chosen by gatun."},

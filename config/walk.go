@@ -146,6 +146,9 @@ func (w *walker) setting(s *scope, set *Setting, key, value *yaml.Node) {
 	case set.Missing != "":
 		refuse(key, "not available in this version: it needs "+set.Missing, "")
 		return
+	case set.Outside != "":
+		refuse(key, "cannot be set in a file, because the client commands need it too; use "+set.Outside, "")
+		return
 	case s.app && !set.PerApp:
 		refuse(key, "cannot be set per app; set it at the top of the file", "")
 		return
