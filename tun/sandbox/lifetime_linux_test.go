@@ -11,7 +11,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -320,90 +319,6 @@ func TestLiveInheritedDescriptors(t *testing.T) {
 	if have := strings.Join(f.FDs, " "); have != want || !strings.Contains(have, strconv.Itoa(inherited)) {
 		t.Errorf("descriptors inside %s, want %s", have, want)
 	}
-}
-
-// rerun runs this test binary again through wrap, from a place every user can reach.
-func rerun(t *testing.T, pattern string, wrap ...string) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to become another user or to make a namespace")
-	}
-	dir := t.TempDir()
-	// Other users must reach the copy: the parents of a test's directory are root's.
-	for d := dir; d != os.TempDir() && d != "/"; d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	binary := filepath.Join(dir, "sandbox.test")
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("cp", exe, binary).CombinedOutput(); err != nil {
-		t.Fatalf("cp: %v: %s", err, out)
-	}
-	work := filepath.Join(dir, "tmp")
-	if err := os.Mkdir(work, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(work, 0o777); err != nil {
-		t.Fatal(err)
-	}
-	argv := append(wrap, binary, "-test.run", pattern, "-test.v", "-test.count=1")
-	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Dir = work
-	cmd.Env = append(os.Environ(), "TMPDIR="+work)
-	out, err := cmd.CombinedOutput()
-	passed := strings.Count(string(out), "--- PASS: TestLive")
-	if err != nil || passed == 0 {
-		t.Fatalf("%v, %d passed:\n%s", err, passed, out)
-	}
-	for line := range strings.Lines(string(out)) {
-		if strings.Contains(line, "--- SKIP") || strings.Contains(line, "cannot be opened") {
-			t.Log(strings.TrimSpace(line))
-		}
-	}
-	t.Logf("%d live tests passed there", passed)
-}
-
-const asNobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
-
-// TestAsNobody runs every live test without any privilege; where /dev/net/tun is root's that
-// is the veth link.
-func TestAsNobody(t *testing.T) {
-	rerun(t, "^TestLive", strings.Fields(asNobody)...)
-}
-
-// TestInNetns runs in a namespace made by ip-netns: /sys is mounted again, /etc/resolv.conf
-// is a bind mount.
-func TestInNetns(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace")
-	}
-	const name = "gtsb-box"
-	ipCmd := func(args ...string) {
-		t.Helper()
-		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
-			t.Fatalf("ip %v: %v: %s", args, err, out)
-		}
-	}
-	ipCmd("netns", "add", name)
-	t.Cleanup(func() { ipCmd("netns", "del", name) })
-	const conf = "/etc/netns/" + name
-	if err := os.MkdirAll(conf, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(conf) })
-	if err := os.WriteFile(conf+"/resolv.conf", []byte("nameserver 192.0.2.2\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	ipCmd("-n", name, "link", "set", "lo", "up")
-	const pattern = "^TestLive(CommandSeesItsOwnWorld|HostIsUntouched|Packets|DialInside)$"
-	t.Run("root", func(t *testing.T) { rerun(t, pattern, "ip", "netns", "exec", name) })
-	t.Run("nobody", func(t *testing.T) {
-		rerun(t, pattern, append([]string{"ip", "netns", "exec", name}, strings.Fields(asNobody)...)...)
-	})
 }
 
 // BenchmarkStart is the price of the sandbox: from Start to the command's exec, for a binary

@@ -36,6 +36,8 @@ func TestMain(m *testing.M) {
 		probe()
 	case "caller":
 		caller()
+	case "foreground":
+		foreground()
 	default:
 		os.Exit(m.Run())
 	}

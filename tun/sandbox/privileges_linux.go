@@ -7,10 +7,14 @@ import (
 )
 
 // supervisorCaps are the capabilities, over the new user namespace only, that the supervisor
-// keeps across its exec: the network, the mounts, to give them all up, and to find and end
-// every process of the namespace.
+// keeps across its exec: the network, the mounts (overlayfs works in a directory that only
+// CAP_DAC_OVERRIDE can enter), to give them all up, and to find and end every process of the
+// namespace.
 func supervisorCaps() []uintptr {
-	return []uintptr{unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_SETPCAP, unix.CAP_SYS_PTRACE, unix.CAP_KILL}
+	return []uintptr{
+		unix.CAP_NET_ADMIN, unix.CAP_NET_RAW, unix.CAP_SYS_ADMIN, unix.CAP_DAC_OVERRIDE,
+		unix.CAP_SETPCAP, unix.CAP_SYS_PTRACE, unix.CAP_KILL,
+	}
 }
 
 // The bits of PR_SET_SECUREBITS (linux/securebits.h): uid 0 gets no capabilities by exec, no
