@@ -60,7 +60,7 @@ func Load(src Source) (*Config, error) {
 	m.flags(src.Flags)
 	c := m.config(files)
 	if len(w.problems) > 0 {
-		return nil, w.problems.sorted()
+		return nil, w.problems.Sort()
 	}
 	c.fingerprint()
 	return c, nil
@@ -292,7 +292,7 @@ func (m *merger) config(files []file) *Config {
 		c.values[s.Key] = v
 	}
 	m.gate(c)
-	c.warnings = m.w.warnings.sorted()
+	c.warnings = m.w.warnings.Sort()
 	return c
 }
 

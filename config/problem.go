@@ -127,16 +127,13 @@ func (ps Problems) Render() string {
 	return b.String()
 }
 
-// sorted orders by file, line and column, and keeps the order of equal places.
-func (ps Problems) sorted() Problems {
+// Sort orders ps by file, line and column, keeps the order of equal places, and returns ps.
+func (ps Problems) Sort() Problems {
 	slices.SortStableFunc(ps, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Col, b.Col))
 	})
 	return ps
 }
-
-// Sort orders ps by file, line and column, and returns it.
-func (ps Problems) Sort() Problems { return ps.sorted() }
 
 // nearest returns the candidate that is most like word, or "" if none is near: at most a
 // third of the letters differ. Case does not count as a difference.

@@ -378,3 +378,25 @@ func BenchmarkFor(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkLoad is a reload with 100 000 rules, from the bytes to the policy in force.
+func BenchmarkLoad(b *testing.B) {
+	var text strings.Builder
+	text.WriteString("version: 1\nfilter:\n  endpoints:\n")
+	for i := range 100_000 {
+		fmt.Fprintf(&text, "    - \"- host%d.example TCP/443\"\n", i)
+	}
+	file := filepath.Join(b.TempDir(), "gatun.yaml")
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		cfg, err := config.Load(config.Source{File: file, CheckRule: CheckRule})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := NewStore(cfg, Options{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
