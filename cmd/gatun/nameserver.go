@@ -68,7 +68,7 @@ func blockStyle(s profiles.BlockStyle) dns.BlockStyle {
 
 // dnsConfig takes the resolvers from a checked configuration.
 func dnsConfig(cfg *config.Config) dns.Config {
-	var c dns.Config
+	c := dns.Config{NoAssigned: cfg.Bool("dns/noAssignedNameservers"), ResolveSpecial: !cfg.Bool("dns/dontResolveSpecialDomains")}
 	for _, text := range cfg.Strings("dns/nameservers") {
 		if r, err := dns.ParseResolver(text); err == nil { // config has checked them
 			c.Nameservers = append(c.Nameservers, r)

@@ -115,12 +115,17 @@ func names(cfg *config.Config) route.Names {
 	return n
 }
 
+// blocksLAN is what holds for everybody: the guard knows no programs.
+func blocksLAN(s *profiles.Store) bool {
+	return s.For(attribution.Unidentified("")).BlockLAN.Active
+}
+
 func (u *up) run(ctx context.Context, cfg *config.Config) error {
 	n := names(cfg)
 	var err error
 	u.manager, err = route.New(route.Options{
 		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
-		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: cfg.Grade("filter/blockLAN") == config.On},
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.store)},
 	})
 	if err != nil {
 		return err
