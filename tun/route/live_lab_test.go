@@ -70,6 +70,7 @@ type lab struct {
 	stateDir string
 	captured atomic.Int64 // packets that came out of the TUN device
 	tunFile  *os.File
+	answer   func([]byte) bool // turns a captured packet into its answer; nil: silence
 }
 
 func newLab(t *testing.T) *lab {
@@ -217,15 +218,19 @@ func (l *lab) openTun(persistent bool) {
 		}
 	}
 	l.tunFile = os.NewFile(uintptr(fd), "tun")
-	go func(f *os.File) {
+	go func(f *os.File, answer func([]byte) bool) {
 		buf := make([]byte, 65536)
 		for {
-			if _, err := f.Read(buf); err != nil {
+			n, err := f.Read(buf)
+			if err != nil {
 				return
 			}
 			l.captured.Add(1)
+			if answer != nil && answer(buf[:n]) {
+				_, _ = f.Write(buf[:n])
+			}
 		}
-	}(l.tunFile)
+	}(l.tunFile, l.answer)
 }
 
 // manager returns one with the lab's state directory.
