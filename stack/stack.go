@@ -168,9 +168,9 @@ func (s *Stack) Run(ctx context.Context) error {
 		return err
 	}
 	failed := make(chan error, 2)
-	var loops sync.WaitGroup
+	var loops, writer sync.WaitGroup
 	loops.Go(func() { failed <- s.read() })
-	loops.Go(func() { failed <- s.write() })
+	writer.Go(func() { failed <- s.write() })
 	loops.Go(func() { s.tick(ctx) })
 
 	var err error
@@ -183,6 +183,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	s.net.Close()
 	late := s.drain()
 	s.out.close()
+	writer.Wait() // the resets are on the device before it closes
 	s.dev.Close()
 	loops.Wait()
 	s.net.Destroy()

@@ -3,6 +3,7 @@ package tun
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // pipeDepth is how many packets one direction of a Pipe holds before it drops, like the
@@ -17,6 +18,7 @@ type PipeEnd struct {
 	mtu      int
 	in, out  *pipeQueue
 	closeOne *sync.Once
+	closed   atomic.Bool // this end
 }
 
 // pipeQueue is one direction: a bounded queue that drops when it is full.
@@ -39,19 +41,20 @@ func Pipe(mtu int) (*PipeEnd, *PipeEnd) {
 	return &PipeEnd{mtu: mtu, in: ba, out: ab, closeOne: once}, &PipeEnd{mtu: mtu, in: ab, out: ba, closeOne: once}
 }
 
-// Read implements Device. A packet that is longer than its buffer is dropped.
+// Read implements Device. A packet that is longer than its buffer is dropped. What the other
+// end wrote before it closed is still read, as a kernel has it already.
 func (p *PipeEnd) Read(bufs [][]byte, sizes []int) (int, error) {
-	select {
-	case <-p.in.done:
+	if p.closed.Load() {
 		return 0, os.ErrClosed
-	default:
 	}
 	n := 0
 	select {
 	case b := <-p.in.packets:
 		n += p.in.take(b, bufs[n], &sizes[n])
 	case <-p.in.done:
-		return 0, os.ErrClosed
+		if len(p.in.packets) == 0 || p.closed.Load() {
+			return 0, os.ErrClosed
+		}
 	}
 	for n < len(bufs) {
 		select {
@@ -114,6 +117,7 @@ func (p *PipeEnd) BatchSize() int { return pipeBatch }
 
 // Close implements Device. It closes both ends.
 func (p *PipeEnd) Close() error {
+	p.closed.Store(true)
 	p.closeOne.Do(func() { close(p.in.done) })
 	return nil
 }
