@@ -366,7 +366,7 @@ func vethDevice(t testing.TB) Device {
 	ip(t, "link add gatun0 type veth peer name gatun0p")
 	ip(t, "link set gatun0 arp off mtu 1500")
 	ip(t, "link set gatun0p up")
-	if out, err := exec.Command("ethtool", "-K", "gatun0", "tx", "off", "tso", "off", "gso", "off").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ethtool", "-K", "gatun0", "tx", "off", "sg", "off", "tso", "off", "gso", "off").CombinedOutput(); err != nil {
 		t.Fatalf("ethtool: %v: %s", err, out)
 	}
 	addressed(t, "gatun0")

@@ -13,7 +13,7 @@ import (
 // peer the link-layer address of the other end, where the programs are; both may live in
 // another network namespace. FromPacketSocket owns fd from now on, also when it fails.
 //
-// The pair must have transmit checksum offload, TSO and GSO off, or packets arrive with half a
+// The pair must have transmit checksum offload, scatter-gather, TSO and GSO off, or packets arrive with half a
 // checksum and larger than mtu. Only IPv4 and IPv6 packets coming from the peer are read, and
 // only packets that begin with one of the two versions are written.
 func FromPacketSocket(fd int, ifindex int, peer net.HardwareAddr, mtu int) (Device, error) {

@@ -357,7 +357,7 @@ func TestLivePackets(t *testing.T) {
 		t.Skip("needs python3 as the program inside")
 	}
 	const script = `
-import socket, sys
+import errno, socket
 for family, to in ((socket.AF_INET, "192.0.2.7"), (socket.AF_INET6, "2001:db8::7"), (socket.AF_INET, "10.139.0.1")):
     s = socket.socket(family, socket.SOCK_DGRAM)
     s.settimeout(5)
@@ -365,6 +365,15 @@ for family, to in ((socket.AF_INET, "192.0.2.7"), (socket.AF_INET6, "2001:db8::7
     for size in (1, 500, 1300):
         s.send(b"x" * size)
         print(to, s.getsockname()[0], len(s.recv(4000)))
+    # What QUIC does: one system call, many datagrams. The kernel may refuse it (EIO), it must
+    # not hand out one packet larger than the MTU.
+    s.setsockopt(socket.SOL_UDP, 103, 1000)
+    try:
+        s.send(b"x" * 3000)
+        for i in range(3):
+            assert len(s.recv(4000)) == 1000
+    except OSError as e:
+        assert e.errno == errno.EIO, e
 `
 	var want strings.Builder
 	for _, pair := range [][2]string{{"192.0.2.7", "10.139.0.2"}, {"2001:db8::7", "fd67:6174:756e::2"}, {"10.139.0.1", "10.139.0.2"}} {
@@ -499,5 +508,40 @@ func TestLiveWarningsReachTheLogger(t *testing.T) {
 	execute(t, Options{Argv: []string{"true"}, Logger: zap.New(core)})
 	for _, e := range logs.All() {
 		t.Errorf("on this system everything can be set up, got: %s", e.Message)
+	}
+}
+
+// TestLiveVethSendsWholePackets: a packet socket must not see segments the kernel has not cut
+// yet, or checksums it has not finished.
+func TestLiveVethSendsWholePackets(t *testing.T) {
+	needSandbox(t)
+	if _, err := exec.LookPath("ethtool"); err != nil {
+		t.Skip("needs ethtool to look at the interface inside")
+	}
+	got := execute(t, Options{Link: LinkVeth, Argv: []string{"ethtool", "-k", DeviceName}})
+	for _, feature := range []string{
+		"tx-checksumming", "tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-udp-segmentation", "generic-segmentation-offload",
+	} {
+		if !strings.Contains(got.stdout, feature+": off") {
+			t.Errorf("%s is not off:\n%s", feature, got.stdout)
+		}
+	}
+}
+
+// TestLivePingAndLowPorts: an unprivileged ping socket and a low port work for a command without
+// capabilities.
+func TestLivePingAndLowPorts(t *testing.T) {
+	needSandbox(t)
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("needs python3 as the program inside")
+	}
+	got := execute(t, Options{Argv: []string{"python3", "-c", `
+import socket
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)
+socket.socket(socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6)
+socket.socket().bind(("0.0.0.0", 80))
+print("ok")`}})
+	if got.stdout != "ok\n" || got.code != 0 {
+		t.Errorf("code %d, output %q", got.code, got.stdout)
 	}
 }

@@ -164,7 +164,9 @@ func wholePackets(name string) error {
 		return err
 	}
 	defer unix.Close(s)
-	for _, cmd := range []uint32{unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO, unix.ETHTOOL_STXCSUM} {
+	// Without scatter-gather the kernel takes back every kind of segmentation it knows to need
+	// it, also such as have no switch of their own here.
+	for _, cmd := range []uint32{unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO, unix.ETHTOOL_STXCSUM, unix.ETHTOOL_SSG} {
 		value := ethtoolValue{cmd: cmd}
 		var ifr struct {
 			name [unix.IFNAMSIZ]byte
