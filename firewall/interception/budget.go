@@ -51,7 +51,7 @@ type FileBudget struct {
 // NewFileBudget returns a budget for a process that may open limit files.
 func NewFileBudget(limit int) *FileBudget {
 	hard := max(limit-reservedFiles, 1)
-	return &FileBudget{hard: hard, soft: min(limit*9/10, hard*95/100), byOwner: map[OwnerKey]int{}}
+	return &FileBudget{hard: hard, soft: max(min(limit*9/10, hard*95/100), 1), byOwner: map[OwnerKey]int{}}
 }
 
 // Acquire takes one file for the owner, who gives it back with Release. The error says who

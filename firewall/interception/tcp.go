@@ -66,7 +66,7 @@ func (p *buffers) sized(n int) func() []byte {
 }
 
 // tcpRelay copies one connection. Each direction has one goroutine; a FIN passes on alone, and
-// a reset of either side resets the other. The first cause stays.
+// a reset of either side resets the other.
 type tcpRelay struct {
 	prog     program
 	up       Upstream
@@ -74,8 +74,7 @@ type tcpRelay struct {
 	buffers  *buffers
 	panicked func(what string, p any)
 
-	cause     atomic.Pointer[string]
-	aborted   atomic.Bool
+	end       atomic.Pointer[ending]
 	upDone    atomic.Bool // the program's FIN was passed on
 	downDone  atomic.Bool // the server's FIN was passed on
 	sending   atomic.Bool // in a write to the server, perhaps for long
@@ -99,7 +98,7 @@ func (t *tcpRelay) run(ctx context.Context) string {
 	<-down
 	t.prog.Close()
 	t.up.Close()
-	return *t.cause.Load()
+	return t.end.Load().cause
 }
 
 func (t *tcpRelay) runUp(ctx context.Context) {
@@ -115,16 +114,35 @@ func (t *tcpRelay) guard() {
 	}
 }
 
-// note keeps the first cause.
-func (t *tcpRelay) note(cause string) { t.cause.CompareAndSwap(nil, &cause) }
+// ending is how a connection ended; a reset is the last word.
+type ending struct {
+	cause string
+	reset bool
+}
 
-// abort resets both sides. It may be called from any goroutine, and again.
+// note keeps the first cause of an end in good order.
+func (t *tcpRelay) note(cause string) { t.end.CompareAndSwap(nil, &ending{cause: cause}) }
+
+// abort resets both sides. It may be called from any goroutine, and again. Its cause replaces
+// that of a half-close before it.
 func (t *tcpRelay) abort(cause string) {
-	t.note(cause)
-	if t.aborted.CompareAndSwap(false, true) {
-		t.prog.Abort()
-		t.up.Abort()
+	e := &ending{cause: cause, reset: true}
+	for {
+		old := t.end.Load()
+		if old != nil && old.reset {
+			return
+		}
+		if t.end.CompareAndSwap(old, e) {
+			t.prog.Abort()
+			t.up.Abort()
+			return
+		}
 	}
+}
+
+func (t *tcpRelay) aborted() bool {
+	e := t.end.Load()
+	return e != nil && e.reset
 }
 
 // copyUp carries the program's bytes to the server.
@@ -166,7 +184,7 @@ func (t *tcpRelay) send(b []byte) bool {
 	if err == nil {
 		return true
 	}
-	if isReset(err) && !t.aborted.Load() {
+	if isReset(err) && !t.aborted() {
 		// What the server sent before its reset may still be on the way to the program. The
 		// other direction delivers it and then resets.
 		t.note(causeServerReset)

@@ -1,0 +1,164 @@
+package interception
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatun/network/packet"
+)
+
+// heldSYN is the stack's side of a connection without a verdict.
+type heldSYN struct {
+	flow   packet.Flow
+	ctx    context.Context
+	answer []string
+}
+
+func (h *heldSYN) Flow() packet.Flow        { return h.flow }
+func (h *heldSYN) TTL() uint8               { return 64 }
+func (h *heldSYN) Context() context.Context { return h.ctx }
+func (h *heldSYN) Reject()                  { h.answer = append(h.answer, "reset") }
+func (h *heldSYN) Drop()                    { h.answer = append(h.answer, "silence") }
+func (h *heldSYN) Unreachable(e *packet.ICMPError) {
+	h.answer = append(h.answer, fmt.Sprintf("icmp %v %d/%d", e.From, e.Type, e.Code))
+}
+
+// endedProgram is a program that closes at once.
+type endedProgram struct {
+	program
+	h *heldSYN
+}
+
+func (p endedProgram) Abort() { p.h.answer = append(p.h.answer, "accept, reset") }
+
+func newHeldSYN() *heldSYN {
+	return &heldSYN{ctx: context.Background(), flow: packet.Flow{Proto: packet.TCP,
+		Local: netip.MustParseAddrPort("10.0.0.2:40000"), Remote: netip.MustParseAddrPort("192.0.2.1:443")}}
+}
+
+// TestDialErrors: the program sees what it would see without us, and the cause says it.
+func TestDialErrors(t *testing.T) {
+	sys := func(e syscall.Errno) error { return fmt.Errorf("dial: %w", os.NewSyscallError("connect", e)) }
+	hop := netip.MustParseAddr("198.51.100.1")
+	for _, tc := range []struct {
+		name          string
+		err           error
+		answer, cause string
+	}{
+		{"refused", sys(syscall.ECONNREFUSED), "reset", "connection refused"},
+		{"refused, winsock", sys(10061), "reset", "connection refused"},
+		{"timed out", sys(syscall.ETIMEDOUT), "silence", "connection timed out"},
+		{"no route", sys(syscall.ENETUNREACH), "icmp invalid IP 3/0", "network unreachable"},
+		{"no host", sys(syscall.EHOSTUNREACH), "icmp invalid IP 3/1", "host unreachable"},
+		{"forbidden here", sys(syscall.EACCES), "icmp invalid IP 3/13", "administratively prohibited"},
+		{"hop answers", fmt.Errorf("dial: %w", packet.HostUnreachable(hop)), "icmp 198.51.100.1 3/1", "198.51.100.1: host unreachable"},
+		{"hop limit", packet.TimeExceeded(hop), "icmp 198.51.100.1 11/0", "198.51.100.1: time exceeded"},
+		{"reset at once", sys(syscall.ECONNRESET), "accept, reset", "server reset"},
+		{"no files", sys(syscall.EMFILE), "reset", "dial: connect: too many open files"},
+		{"no port left", sys(syscall.EADDRNOTAVAIL), "reset", "dial: connect: cannot assign requested address"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r, h := newRig(t), newHeldSYN()
+			r.net.dial = func(context.Context) (*fakeUp, error) { return nil, tc.err }
+			cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return endedProgram{h: h}, nil })
+			if !slices.Equal(h.answer, []string{tc.answer}) || cause != tc.cause {
+				t.Errorf("program sees %q, cause %q; want %q, %q", h.answer, cause, tc.answer, tc.cause)
+			}
+		})
+	}
+}
+
+// TestDialEnds: a dial lasts as long as somebody waits for it.
+func TestDialEnds(t *testing.T) {
+	for _, tc := range []struct {
+		name          string
+		end           func(stop, giveUp context.CancelFunc, kill func(string) bool)
+		answer, cause string
+	}{
+		{"program gives up", func(_, giveUp context.CancelFunc, _ func(string) bool) { giveUp() }, "silence", "program gave up"},
+		{"killed", func(_, _ context.CancelFunc, kill func(string) bool) { kill("killed by hand") }, "reset", "killed by hand"},
+		{"shutdown", func(stop, _ context.CancelFunc, _ func(string) bool) { stop() }, "silence", "gatun stopped"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r, h := newRig(t), newHeldSYN()
+			var giveUp context.CancelFunc
+			h.ctx, giveUp = context.WithCancel(context.Background())
+			ctx, stop := context.WithCancel(context.Background())
+			defer giveUp()
+			defer stop()
+			l := r.link(h.flow, 1)
+			dialing := make(chan struct{})
+			r.net.dial = func(ctx context.Context) (*fakeUp, error) {
+				close(dialing)
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}
+			got := make(chan string, 1)
+			go func() { got <- r.connectAndCopy(ctx, h, l, nil) }()
+			<-dialing
+			tc.end(stop, giveUp, l.Kill)
+			select {
+			case cause := <-got:
+				if cause != tc.cause || !slices.Equal(h.answer, []string{tc.answer}) {
+					t.Errorf("program sees %q, cause %q; want %q, %q", h.answer, cause, tc.answer, tc.cause)
+				}
+			case <-time.After(3 * time.Second):
+				t.Fatal("the dial goes on")
+			}
+		})
+	}
+}
+
+// TestProgramGoneBeforeAccept: the server must not keep a connection that nobody has.
+func TestProgramGoneBeforeAccept(t *testing.T) {
+	r, h := newRig(t), newHeldSYN()
+	up := &fakeUp{}
+	r.net.dial = func(context.Context) (*fakeUp, error) { return up, nil }
+	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return nil, errors.New("gone") })
+	if cause != causeGaveUp || up.aborts.Load() != 1 {
+		t.Errorf("cause %q, upstream reset %d times", cause, up.aborts.Load())
+	}
+}
+
+// panicky is a program whose reading panics.
+type panicky struct {
+	endedProgram
+	aborts int
+}
+
+func (p *panicky) WaitReadable(context.Context) error { panic("bug") }
+func (p *panicky) CloseWrite() error                  { return nil }
+func (p *panicky) Close() error                       { return nil }
+func (p *panicky) Abort()                             { p.aborts++ }
+
+// TestPanicEndsOneFlow: a bug in one flow ends that flow, both sides, and is counted.
+func TestPanicEndsOneFlow(t *testing.T) {
+	r, h := newRig(t), newHeldSYN()
+	up, prog := &fakeUp{}, &panicky{}
+	r.net.dial = func(context.Context) (*fakeUp, error) { return up, nil }
+	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
+	if cause != "internal error" || up.aborts.Load() != 1 || prog.aborts != 1 || r.Counters().Panics != 1 {
+		t.Errorf("cause %q, resets %d and %d, %+v", cause, up.aborts.Load(), prog.aborts, r.Counters())
+	}
+}
+
+func TestNoFileNoDial(t *testing.T) {
+	r, h := newRig(t), newHeldSYN()
+	r.Files = NewFileBudget(reservedFiles + 1)
+	other := OwnerKey{PID: 9}
+	if err := r.Files.Acquire(other); err == nil {
+		defer r.Files.Release(other)
+	}
+	r.net.dial = func(context.Context) (*fakeUp, error) { t.Error("dialled"); return nil, errors.New("x") }
+	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 9), nil)
+	if !slices.Equal(h.answer, []string{"reset"}) || r.Counters().TCPRefused != 1 {
+		t.Errorf("program sees %q, cause %q, %+v", h.answer, cause, r.Counters())
+	}
+}

@@ -1,0 +1,281 @@
+package interception
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/zap"
+
+	"gatun/attribution"
+	"gatun/network"
+	"gatun/network/packet"
+	"gatun/stack"
+)
+
+// fakeNet is a dialer whose answers the test writes.
+type fakeNet struct {
+	dial func(context.Context) (*fakeUp, error)
+
+	listenErr, echoErr error
+	opened, closed     atomic.Int32
+
+	mu    sync.Mutex
+	udp   []*fakeUDP
+	echos []*fakeEcho
+}
+
+func (n *fakeNet) DialTCP(ctx context.Context, _ netip.Addr, _ netip.AddrPort, _ uint8) (*fakeUp, error) {
+	return n.dial(ctx)
+}
+
+func (n *fakeNet) ListenUDP(netip.Addr) (*fakeUDP, error) {
+	if n.listenErr != nil {
+		return nil, n.listenErr
+	}
+	n.opened.Add(1)
+	s := &fakeUDP{n: n, end: make(chan struct{}), sent: make(chan sentDatagram, 1024)}
+	n.mu.Lock()
+	n.udp = append(n.udp, s)
+	n.mu.Unlock()
+	return s, nil
+}
+
+func (n *fakeNet) ListenEcho(_, _ netip.Addr) (*fakeEcho, error) {
+	if n.echoErr != nil {
+		return nil, n.echoErr
+	}
+	n.opened.Add(1)
+	s := &fakeEcho{n: n, end: make(chan struct{})}
+	n.mu.Lock()
+	n.echos = append(n.echos, s)
+	n.mu.Unlock()
+	return s, nil
+}
+
+// sockets waits until every opened UDP socket is served and returns them.
+func (n *fakeNet) sockets() []*fakeUDP {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return append([]*fakeUDP(nil), n.udp...)
+}
+
+// fakeUp is a connection that nobody uses.
+type fakeUp struct {
+	net.Conn
+	aborts atomic.Int32
+}
+
+func (c *fakeUp) Fill(func() []byte, func([]byte)) ([]byte, int, error) { return nil, 0, io.EOF }
+func (c *fakeUp) CloseWrite() error                                     { return nil }
+func (c *fakeUp) Close() error                                          { return nil }
+func (c *fakeUp) Abort()                                                { c.aborts.Add(1) }
+func (c *fakeUp) Broken() bool                                          { return false }
+
+type sentDatagram struct {
+	b        string
+	to       netip.AddrPort
+	ttl, tos uint8
+	df       bool
+}
+
+type fakeUDP struct {
+	n       *fakeNet
+	once    sync.Once
+	end     chan struct{}
+	sendErr error
+	sent    chan sentDatagram
+
+	mu       sync.Mutex
+	datagram func([]byte, netip.AddrPort, uint8)
+	report   func(netip.AddrPort, *packet.ICMPError)
+}
+
+func (s *fakeUDP) Send(b []byte, to netip.AddrPort, ttl, tos uint8, df bool) error {
+	select {
+	case <-s.end:
+		return os.ErrClosed
+	default:
+	}
+	if s.sendErr != nil {
+		return s.sendErr
+	}
+	select {
+	case s.sent <- sentDatagram{string(b), to, ttl, tos, df}:
+	default:
+	}
+	return nil
+}
+
+func (s *fakeUDP) Serve(datagram func([]byte, netip.AddrPort, uint8), report func(netip.AddrPort, *packet.ICMPError)) error {
+	s.mu.Lock()
+	s.datagram, s.report = datagram, report
+	s.mu.Unlock()
+	<-s.end
+	return os.ErrClosed
+}
+
+func (s *fakeUDP) served(t *testing.T) (datagram func([]byte, netip.AddrPort, uint8), report func(netip.AddrPort, *packet.ICMPError)) {
+	t.Helper()
+	waitFor(t, "the socket's reader", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.datagram != nil
+	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.datagram, s.report
+}
+
+func (s *fakeUDP) Close() error {
+	s.once.Do(func() { close(s.end); s.n.closed.Add(1) })
+	return nil
+}
+
+type fakeEcho struct {
+	n    *fakeNet
+	once sync.Once
+	end  chan struct{}
+
+	mu      sync.Mutex
+	sendErr error
+	reply   func(uint16, []byte, uint8)
+	report  func(uint16, *packet.ICMPError)
+}
+
+func (s *fakeEcho) Send(uint16, []byte, uint8, uint8) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sendErr
+}
+
+func (s *fakeEcho) Serve(reply func(uint16, []byte, uint8), report func(uint16, *packet.ICMPError)) error {
+	s.mu.Lock()
+	s.reply, s.report = reply, report
+	s.mu.Unlock()
+	<-s.end
+	return os.ErrClosed
+}
+
+func (s *fakeEcho) Close() error {
+	s.once.Do(func() { close(s.end); s.n.closed.Add(1) })
+	return nil
+}
+
+// fakeFlow is the stack's side of a UDP pair.
+type fakeFlow struct {
+	flow packet.Flow
+
+	mu       sync.Mutex
+	sink     stack.UDPSink
+	rejected []*packet.ICMPError
+	errs     []*packet.ICMPError
+	replies  []string
+	forgot   int
+}
+
+func (f *fakeFlow) Flow() packet.Flow { return f.flow }
+func (f *fakeFlow) Accept(s stack.UDPSink) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sink = s
+}
+func (f *fakeFlow) Reject(e *packet.ICMPError) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rejected = append(f.rejected, e)
+}
+func (f *fakeFlow) Reply(b []byte, _ uint8) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.replies = append(f.replies, string(b))
+	return nil
+}
+func (f *fakeFlow) Error(e *packet.ICMPError) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.errs = append(f.errs, e)
+}
+func (f *fakeFlow) Forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.forgot++
+}
+
+// send is a datagram from the program.
+func (f *fakeFlow) send(b string) {
+	f.mu.Lock()
+	s := f.sink
+	f.mu.Unlock()
+	if s != nil {
+		s.Datagram(nil, stack.Datagram{Payload: []byte(b), TTL: 64, TOS: 4, DontFragment: true})
+	}
+}
+
+// rig is a Relay on a fakeNet. Its clock is the test's: Run is not running.
+type rig struct {
+	*Relay
+	t     testing.TB
+	net   *fakeNet
+	table *network.Table
+
+	mu     sync.Mutex
+	causes map[packet.Flow][]string
+}
+
+func newRig(t testing.TB) *rig {
+	r := &rig{t: t, net: &fakeNet{}, table: network.NewTable(nowForTests), causes: map[packet.Flow][]string{}}
+	r.Relay = NewRelay(r.net, zap.NewNop(), func(l *network.Link, cause string) {
+		r.table.End(l, cause)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.causes[l.Flow] = append(r.causes[l.Flow], cause)
+	})
+	t.Cleanup(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		if err := r.Run(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+		if o, c := r.net.opened.Load(), r.net.closed.Load(); o != c {
+			t.Errorf("%d sockets opened, %d closed", o, c)
+		}
+		if all, _ := r.Files.Used(OwnerKey{}); all != 0 {
+			t.Errorf("%d files are not given back", all)
+		}
+	})
+	return r
+}
+
+// pass lets seconds go by, one sweep each.
+func (r *rig) pass(seconds int) {
+	for range seconds {
+		r.now.Add(1)
+		r.sweep()
+	}
+}
+
+func (r *rig) link(f packet.Flow, pid int) *network.Link {
+	l, _ := r.table.Link(f)
+	l.SetComm(&network.Communication{Owner: attribution.Owner{Process: &attribution.Process{PID: pid, Kind: attribution.KindProgram}}})
+	return l
+}
+
+func (r *rig) udpPair(pid int, local, remote string) (*fakeFlow, *network.Link) {
+	f := &fakeFlow{flow: packet.Flow{Proto: packet.UDP, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort(remote)}}
+	l := r.link(f.flow, pid)
+	r.udp.start(f, l)
+	return f, l
+}
+
+func (r *rig) causesOf(f packet.Flow) []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.causes[f]
+}
