@@ -164,7 +164,24 @@ func cmdSees(ts *testscript.TestScript, neg bool, args []string) {
 		ok = ok && saw.Data == strings.Join(args[1:], " ")
 	}
 	if ok == neg {
+		of(ts).explain(ts)
 		ts.Fatalf("the program saw %s %q (%s), want %v", saw.Result, saw.Data, saw.Error, args)
+	}
+}
+
+// explain logs the flows of the last program: why it saw what it saw.
+func (s *story) explain(ts *testscript.TestScript) {
+	if s.gatun == nil {
+		return
+	}
+	flows, err := s.gatun.Flows()
+	if err != nil {
+		ts.Logf("flows: %v", err)
+	}
+	for _, f := range flows {
+		if f.Field("pid") == strconv.Itoa(s.saw.PID) || f.Field("remote") == s.saw.Remote {
+			ts.Logf("%v", f)
+		}
 	}
 }
 
@@ -222,6 +239,15 @@ func cmdRouter(ts *testscript.TestScript, _ bool, args []string) {
 	m.Twin = twin
 	n, err := of(ts).lab.Count(m)
 	ts.Check(err)
+	if args[2] == "==" && args[3] == "0" && n > 0 {
+		seen, err := of(ts).lab.Seen()
+		ts.Check(err)
+		for _, c := range seen {
+			if m.Hit(c) {
+				ts.Logf("%+v", c)
+			}
+		}
+	}
 	compare(ts, "the router counted", n, args[2], args[3])
 }
 
@@ -346,13 +372,19 @@ func cmdRunning(ts *testscript.TestScript, _ bool, args []string) {
 
 // snapshotScript prints what `recover` must leave as it was. Lifetimes and counters are not part
 // of it.
-const snapshotScript = `ip -o rule; ip -o -6 rule; ip -o route show table all; ip -o -6 route show table all | sed "s/ expires [0-9]*sec//";
+const snapshotScript = `ip -o rule; ip -o -6 rule; ip -4 -o route show table all; ip -o -6 route show table all | sed "s/ expires [0-9]*sec//";
 ip -o address | sed "s/valid_lft.*//"; nft -s list ruleset; cat /etc/resolv.conf`
 
 func cmdSnapshot(ts *testscript.TestScript, _ bool, args []string) {
-	out, err := of(ts).lab.Host.Output("sh", "-ec", snapshotScript)
-	ts.Check(err)
-	of(ts).states[args[0]] = out
+	s := of(ts)
+	// The kernel adds the routes of an IPv6 address a moment after the address.
+	ts.Check(lab.Wait(5*time.Second, "the host's state is settled", func() (bool, error) {
+		out, err := s.lab.Host.Output("sh", "-ec", snapshotScript)
+		settled := err == nil && out == s.states[args[0]]
+		s.states[args[0]] = out
+		time.Sleep(100 * time.Millisecond)
+		return settled, err
+	}))
 }
 
 func cmdSame(ts *testscript.TestScript, neg bool, args []string) {

@@ -80,7 +80,8 @@ func ParseMatch(proto, dst string) (Match, error) {
 	return m, err
 }
 
-func (m Match) hit(s Seen) bool {
+// Hit says whether a counter is one that m selects.
+func (m Match) Hit(s Seen) bool {
 	twin := s.Src == netip.MustParseAddr(Twin4) || s.Src == netip.MustParseAddr(Twin6)
 	proto := s.Proto
 	if proto == "ipv6-icmp" {
@@ -95,7 +96,7 @@ func (l *Lab) Count(m Match) (int, error) {
 	seen, err := l.Seen()
 	n := 0
 	for _, s := range seen {
-		if m.hit(s) {
+		if m.Hit(s) {
 			n += s.Packets
 		}
 	}

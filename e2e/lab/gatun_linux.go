@@ -176,7 +176,7 @@ func (g *Gatun) ClientCode(args ...string) ([]byte, int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := g.lab.Host.Command(ctx, Spec{Env: g.env}, append([]string{g.lab.Bins.Gatun}, args...)...)
+	cmd := g.lab.Host.Command(ctx, Spec{Env: g.env, Dir: g.lab.Dir}, append([]string{g.lab.Bins.Gatun}, args...)...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
 	var exit *exec.ExitError

@@ -39,8 +39,9 @@ func rawCommand(args []string) (result, error) {
 		return result{}, err
 	}
 	defer unix.Close(fd)
+	base := uint16(time.Now().UnixMilli()) // a fragment must not meet those of an earlier call
 	for i := range n {
-		packets, err := evil(rest[0], from, to, uint16(i))
+		packets, err := evil(rest[0], from, to, base+uint16(i))
 		if err != nil {
 			return result{}, err
 		}
@@ -55,7 +56,7 @@ func rawCommand(args []string) (result, error) {
 }
 
 func evil(kind string, from netip.Addr, to netip.AddrPort, id uint16) ([][]byte, error) {
-	udp := udpSegment(netip.AddrPortFrom(from, 40000+id), to, make([]byte, 64))
+	udp := udpSegment(netip.AddrPortFrom(from, 40000+id%1000), to, make([]byte, 64))
 	switch kind {
 	case "good":
 	case "spoof":
@@ -63,7 +64,7 @@ func evil(kind string, from netip.Addr, to netip.AddrPort, id uint16) ([][]byte,
 		if to.Addr().Is6() {
 			from = netip.MustParseAddr("2001:db8:77::77")
 		}
-		udp = udpSegment(netip.AddrPortFrom(from, 40000+id), to, make([]byte, 64))
+		udp = udpSegment(netip.AddrPortFrom(from, 40000+id%1000), to, make([]byte, 64))
 	case "badsum":
 		udp[6] ^= 0x55
 	case "tiny":
@@ -97,7 +98,7 @@ func ipPacket(from, to netip.Addr, id uint16, payload []byte, f fragment) []byte
 			ext := make([]byte, 8)
 			ext[0] = unix.IPPROTO_UDP
 			binary.BigEndian.PutUint16(ext[2:], uint16(f.offset)|bit(f.more, 1))
-			binary.BigEndian.PutUint32(ext[4:], uint32(id)+7000)
+			binary.BigEndian.PutUint32(ext[4:], uint32(id))
 			b = append(b, ext...)
 		}
 		b = append(b, payload...)
@@ -114,7 +115,7 @@ func ipPacket(from, to netip.Addr, id uint16, payload []byte, f fragment) []byte
 func ip4Header(from, to netip.Addr, id uint16, n int) []byte {
 	b := make([]byte, n)
 	b[0], b[8], b[9] = 0x40|byte(n/4), 64, unix.IPPROTO_UDP
-	binary.BigEndian.PutUint16(b[4:], id+7000)
+	binary.BigEndian.PutUint16(b[4:], id)
 	copy(b[12:], from.AsSlice())
 	copy(b[16:], to.AsSlice())
 	return b
