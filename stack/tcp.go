@@ -14,7 +14,6 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 
 	"gatun/network/packet"
 )
@@ -349,5 +348,3 @@ func translate(err tcpip.Error) error {
 		return errors.New("tcp: " + err.String())
 	}
 }
-
-var _ waiter.EventListener = (*notifier)(nil)

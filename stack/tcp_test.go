@@ -95,9 +95,7 @@ func TestTCPVerdicts(t *testing.T) {
 				} else if !silent && calls.Load() != 1 {
 					t.Errorf("%d calls for one SYN", calls.Load())
 				}
-				if n := l.s.Counters().HeldTCP; n != 0 {
-					t.Errorf("%d SYNs are still held", n)
-				}
+				eventually(t, "nothing is held", func() bool { return l.s.Counters().HeldTCP == 0 })
 			})
 		})
 	}
@@ -202,7 +200,11 @@ func TestTCPEnds(t *testing.T) {
 		{"program resets", func(t *testing.T, prog net.Conn, ours *TCPConn) {
 			ours.Write([]byte("unread")) // unread bytes make its Close a reset
 			prog.Read(buf[:1])
+			if ours.Broken() {
+				t.Error("broken before the reset")
+			}
 			prog.Close()
+			eventually(t, "broken, seen without reading", ours.Broken)
 			if _, err := ours.Read(buf); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("read: %v, want ECONNRESET", err)
 			}
