@@ -92,7 +92,10 @@ func TestInNetns(t *testing.T) {
 	if err := os.MkdirAll(conf, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(conf) })
+	t.Cleanup(func() {
+		os.RemoveAll(conf)
+		os.Remove(filepath.Dir(conf)) // refused if somebody else uses it
+	})
 	if err := os.WriteFile(conf+"/resolv.conf", []byte("nameserver 192.0.2.2\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -244,4 +247,29 @@ func TestLiveTerminalInterruptsOnce(t *testing.T) {
 	_ = cmd.Process.Kill()
 	_ = cmd.Wait()
 	t.Fatalf("the terminal ended early: %q", seen)
+}
+
+// TestInsideAnotherUserNamespace is the rootless container: root of a namespace in which few
+// ids exist.
+func TestInsideAnotherUserNamespace(t *testing.T) {
+	needSandbox(t)
+	rerun(t, "^TestLive(CommandSeesItsOwnWorld|Packets|ExitCodes)$", "unshare", "-Urm")
+}
+
+// TestWhereForbidden: the error of a system without user namespaces says what to do.
+func TestWhereForbidden(t *testing.T) {
+	needSandbox(t)
+	const forbid = `echo 0 >/proc/sys/user/max_user_namespaces && exec "$@"`
+	t.Setenv(hostEnv, "forbidden")
+	rerun(t, "^TestRefusal$", "unshare", "-Ur", "sh", "-c", forbid, "sh")
+}
+
+func TestRefusal(t *testing.T) {
+	if os.Getenv(hostEnv) != "forbidden" {
+		t.Skip("runs only inside TestWhereForbidden")
+	}
+	_, err := Start(context.Background(), Options{Argv: []string{"true"}})
+	if err == nil || !strings.Contains(err.Error(), "sudo sysctl -w user.max_user_namespaces=") {
+		t.Errorf("got %v, want the setting to change", err)
+	}
 }
