@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -62,7 +63,7 @@ func parseReply(msg []byte, id uint16, q inquiry) (*mdns.Msg, error) {
 		return nil, errBogus
 	}
 	m := new(mdns.Msg)
-	if err := m.Unpack(msg); err != nil {
+	if err := m.Unpack(msg); err != nil || slices.ContainsFunc(m.Answer, hollow) {
 		return nil, errBogus
 	}
 	return m, nil
@@ -121,9 +122,6 @@ func chain(all []mdns.RR, q inquiry) (kept []mdns.RR, last string, err error) {
 			if !wanted {
 				continue
 			}
-			if !usable(rr) {
-				return nil, "", errBogus
-			}
 			kept = append(kept, rr)
 			if alias != "" {
 				next = lower(alias)
@@ -171,19 +169,22 @@ func isAncestorAlias(rr mdns.RR, name string) bool {
 	default:
 		return false
 	}
-	owner := lower(h.Name)
-	return owner != name && mdns.IsSubDomain(owner, name)
+	return mdns.IsSubDomain(lower(h.Name), name)
 }
 
-// usable refuses address records without an address, which the parser accepts.
-func usable(rr mdns.RR) bool {
+// hollow reports a record without the data it must have, which the library's parser accepts.
+func hollow(rr mdns.RR) bool {
 	switch rr := rr.(type) {
 	case *mdns.A:
-		return len(rr.A) == 4 || len(rr.A) == 16
+		return len(rr.A) == 0
 	case *mdns.AAAA:
-		return len(rr.AAAA) == 16
+		return len(rr.AAAA) == 0
+	case *mdns.CNAME:
+		return rr.Target == ""
+	case *mdns.DNAME:
+		return rr.Target == ""
 	}
-	return rr.Header().Rdlength > 0 || rr.Header().Rrtype == mdns.TypeNULL || rr.Header().Rrtype == mdns.TypeAPL
+	return false
 }
 
 // proof keeps the SOA of a zone that contains the name, and with DO the records that prove

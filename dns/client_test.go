@@ -42,6 +42,8 @@ func TestPortsAndIDs(t *testing.T) {
 			t.Fatalf("got %v", reply)
 		}
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	t.Logf("%d queries: %d source ports, %d ids", n, len(ports), len(ids))
 	if up.queries.Load() != n || len(ports) < 1900 || len(ids) < 1900 {
 		t.Fatalf("%d queries sent, %d ports, %d ids; want %d, >= 1900, >= 1900", up.queries.Load(), len(ports), len(ids), n)
@@ -89,7 +91,7 @@ func TestBogusReplies(t *testing.T) {
 		"A without address": func(q *mdns.Msg, _ int) []byte {
 			b := forge(q, func(m *mdns.Msg) { m.Answer = nil })
 			binary.BigEndian.PutUint16(b[6:], 1)
-			return append(b, 0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 9)
+			return append(b, 0xc0, 12, 0, 1, 0, 1, 0, 0, 14, 16, 0, 0)
 		},
 		"garbage": func(q *mdns.Msg, i int) []byte {
 			return append(binary.BigEndian.AppendUint16(nil, q.Id), make([]byte, i)...)
@@ -399,6 +401,18 @@ func TestTCPScheme(t *testing.T) {
 	r := newRig(t, nil, Resolver{Scheme: SchemeTCP, Addr: up.addr})
 	if reply := r.query(t, ask("a.example", mdns.TypeA)); len(reply.Answer) != 1 || up.queries.Load() != 0 || up.streams.Load() != 1 {
 		t.Fatalf("got %v, %d over UDP, %d over TCP", reply, up.queries.Load(), up.streams.Load())
+	}
+}
+
+func TestTruncatedOverTCP(t *testing.T) {
+	up := answering(t, func(q *mdns.Msg) *mdns.Msg {
+		m := respond(t, q, mdns.RcodeSuccess)
+		m.Truncated = true
+		return m
+	})
+	r := newRig(t, nil, up.resolver())
+	if reply := r.query(t, ask("a.example", mdns.TypeA)); reply.Rcode != mdns.RcodeServerFailure || up.streams.Load() != 1 {
+		t.Fatalf("a cut answer is passed off as a whole one: %v", reply)
 	}
 }
 

@@ -59,11 +59,21 @@ func unbound(t testing.TB) Resolver {
 			t.Skip("unbound is not installed")
 		}
 	}
-	free, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	for range 5 { // another process may take the port meanwhile
+		if r, ok := startUnbound(t, path); ok {
+			return r
+		}
+	}
+	t.Fatal("unbound does not start; see its log above")
+	return Resolver{}
+}
+
+func startUnbound(t testing.TB, path string) (Resolver, bool) {
+	free, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := free.LocalAddr().(*net.UDPAddr).AddrPort()
+	at := free.Addr().(*net.TCPAddr).AddrPort()
 	free.Close()
 	dir := t.TempDir()
 	var conf bytes.Buffer
@@ -83,20 +93,21 @@ func unbound(t testing.TB) Resolver {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("unbound said:\n%s", out.String())
-		}
-	})
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	gone := make(chan struct{})
+	go func() { defer close(gone); cmd.Wait() }()
+	t.Cleanup(func() { cmd.Process.Kill(); <-gone })
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
 		if m, err := mdns.Exchange(ask("www.peer.test", mdns.TypeA), at.String()); err == nil && len(m.Answer) == 1 {
-			return Resolver{Scheme: SchemeDNS, Addr: at}
+			return Resolver{Scheme: SchemeDNS, Addr: at}, true
+		}
+		select {
+		case <-gone:
+			t.Logf("unbound said:\n%s", out.String())
+			return Resolver{}, false
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
-	t.Fatal("unbound does not answer")
-	return Resolver{}
+	return Resolver{}, false
 }
 
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }

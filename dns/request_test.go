@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	mdns "github.com/miekg/dns"
+
+	"gatun/network"
 )
 
 // header builds a message header with those counts.
@@ -176,6 +178,10 @@ func TestDNSSECRecordsOnlyOnDemand(t *testing.T) {
 	signed := r.query(t, m)
 	if len(signed.Answer) != 2 || len(signed.Ns) != 1 || signed.AuthenticatedData || !signed.IsEdns0().Do() || !signed.CheckingDisabled {
 		t.Fatalf("got %v", signed)
+	}
+	r.firewall.after = func(_ *Query, a *Answer) network.Decision { a.Remove = a.Addrs; return accepted }
+	if cut := r.query(t, m); len(cut.Answer) != 0 {
+		t.Fatalf("the signature of a removed record is left: %v", cut)
 	}
 	if up.queries.Load() != 2 {
 		t.Fatalf("%d upstream queries: DO and CD are part of the key", up.queries.Load())

@@ -209,10 +209,10 @@ func TestStreamEnds(t *testing.T) {
 		r := newRig(t, nil, up.resolver())
 		r.idle = 300 * time.Millisecond
 		c, done, _ := dialStream(t, r)
+		start := time.Now()
 		c.Write(frame(packed(t, ask("a.example", mdns.TypeA))))
 		readReply(t, c)
-		start := time.Now()
-		if _, err := c.Read(make([]byte, 1)); err != io.EOF || time.Since(start) < r.idle-100*time.Millisecond {
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF || time.Since(start) < r.idle {
 			t.Fatalf("got %v after %v", err, time.Since(start))
 		}
 		if err := ended(t, done); err != nil {
@@ -227,9 +227,11 @@ func TestStreamEnds(t *testing.T) {
 		r := newRig(t, nil, up.resolver())
 		r.idle = 100 * time.Millisecond
 		c, _, _ := dialStream(t, r)
-		c.Write(frame(packed(t, ask("a.example", mdns.TypeA))))
-		if m := readReply(t, c); len(m.Answer) != 1 {
-			t.Fatalf("got %v", m)
+		for range 2 { // the connection is still there for the next one
+			c.Write(frame(packed(t, ask("a.example", mdns.TypeA))))
+			if m := readReply(t, c); len(m.Answer) != 1 {
+				t.Fatalf("got %v", m)
+			}
 		}
 	})
 	t.Run("a dropped query is silent", func(t *testing.T) {
