@@ -110,7 +110,7 @@ func (e *engine) status() api.Status {
 		Config:    api.ConfigStatus{File: strings.Join(cfg.Files(), " "), Revision: e.opt.store.Revision(), Warnings: warningTexts(cfg, e.opt.store)},
 		Rating:    cfg.String("network/rating"),
 		Inbound:   "not controlled",
-		Notes:     []string{"loopback traffic is not seen", "multicast, broadcast and link-local traffic is decided per scope, not per program"},
+		Notes:     []string{"loopback traffic is not seen"},
 		Resolvers: e.resolvers(cfg),
 		Links:     api.LinkCounts{Live: e.table.LiveCount(), Decided: decided, Denied: denied},
 		Packets:   packetCounts(e.stack.Counters()),

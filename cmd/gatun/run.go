@@ -225,6 +225,7 @@ func runtimeDir() (string, error) {
 func (r *run) Status() api.Status {
 	s := r.engine.status()
 	s.Names = map[string]any{"device": sandbox.DeviceName}
+	s.Notes = append(s.Notes, "unix sockets of the host can be reached: IP traffic is what is confined")
 	return s
 }
 
