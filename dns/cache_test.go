@@ -214,6 +214,26 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+func TestTurnThatNeverComes(t *testing.T) {
+	silent := newUpstream(t, func(*mdns.Msg, []byte, netip.AddrPort, func([]byte)) {}, nil)
+	r := newRig(t, func(o *Options) { o.Limits = Limits{Total: 1, PerProgram: 1, Reserve: 1} }, silent.resolver())
+	r.resolver.patience = 100 * time.Millisecond
+	var wg sync.WaitGroup
+	for i := range 5 {
+		wg.Go(func() {
+			start := time.Now()
+			reply := r.query(t, ask(fmt.Sprintf("n%d.example", i), mdns.TypeA).SetEdns0(1232, false))
+			if code, _ := ede(reply); reply.Rcode != mdns.RcodeServerFailure || code != mdns.ExtendedErrorCodeNotReady || time.Since(start) > 2*time.Second {
+				t.Errorf("got %v after %v", reply, time.Since(start))
+			}
+		})
+	}
+	wg.Wait()
+	if silent.queries.Load() == 0 {
+		t.Error("nobody's turn came")
+	}
+}
+
 func TestLimiterIsFair(t *testing.T) {
 	for range 20 { // the order of a map is random
 		checkFair(t)

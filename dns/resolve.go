@@ -31,6 +31,8 @@ type resolution struct {
 	clock   func() time.Time
 	renew   chan renewal
 
+	patience time.Duration // for the whole of a query: its program asks again after 5 s
+
 	mu      sync.Mutex
 	flights map[key]*flight
 
@@ -64,6 +66,8 @@ func (r *resolution) resolve(ctx context.Context, p program, k key, groups [][]R
 		}
 		return a, a.expires.Sub(now), nil
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, ErrBusy)
+	defer cancel()
 	if err := r.limiter.acquire(ctx, p); err != nil {
 		return nil, 0, err
 	}

@@ -136,7 +136,7 @@ func New(o Options) *Server {
 		limiter: newLimiter(o.Limits),
 		clock:   o.Clock,
 		renew:   make(chan renewal, refreshQueue),
-		flights: map[key]*flight{},
+		flights: map[key]*flight{}, patience: patience,
 	}
 	return s
 }
@@ -167,6 +167,25 @@ func (s *Server) Counters() Counters {
 	}
 	c.CacheEntries, c.CacheBytes = s.resolver.cache.len()
 	return c
+}
+
+// Nameserver is one upstream as it is now.
+type Nameserver struct {
+	Resolver
+	Failing bool // more than 5 failures in 50 s: asked after the others
+}
+
+// Nameservers returns the upstreams for ordinary names, in the order of the settings.
+func (s *Server) Nameservers() []Nameserver {
+	groups, _, _ := s.groups("")
+	now := s.o.Clock()
+	var list []Nameserver
+	for _, g := range groups {
+		for _, r := range g {
+			list = append(list, Nameserver{Resolver: r, Failing: s.resolver.client.failing(r, now)})
+		}
+	}
+	return list
 }
 
 // ServeUDP answers one datagram. The reply is to be sent from the address that was asked; nil

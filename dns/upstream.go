@@ -17,6 +17,7 @@ const (
 	retryDelay  = time.Second            // before the next round
 	askDeadline = 4500 * time.Millisecond
 	askRounds   = 3
+	patience    = 4900 * time.Millisecond // of a query, with the wait for its turn
 
 	failuresKept  = 6 // more than 5 failures
 	failureWindow = 50 * time.Second
@@ -138,6 +139,14 @@ func (c *client) byHealth(list []Resolver) (ordered []*upstream, failing bool) {
 		}
 	}
 	return append(good, bad...), len(good) == 0
+}
+
+// failing reports whether r is failing; a server that was never asked is not.
+func (c *client) failing(r Resolver, now time.Time) bool {
+	c.mu.Lock()
+	u := c.known[r]
+	c.mu.Unlock()
+	return u != nil && u.failing(now)
 }
 
 // outcome is how one attempt ended.
