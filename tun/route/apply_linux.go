@@ -59,9 +59,9 @@ func setupLink(d LinkSetup) error {
 	a := l.Attrs()
 	up := a.Flags&net.FlagUp != 0
 	// The mode decides at the moment of going up, so it comes first. Without IPv6 there is none.
-	if !up && !ipv6Off() {
-		if err := netlink.LinkSetIP6AddrGenMode(l, nlAddrGenNone); err != nil {
-			return fmt.Errorf("link %s: address generation off: %w", d.Link, err)
+	if !ipv6Off() {
+		if err := setupIPv6(l, up); err != nil {
+			return fmt.Errorf("link %s: %w", d.Link, err)
 		}
 	}
 	if a.Flags&net.FlagMulticast != 0 {
@@ -77,6 +77,18 @@ func setupLink(d LinkSetup) error {
 		return fmt.Errorf("link %s: %w", d.Link, err)
 	}
 	return nil
+}
+
+// setupIPv6 makes the device take IPv6 routes, also where new interfaces have IPv6 disabled
+// while others have it. The setting belongs to the device and goes with it.
+func setupIPv6(l netlink.Link, up bool) error {
+	if err := setSysctl("net.ipv6.conf."+l.Attrs().Name+".disable_ipv6", "0"); err != nil {
+		return err
+	}
+	if up {
+		return nil
+	}
+	return netlink.LinkSetIP6AddrGenMode(l, nlAddrGenNone)
 }
 
 // nlAddrGenNone is IN6_ADDR_GEN_MODE_NONE of linux/if_link.h.

@@ -394,3 +394,48 @@ func TestLiveSnapshotEnds(t *testing.T) {
 		}
 	})
 }
+
+// Hosts with IPv6 switched off, for everything or for new interfaces, and hosts where somebody
+// else uses our table.
+func TestLiveUnusualHosts(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		for _, c := range []struct{ name, make, undo, probe, want string }{
+			{"IPv6 off", "sysctl -qw net.ipv6.conf.all.disable_ipv6=1", "sysctl -qw net.ipv6.conf.all.disable_ipv6=0", far4, "dev gatun0"},
+			{"IPv6 off on new interfaces", "sysctl -qw net.ipv6.conf.default.disable_ipv6=1; ip -6 addr replace " + host6 + "/64 dev eth0 nodad", "sysctl -qw net.ipv6.conf.default.disable_ipv6=0", far6, "dev gatun0"},
+			{"no default route", "ip route del default; ip -6 route flush default", "ip route add default via " + router4, far4, "src " + host4},
+		} {
+			l.sh(c.make)
+			before := l.machine()
+			l.openTun(false)
+			m := l.manager()
+			if err := m.Up(t.Context()); err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			} else if got := l.sh("ip route get " + c.probe); !strings.Contains(got, c.want) {
+				t.Errorf("%s: %s", c.name, got)
+			}
+			if err := m.Down(t.Context()); err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			if diff := cmp.Diff(before, l.machine()); diff != "" {
+				t.Errorf("%s: after down (-before +after):\n%s", c.name, diff)
+			}
+			l.sh(c.undo)
+		}
+		l.sh("ip route add 203.0.113.0/24 via " + router4 + " table 26465")
+		before := l.machine()
+		if err := l.manager().Up(t.Context()); err == nil || !strings.Contains(err.Error(), "core/table") {
+			t.Errorf("somebody else's routes in our table: %v", err)
+		}
+		if diff := cmp.Diff(before, l.machine()); diff != "" {
+			t.Errorf("a refused up changed something:\n%s", diff)
+		}
+		l.sh("ip route flush table 26465")
+		m := l.manager()
+		if err := m.Up(t.Context()); !errors.Is(err, ErrNoDevice) || m.Status().State != Degraded {
+			t.Errorf("without a device: %v, %s", err, m.Status().State)
+		}
+		if err := m.Down(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
