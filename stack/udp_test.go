@@ -56,7 +56,7 @@ func TestUDPHoldKeepsOrder(t *testing.T) {
 				t.Errorf("first: %+v", first)
 			}
 			u.Accept(sink)
-		}}, Limits{})
+		}}, Limits{HeldDatagrams: 4096})
 		held, want := numbered(f, 0, 5)
 		l.send(held...)
 		eventually(t, "5 datagrams read", func() bool { return l.s.Counters().PacketsIn == 5 })
