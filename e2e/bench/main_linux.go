@@ -107,7 +107,7 @@ func measureMode(o options, mode string, bins lab.Binaries, dir string) (rows []
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	for _, ns := range []lab.Namespace{l.Host, l.Twin, l.Router, l.Server} {
-		if _, err := ns.Output("sh", "-c", "echo cubic > /proc/sys/net/ipv4/tcp_congestion_control"); err != nil {
+		if _, err := ns.Output("sh", "-c", "grep -qw cubic /proc/sys/net/ipv4/tcp_available_congestion_control && echo cubic > /proc/sys/net/ipv4/tcp_congestion_control || true"); err != nil {
 			return nil, err
 		}
 	}

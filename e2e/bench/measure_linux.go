@@ -58,7 +58,8 @@ type row struct {
 	Must   float64 `json:"must"`
 	Cost   bool    `json:"cost"` // less is better
 	CPU    float64 `json:"cpu_s_per_gb,omitempty"`
-	Failed float64 `json:"failed"` // operations that failed on the host
+	Failed float64 `json:"failed"`           // operations that failed on the host
+	Reason string  `json:"reason,omitempty"` // why the last of them did
 }
 
 // met says whether the row reaches its bar, slack times wider.
@@ -104,7 +105,9 @@ func measure(o options, l *lab.Lab, g *lab.Gatun, w work) (row, error) {
 			continue
 		}
 		kernel, through, ratios = append(kernel, a), append(through, b), append(ratios, b/a)
-		r.Failed += gatun.Extra["failed"]
+		if n := gatun.Extra["failed"]; n > 0 {
+			r.Failed, r.Reason = r.Failed+n, gatun.Error
+		}
 		if gb := gatun.Extra["value"] * length.Seconds() / 1e9; w.bulk && gb > 0 {
 			cpu = append(cpu, (after-before).Seconds()/gb)
 		}

@@ -27,7 +27,15 @@ func table(out io.Writer, rows []row) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%.4g\t%.4g\t%.2f\t%.2f\t%.2f\t%s\t%s\t%s\t%.0f\t\n",
 			r.Mode, r.Name, r.Unit, r.Kernel, r.Gatun, r.Ratio, r.Min, r.Max, bar, met, cpu, r.Failed)
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if r.Failed > 0 {
+			fmt.Fprintf(out, "%s %s: %.0f failed: %s\n", r.Mode, r.Name, r.Failed, r.Reason)
+		}
+	}
+	return nil
 }
 
 // draw makes the table a picture: one bar per row, as long as its ratio, with a line at the bar

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -204,15 +205,16 @@ func (s score) share(n int) float64 {
 	return float64(n) / float64(s.all)
 }
 
-// judge compares truth and flows. A port may be used twice; a flow counts for one program only.
+// judge compares truth and flows. A port may be used twice, and a flow counts for one program
+// only; a query over TCP is two flows of one program. An owner is wrong if no program that used
+// the port is the one that was named.
 func judge(truth map[string][]lab.Result, flows map[string][]lab.Flow) score {
 	s := score{causes: map[string]int{}}
 	for local, programs := range truth {
 		s.all += len(programs)
 		rest := onePerID(flows[local])
 		for _, p := range programs {
-			want := map[string]string{"pid": fmt.Sprint(p.PID), "path": p.Path, "start": p.Start.Format(time.RFC3339Nano)}
-			i := find(rest, want)
+			i := find(rest, identity(p))
 			if i < 0 {
 				continue
 			}
@@ -221,6 +223,9 @@ func judge(truth map[string][]lab.Result, flows map[string][]lab.Flow) score {
 			rest = append(rest[:i:i], rest[i+1:]...)
 		}
 		for _, f := range rest {
+			if slices.ContainsFunc(programs, func(p lab.Result) bool { return f.Match(identity(p)) }) {
+				continue
+			}
 			s.causes[f.Field("owner_confidence")+": "+f.Field("owner_cause")]++
 			if named := f.Field("owner_confidence"); named == "exact" || named == "inherited" {
 				s.wrong++
@@ -231,6 +236,10 @@ func judge(truth map[string][]lab.Result, flows map[string][]lab.Flow) score {
 	}
 	s.missing = s.all - s.right - s.wrong - s.unknown
 	return s
+}
+
+func identity(p lab.Result) map[string]string {
+	return map[string]string{"pid": fmt.Sprint(p.PID), "path": p.Path, "start": p.Start.Format(time.RFC3339Nano)}
 }
 
 func onePerID(flows []lab.Flow) []lab.Flow {

@@ -152,7 +152,11 @@ func closeLoad(b *bench, l *lab.Lab, mode string) error {
 		lowest = min(lowest, r)
 	}
 	b.note(mode+": requests per second, median", fmt.Sprintf("%.0f", median(rates)))
-	b.atLeast(mode+": the slowest 5 s against the median", lowest/median(rates), 0.5, "")
+	share := 0.5
+	if b.small {
+		share = 0.1 // two slices on a busy machine say only that nothing stands still
+	}
+	b.atLeast(mode+": the slowest 5 s against the median", lowest/median(rates), share, "")
 	b.atMost(mode+": requests that failed", fails, 0, reason)
 	b.atMost(mode+": the longest request", worst/1e6, 3, "s")
 	return nil

@@ -59,7 +59,7 @@ func TestJudge(t *testing.T) {
 	flows := map[string][]lab.Flow{
 		"x:1": {flow("1", 1, "/a", "exact"), flow("1", 1, "/a", "exact")}, // two events of one flow
 		"x:2": {flow("2", 9, "/a", "exact")},                              // another pid
-		"x:3": {flow("3", 3, "/a", "exact"), flow("4", 3, "/a", "exact")}, // the second is wrong
+		"x:3": {flow("3", 3, "/a", "exact"), flow("4", 9, "/a", "exact")}, // the second is wrong
 		"x:4": {flow("5", 0, "", "none")},
 		"x:5": {flow("6", 6, "/b", "inherited")}, // another binary
 	}
