@@ -39,7 +39,7 @@ func parseStat(text []byte) (stat, error) {
 	if len(fields) > 38-first {
 		s.thread = string(fields[38-first]) == "-1" // exit_signal: a thread ends in silence
 	}
-	for i, number := range [...]int{26, 28, 48, 50} {
+	for i, number := range [...]int{26, 28, 48, 51} {
 		if number-first < len(fields) {
 			// Zero for a process that may not be inspected: never equal to another one.
 			s.layout[i], _ = strconv.ParseUint(string(fields[number-first]), 10, 64)

@@ -25,6 +25,7 @@ const (
 	CauseNoHolder    = "no process holds the socket"
 	CauseHidden      = "the owner may not be inspected by this user"
 	CauseEnded       = "process ended before look-up"
+	CauseExec        = "the process is changing its program"
 	CauseTimeout     = "look-up timed out"
 	CauseFailed      = "socket look-up failed"
 )

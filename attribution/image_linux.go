@@ -33,21 +33,23 @@ func newFactReader(root string) *factReader {
 	return r
 }
 
-// errChanging says that a process executed programs faster than they could be read.
-var errChanging = errors.New("the process changes its program while it is looked at")
+// errChanging says that a process is executing another program right now.
+var errChanging = errors.New("the process is changing its program")
 
 // read takes the facts of the process behind dir. It reads the binary before and after the
 // rest, so that the facts of two images are never mixed.
 func (r *factReader) read(dir, pid int) (*running, error) {
 	for range 3 {
-		before, err := r.readOnce(dir, pid)
-		if err != nil {
+		now, err := r.readOnce(dir, pid)
+		switch {
+		case err == errChanging:
+		case err != nil:
 			return nil, err
+		case now.stillRuns(dir):
+			return now, nil
+		default:
+			now.close()
 		}
-		if before.stillRuns(dir) {
-			return before, nil
-		}
-		before.close()
 	}
 	return nil, errChanging
 }
@@ -77,6 +79,11 @@ func (r *factReader) readOnce(dir, pid int) (*running, error) {
 	if err != nil {
 		now.close()
 		return nil, err
+	}
+	if s.layout[environEnd] == 0 && len(now.cmdline) == 0 {
+		// In the middle of exec: the binary is the new one, its arguments are not there yet.
+		now.close()
+		return nil, errChanging
 	}
 	now.image = &image{start: s.start, layout: s.layout, process: r.process(dir, pid, s, now)}
 	return now, nil

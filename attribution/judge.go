@@ -7,8 +7,11 @@ import "slices"
 type image struct {
 	process *Process
 	start   uint64    // clock ticks since boot
-	layout  [4]uint64 // code, stack, arguments, environment: random at each exec, kept by fork
+	layout  [4]uint64 // code, stack, arguments, end of environment: random at each exec, kept by fork
 }
+
+// environEnd is the place in image.layout that the kernel fills last: 0 in the middle of exec.
+const environEnd = 3
 
 // sameProgram reports whether a and b are one program: the same binary that runs with the same
 // arguments or, because programs rewrite their arguments for ps(1), with the same memory

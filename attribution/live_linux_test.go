@@ -364,11 +364,16 @@ func TestExec(t *testing.T) {
 	f, flow := newFinder(t), udpFlow(h.line())
 	before := expect(t, f, flow, h.pid(), Exact, CauseOne)
 	h.tell("exec")
-	waitFor(t, func() bool { exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", h.pid())); return exe == sleep })
+	waitFor(t, func() bool { return strings.Contains(readFile(h.pid(), "cmdline"), "sleep\x0060") })
 	after := expect(t, f, flow, h.pid(), Exact, CauseOne)
 	if after.Path != sleep || !after.Started.Equal(before.Started) || after.Args[0] != "sleep" {
 		t.Errorf("before %+v, after %+v", before, after)
 	}
+}
+
+func readFile(pid int, name string) string {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name))
+	return string(text)
 }
 
 // waitFor polls a condition that another process brings about.
@@ -423,10 +428,7 @@ m = os.memfd_create("hidden"); os.write(m, open("/bin/sleep", "rb").read())
 os.execv("/proc/self/fd/%d" % m, ["sleep", "60"])`)
 	f, flow := newFinder(t), udpFlow(h.line())
 	h.tell("exec")
-	waitFor(t, func() bool {
-		exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", h.pid()))
-		return strings.HasPrefix(exe, "/memfd:")
-	})
+	waitFor(t, func() bool { return strings.Contains(readFile(h.pid(), "cmdline"), "sleep\x0060") })
 	if p := expect(t, f, flow, h.pid(), Exact, CauseOne); p.Path != "/memfd:hidden (deleted)" {
 		t.Errorf("path %q", p.Path)
 	}

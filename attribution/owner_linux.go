@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gatun/network/packet"
 	"gatun/network/state"
@@ -197,8 +200,11 @@ func (f *Finder) holder(at place, link string) *program {
 // withKin returns the image of p and of all others that are found to hold the socket.
 func (f *Finder) withKin(p *program, fd int, inode uint64, link string) ([]*image, string) {
 	f.os.tree.update()
-	own, ok := p.image(f.os.facts)
-	if !ok {
+	own, err := p.image(f.os.facts)
+	switch {
+	case err == errChanging:
+		return nil, CauseExec
+	case err != nil:
 		return nil, CauseEnded
 	}
 	holders := []*image{own}
@@ -207,9 +213,9 @@ func (f *Finder) withKin(p *program, fd int, inode uint64, link string) ([]*imag
 		if q == nil {
 			continue
 		}
-		other, ok := q.image(f.os.facts)
+		other, err := q.image(f.os.facts)
 		switch {
-		case ok:
+		case err == nil:
 			holders = append(holders, other)
 		case q.holds(at.fd, link):
 			// It holds the socket and cannot be known: not the same program as any.
@@ -230,126 +236,108 @@ func (f *Finder) withKin(p *program, fd int, inode uint64, link string) ([]*imag
 	return holders, ""
 }
 
-// sharers returns the other processes that hold the socket of p's descriptor fd: those that the
-// last survey saw, and those of p's kin that have it at the same number (fork keeps it) or at
-// the next number that they would give it (passed to them). From time to time all
-// descriptors of the nearest kin are read.
+// sharers returns where other processes hold the socket of p: those that the last survey saw,
+// and those of p's kin that got it by fork or had it passed to them.
 func (f *Finder) sharers(p *program, fd int, inode uint64, link string) []place {
 	root := f.os.cache.root
 	var found []place
-	try := func(pid, at int) bool {
-		holds := at >= 0 && pid != p.pid && holdsAt(root, pid, at, link)
-		if holds && !slices.ContainsFunc(found, func(q place) bool { return q.pid == pid }) {
+	try := func(pid, at int) {
+		known := slices.ContainsFunc(found, func(q place) bool { return q.pid == pid })
+		if at >= 0 && pid != p.pid && !known && holdsAt(root, pid, at, link) {
 			found = append(found, place{pid, at})
 		}
-		return holds
 	}
 	for _, at := range f.os.surveyor.holders(inode) {
 		try(at.pid, at.fd)
 	}
-	members, sweep := p.turn(f.os.tree, f.os.surveyor)
-	for i := range members[:sweep] {
-		at := -1
-		members[i].free, at = sweepKinsman(root, members[i].pid, inode)
-		try(members[i].pid, at)
-	}
-	p.swept(members[:sweep])
-	for _, m := range members[sweep:] {
-		if !try(m.pid, fd) && m.free != fd {
-			try(m.pid, m.free)
+	budget := tablesPerLookup
+	for _, pid := range p.turn(f.os.tree, f.os.surveyor) {
+		seen := f.os.tree.tableOf(pid)
+		more, good := seen.growth(root, pid)
+		if !good && budget > 0 {
+			budget--
+			at := -1
+			seen, at = readTable(root, pid, inode)
+			f.os.tree.setTable(pid, seen)
+			try(pid, at)
+			continue
+		}
+		if !good {
+			try(pid, fd) // fork keeps the number
+		}
+		if slices.Contains(seen.sockets, inode) {
+			_, at := readTable(root, pid, inode)
+			try(pid, at)
+		}
+		for _, next := range seen.free[:min(more, len(seen.free))] {
+			try(pid, next) // passed to it
 		}
 	}
 	return found
 }
 
 const (
-	probesPerLookup = 12                     // kin that are tried per look-up; the others take turns
-	sweptKin        = 8                      // nearest kin whose descriptors are read in full
-	sweepAge        = 250 * time.Millisecond // and how often
-	sweptTable      = 256                    // unless they have more descriptors than this
+	nearKin         = 8                      // kin that every look-up tries
+	farKin          = 4                      // and how many of the others, in turns
+	tablesPerLookup = 8                      // descriptor tables that one look-up reads
+	tableAge        = 250 * time.Millisecond // how long what was read is good
+	tableLimit      = 256                    // descriptors of a table that are read
+	tableSmall      = 32                     // a table of this size is read again when it changes
+	tableGrowth     = 8                      // in a greater one as many new descriptors are tried
 )
 
-// turn returns the kin of p to try now. The first sweep of them are to be read in full: those
-// that never were, and from time to time the nearest.
-func (p *program) turn(t *tree, s *surveyor) (members []kinsman, sweep int) {
+// growth compares t with the process now: whether t may still be used, and how many of its
+// free numbers may have become descriptors since. One may always have, in place of another.
+func (t *table) growth(root string, pid int) (more int, good bool) {
+	if time.Since(t.read) > tableAge {
+		return 0, false
+	}
+	grown := tableSize(root, pid) - t.size
+	switch {
+	case grown != 0 && t.size <= tableSmall:
+		return 0, false
+	case len(t.sockets) == 0 && grown == 0:
+		return 0, true // nothing can be passed to a process without a socket
+	}
+	return int(min(max(grown, 0)+1, tableGrowth)), true
+}
+
+// turn returns the kin of p to try now.
+func (p *program) turn(t *tree, s *surveyor) []int {
 	p.mu.Lock()
 	had := p.kin.version
 	p.mu.Unlock()
 	if had == 0 || t.current() != had {
 		pids, version := t.kinOf(p.pid)
-		pids = append(s.partners(p.pid), pids...)
+		partners := s.partners(p.pid)
+		for _, pid := range pids {
+			if !slices.Contains(partners, pid) {
+				partners = append(partners, pid)
+			}
+		}
 		p.mu.Lock()
-		p.kin.renew(pids, version)
+		p.kin.members, p.kin.version = partners, version
 		p.mu.Unlock()
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	all := p.kin.members
-	if time.Since(p.checked) > sweepAge {
-		p.checked = time.Now()
-		sweep = min(len(all), sweptKin)
-	}
-	members = slices.Clone(all[:sweep])
-	for _, m := range all[sweep:] {
-		if m.free == unswept && sweep < sweptKin {
-			members = append(members, m)
-			sweep++
-		}
-	}
-	near := min(len(all), probesPerLookup/2)
-	for i := range near {
-		members = appendNew(members, all[i])
-	}
+	near := min(len(all), nearKin)
+	members := slices.Clone(all[:near])
 	rest := all[near:]
-	for range min(len(rest), probesPerLookup/2) {
+	for range min(len(rest), farKin) {
 		p.kin.turn++
-		members = appendNew(members, rest[p.kin.turn%len(rest)])
+		members = append(members, rest[p.kin.turn%len(rest)])
 	}
-	return members, sweep
+	return members
 }
 
-// appendNew appends m unless its process is among members.
-func appendNew(members []kinsman, m kinsman) []kinsman {
-	if slices.ContainsFunc(members, func(o kinsman) bool { return o.pid == m.pid }) {
-		return members
-	}
-	return append(members, m)
-}
-
-// renew sets the members and keeps what is known of those that stay.
-func (k *kin) renew(pids []int, version uint64) {
-	old := k.members
-	k.version = version
-	k.members = make([]kinsman, 0, len(pids))
-	for _, pid := range pids {
-		m := kinsman{pid: pid, free: unswept}
-		if i := slices.IndexFunc(old, func(o kinsman) bool { return o.pid == pid }); i >= 0 {
-			m = old[i]
-		}
-		k.members = appendNew(k.members, m)
-	}
-}
-
-// swept keeps what was learnt of kin.
-func (p *program) swept(learnt []kinsman) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, l := range learnt {
-		for i := range p.kin.members {
-			if p.kin.members[i].pid == l.pid {
-				p.kin.members[i].free = l.free
-			}
-		}
-	}
-}
-
-// sweepKinsman reads the descriptors of a process: the lowest number that is free, and the one
-// that is the socket, -1 if none is.
-func sweepKinsman(root string, pid int, inode uint64) (free, at int) {
-	at = -1
+// readTable reads the descriptors of a process. at is the one that is the socket, -1 if none is.
+func readTable(root string, pid int, inode uint64) (seen table, at int) {
+	seen, at = table{read: time.Now(), size: tableSize(root, pid)}, -1
 	p, err := openProgram(root, pid)
 	if err != nil {
-		return unreadable, at
+		return seen, at
 	}
 	defer p.release()
 	var used bitset
@@ -357,13 +345,25 @@ func sweepKinsman(root string, pid int, inode uint64) (free, at int) {
 	err = eachFD(p.dir, func(fds, fd int) bool {
 		used.add(fd)
 		count++
-		if found, isSocket := socketAt(fds, fd); isSocket && found == inode {
-			at = fd
+		if found, isSocket := socketAt(fds, fd); isSocket {
+			seen.sockets = append(seen.sockets, found)
+			if found == inode {
+				at = fd
+			}
 		}
-		return count < sweptTable
+		return count < tableLimit
 	})
-	if err != nil {
-		return unreadable, at
+	if err == nil {
+		seen.free = used.free(tableGrowth)
 	}
-	return used.firstFree(), at
+	return seen, at
+}
+
+// tableSize is the number of descriptors of the process. Linux before 6.2 always says 0.
+func tableSize(root string, pid int) int64 {
+	var st unix.Stat_t
+	if unix.Stat(root+"/"+strconv.Itoa(pid)+"/fd", &st) != nil {
+		return -1
+	}
+	return st.Size
 }

@@ -7,7 +7,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,12 +22,11 @@ type program struct {
 
 	refs atomic.Int64 // the cache's and one per user; the last one closes
 
-	mu      sync.Mutex
-	now     *running
-	recent  []int  // fd numbers at which sockets were found, newest first
-	known   bitset // fd numbers that a sweep has seen
-	kin     kin
-	checked time.Time // when the descriptors of its kin were last read in full
+	mu     sync.Mutex
+	now    *running
+	recent []int  // fd numbers at which sockets were found, newest first
+	known  bitset // fd numbers that a sweep has seen
+	kin    kin
 }
 
 // running is one image of a program with what shows that it is still the one that runs.
@@ -42,7 +40,7 @@ type running struct {
 
 // recentFDs is how many descriptor numbers are tried before a whole table is read. Programs
 // get the lowest free number, so that new sockets come back to the numbers of closed ones.
-const recentFDs = 16
+const recentFDs = 64
 
 func openProgram(root string, pid int) (*program, error) {
 	dir, err := unix.Open(root+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -93,12 +91,12 @@ func (p *program) holds(fd int, link string) bool {
 func (p *program) guess(link string, limit int) (fd int, found bool) {
 	var numbers [recentFDs + 2]int
 	n := 0
+	newest := p.lastFD()
 	p.mu.Lock()
 	if len(p.recent) > 0 {
-		n = copy(numbers[:], p.recent[:1])
-		numbers[n] = p.recent[0] + 1 // a program that opens without closing counts up
-		n++
-		n += copy(numbers[n:], p.recent[1:])
+		numbers[0], numbers[1] = p.recent[0], p.recent[0]+1 // counts up if it never closes
+		numbers[2] = newest
+		n = 3 + copy(numbers[3:], p.recent[1:])
 	}
 	p.mu.Unlock()
 	for _, fd := range numbers[:min(n, limit)] {
@@ -107,6 +105,17 @@ func (p *program) guess(link string, limit int) (fd int, found bool) {
 		}
 	}
 	return 0, false
+}
+
+// lastFD is the highest descriptor of p if it has no gaps: the newest, because the lowest free
+// number is given away first. The kernel shows the number of descriptors as the size of the
+// directory, since Linux 6.2.
+func (p *program) lastFD() int {
+	var st unix.Stat_t
+	if unix.Fstatat(p.dir, "fd", &st, 0) != nil {
+		return -1
+	}
+	return int(st.Size) - 1
 }
 
 // found notes that a socket was at fd.
@@ -122,24 +131,25 @@ func (p *program) found(fd int) {
 	p.recent = slices.Insert(p.recent, 0, fd)
 }
 
-// image returns what p runs now; ok is false when it has ended or may not be read.
-func (p *program) image(facts *factReader) (_ *image, ok bool) {
+// image returns what p runs now. It fails with errChanging in the middle of exec, and when p
+// has ended or may not be read.
+func (p *program) image(facts *factReader) (*image, error) {
 	p.mu.Lock()
 	now := p.now
 	p.mu.Unlock()
 	if now != nil && now.stillRuns(p.dir) {
-		return now.image, true
+		return now.image, nil
 	}
 	fresh, err := facts.read(p.dir, p.pid)
 	if err != nil {
-		return nil, false
+		return nil, err
 	}
 	p.mu.Lock()
 	old := p.now
 	p.now = fresh
 	p.mu.Unlock()
 	old.close()
-	return fresh.image, true
+	return fresh.image, nil
 }
 
 // stillRuns reports whether the process of dir has neither executed another program nor
@@ -174,13 +184,15 @@ func (b *bitset) add(n int) {
 
 func (b bitset) has(n int) bool { return n>>6 < len(b) && b[n>>6]&(1<<(n&63)) != 0 }
 
-// firstFree is the lowest number that is not in b: where the next descriptor will be.
-func (b bitset) firstFree() int {
-	for n := 0; ; n++ {
+// free returns the lowest count numbers that are not in b: the next descriptors to be given.
+func (b bitset) free(count int) []int {
+	numbers := make([]int, 0, count)
+	for n := 0; len(numbers) < count; n++ {
 		if !b.has(n) {
-			return n
+			numbers = append(numbers, n)
 		}
 	}
+	return numbers
 }
 
 // readAt reads a file of proc below dir, at most limit bytes of it.

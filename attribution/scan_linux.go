@@ -2,9 +2,8 @@ package attribution
 
 import (
 	"context"
+	"slices"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // scanner searches all processes for sockets. Look-ups that arrive while a search runs share
@@ -75,17 +74,16 @@ func (s *scanner) passes() {
 }
 
 // search looks into the processes that are new, then into the programs that owned sockets
-// before, those with big tables last, and then into all others, newest first.
+// before, at descriptors that were never read before those that were, and then into all
+// others, newest first.
 func (s *scanner) search(pass *scan) {
 	s.tree.update()
-	order := s.tree.order(s.first)
-	pass.hidden = order.hidden
-	if s.visit(pass, order.fresh, nil) {
+	if s.visit(pass, s.tree.takeNewborn(), nil) {
 		return
 	}
 	recent := s.cache.recent(maxPrograms)
 	visited := make(map[int]bool, len(recent))
-	var big []*program
+	alive := recent[:0:0]
 	for _, p := range recent {
 		defer p.release()
 		if p.ended() {
@@ -93,22 +91,29 @@ func (s *scanner) search(pass *scan) {
 			continue // its PID may be somebody else's now
 		}
 		visited[p.pid] = true
-		if p.tableSize() > bigTable {
-			big = append(big, p)
-		} else if s.sweepProgram(p, pass) {
-			return
+		alive = append(alive, p)
+	}
+	for _, step := range []func(*program, *scan){s.guess, s.sweepUnknown, s.sweepKnown} {
+		for _, p := range alive {
+			if step(p, pass); len(pass.want) == 0 {
+				return
+			}
 		}
 	}
-	for _, p := range big {
-		if s.sweepProgram(p, pass) {
-			return
-		}
-	}
-	s.visit(pass, order.rest, visited)
+	pids, hidden := s.tree.order(s.first)
+	pass.hidden = hidden
+	s.visit(pass, pids, visited)
 }
 
-// bigTable is how many descriptors make a table big: reading them takes about a millisecond.
-const bigTable = 256
+// guess tries all likely descriptors of p.
+func (s *scanner) guess(p *program, pass *scan) {
+	for inode := range pass.want {
+		if fd, found := p.guess(socketLink(inode), recentFDs); found {
+			pass.found[inode] = place{p.pid, fd}
+			delete(pass.want, inode)
+		}
+	}
+}
 
 // visit sweeps processes until all is found.
 func (s *scanner) visit(pass *scan, pids []int, visited map[int]bool) (complete bool) {
@@ -148,63 +153,36 @@ func (pass *scan) match(pid, fds, fd int) (inode uint64, isSocket bool) {
 	return inode, isSocket
 }
 
-// sweepProgram reads the descriptors of a kept program: those that it has not read before,
-// then the others. It remembers all sockets on its way, so that a program with thousands of
-// them is read once and not once per look-up.
-func (s *scanner) sweepProgram(p *program, pass *scan) (complete bool) {
+// sweepUnknown reads those descriptors of p that were never read, all of them, and remembers
+// what they are: so a program with thousands of sockets is read once, not once per look-up.
+func (s *scanner) sweepUnknown(p *program, pass *scan) {
 	p.mu.Lock()
-	known := append(bitset(nil), p.known...)
+	known := slices.Clone(p.known)
 	p.mu.Unlock()
-	var again []int
-	seen := bitset(nil)
-	look := func(fds, fd int) bool {
-		seen.add(fd)
+	var seen []int
+	eachFD(p.dir, func(fds, fd int) bool {
+		if known.has(fd) {
+			return true
+		}
+		seen = append(seen, fd)
+		if inode, isSocket := pass.match(p.pid, fds, fd); isSocket {
+			s.cache.remember(inode, place{p.pid, fd})
+		}
+		return true
+	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, fd := range seen {
+		p.known.add(fd)
+	}
+}
+
+// sweepKnown reads all descriptors of p again, until nothing more is wanted.
+func (s *scanner) sweepKnown(p *program, pass *scan) {
+	eachFD(p.dir, func(fds, fd int) bool {
 		if inode, isSocket := pass.match(p.pid, fds, fd); isSocket {
 			s.cache.remember(inode, place{p.pid, fd})
 		}
 		return len(pass.want) > 0
-	}
-	eachFD(p.dir, func(fds, fd int) bool {
-		if known.has(fd) {
-			again = append(again, fd)
-			return true
-		}
-		return look(fds, fd)
 	})
-	complete = len(pass.want) == 0
-	if !complete && len(again) > 0 {
-		complete = s.sweepAgain(p, again, look)
-	}
-	p.mu.Lock()
-	for i, word := range seen {
-		for bit := range 64 {
-			if word>>bit&1 != 0 {
-				p.known.add(i*64 + bit)
-			}
-		}
-	}
-	p.mu.Unlock()
-	return complete
-}
-
-// sweepAgain reads descriptors whose numbers were seen before.
-func (s *scanner) sweepAgain(p *program, numbers []int, look func(fds, fd int) bool) (complete bool) {
-	fds, err := unix.Openat(p.dir, "fd", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fds)
-	for _, fd := range numbers {
-		if !look(fds, fd) {
-			return true
-		}
-	}
-	return false
-}
-
-// tableSize is the size of the descriptor table as far as it was read.
-func (p *program) tableSize() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return len(p.known) * 64
 }

@@ -27,15 +27,24 @@ type tree struct {
 	nodes    map[int]*node
 	children map[int][]int
 	sessions map[int][]int
+	newborn  []int // processes that no search has looked at yet, oldest first
 }
 
 // node is one process. Its parent is the one it was born from, also after that has ended.
 type node struct {
 	pid, parent, session int
 	start                uint64
-	swept                bool      // a search has looked at its descriptors
 	idle                 int       // how many surveys in a row saw no socket in it
 	hidden               time.Time // when its descriptors were last found to be unreadable
+	table                table
+}
+
+// table is what a process had open when it was last looked at as somebody's kin.
+type table struct {
+	read    time.Time
+	size    int64    // how many descriptors there were, as the kernel counts them
+	sockets []uint64 // inodes
+	free    []int    // the numbers that the next descriptors will get
 }
 
 const (
@@ -109,7 +118,7 @@ func (t *tree) list(newest, last int) {
 	old := t.nodes
 	t.mu.Unlock()
 	wrapped := newest <= last
-	var keep, born []*node
+	var keep, born []*node // in the order of their PIDs, mostly that of their birth
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
@@ -129,6 +138,7 @@ func (t *tree) list(newest, last int) {
 	defer t.mu.Unlock()
 	t.nodes, t.children, t.sessions = map[int]*node{}, map[int][]int{}, map[int][]int{}
 	t.add(keep)
+	t.newborn = nil
 	t.add(born)
 	t.last, t.listed = newest, started
 }
@@ -142,8 +152,10 @@ func (t *tree) add(nodes []*node) {
 		t.nodes[n.pid] = n
 		t.children[n.parent] = append(t.children[n.parent], n.pid)
 		t.sessions[n.session] = append(t.sessions[n.session], n.pid)
+		t.newborn = append(t.newborn, n.pid)
 		t.version++
 	}
+	t.newborn = slices.Delete(t.newborn, 0, max(0, len(t.newborn)-maxNewborn))
 }
 
 // read reads one process, nil if there is none or the number is that of a thread.
@@ -164,28 +176,31 @@ func (t *tree) read(pid int) *node {
 	return &node{pid: pid, parent: s.parent, session: s.session, start: s.start}
 }
 
-// order is the order in which a search for a socket pays off.
-type order struct {
-	fresh  []int // processes that no search has looked at, the newest few first
-	rest   []int
-	hidden int // left out because they cannot be read
+// maxNewborn bounds tree.newborn.
+const maxNewborn = 32
+
+// takeNewborn returns the processes that no search has looked at yet, newest first.
+func (t *tree) takeNewborn() []int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	pids := t.newborn
+	t.newborn = nil
+	slices.Reverse(pids)
+	return pids
 }
 
-// maxFresh bounds order.fresh.
-const maxFresh = 32
-
-// order returns all processes: the descendants of first, then the others, then those that have
-// been without sockets for long, each newest first.
-func (t *tree) order(first int) order {
+// order returns all processes in the order in which a search pays off: the descendants of
+// first, then the others, then those that have been without sockets for long, each newest
+// first. Unreadable ones are left out and counted.
+func (t *tree) order(first int) (pids []int, hidden int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	inside := map[int]bool{}
 	t.descend(first, inside)
-	var o order
 	nodes := make([]*node, 0, len(t.nodes))
 	for _, n := range t.nodes {
 		if time.Since(n.hidden) < hiddenAge {
-			o.hidden++
+			hidden++
 		} else {
 			nodes = append(nodes, n)
 		}
@@ -204,14 +219,9 @@ func (t *tree) order(first int) order {
 		return cmp.Or(rank(a)-rank(b), cmp.Compare(b.start, a.start), b.pid-a.pid)
 	})
 	for _, n := range nodes {
-		if !n.swept && len(o.fresh) < maxFresh {
-			n.swept = true
-			o.fresh = append(o.fresh, n.pid)
-		} else {
-			o.rest = append(o.rest, n.pid)
-		}
+		pids = append(pids, n.pid)
 	}
-	return o
+	return pids, hidden
 }
 
 // all returns all processes that can be read.
@@ -266,19 +276,9 @@ func (t *tree) surveyed(pid int, sockets bool) {
 // systemd as init is never among them: it hands sockets to services and never sends on them.
 type kin struct {
 	version uint64
-	members []kinsman
+	members []int
 	turn    int // where the next look-up goes on among those that it cannot all try
 }
-
-// kinsman is one of them. free is the descriptor number that it would give to a socket that
-// is passed to it now, as far as is known.
-type kinsman struct{ pid, free int }
-
-// Values of kinsman.free that are no number.
-const (
-	unswept    = -1
-	unreadable = -2
-)
 
 // maxKin bounds kin; nearer and younger ones stay.
 const maxKin = 64
@@ -288,6 +288,25 @@ func (t *tree) current() uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.version
+}
+
+// tableOf returns what was last seen of a process's descriptors.
+func (t *tree) tableOf(pid int) table {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[pid]; n != nil {
+		return n.table
+	}
+	return table{}
+}
+
+// setTable notes what was seen of a process's descriptors.
+func (t *tree) setTable(pid int, seen table) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[pid]; n != nil {
+		n.table = seen
+	}
 }
 
 // kinOf returns the kin of pid and the version they are of.
