@@ -141,7 +141,7 @@ func TestLiveGuardAloneHolds(t *testing.T) {
 		l.sh("ip rule flush; ip -6 rule flush; ip rule add lookup main priority 32766; ip -6 rule add lookup main priority 32766")
 		none("rules flushed")
 		l.crash(m)
-		l.eventually(time.Second, "the device went with its file", func() bool { return !strings.Contains(l.sh("ip link"), DeviceName) })
+		l.eventually(patience, "the device went with its file", func() bool { return !strings.Contains(l.sh("ip link"), DeviceName) })
 		none("crashed, rules flushed")
 		l.openTun(false)
 		m = l.manager()

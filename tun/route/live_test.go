@@ -138,7 +138,7 @@ func TestLiveRecoverFromEveryOperation(t *testing.T) {
 					t.Fatalf("recover after operation %d: %v", n, err)
 				}
 			}
-			l.eventually(time.Second, "the device is gone", func() bool { return !strings.Contains(l.sh("ip link"), DeviceName) })
+			l.eventually(patience, "the device is gone", func() bool { return !strings.Contains(l.sh("ip link"), DeviceName) })
 			if diff := cmp.Diff(before, l.machine()); diff != "" {
 				t.Fatalf("recover after operation %d (-before +after):\n%s", n, diff)
 			}
@@ -263,7 +263,7 @@ func TestLiveOldAndInboundFlows(t *testing.T) {
 		var flows []net.Conn
 		var names []string
 		dial := func(network, to string) net.Conn {
-			c, err := net.DialTimeout(network, to, time.Second)
+			c, err := net.DialTimeout(network, to, patience)
 			if err != nil {
 				t.Fatalf("%s %s: %v", network, to, err)
 			}
@@ -295,7 +295,7 @@ func TestLiveOldAndInboundFlows(t *testing.T) {
 			l.atServer(func() {
 				for _, to := range []string{host4, host6} {
 					for _, network := range []string{"tcp", "udp"} {
-						c, err := net.DialTimeout(network, at(to), time.Second)
+						c, err := net.DialTimeout(network, at(to), patience)
 						if err == nil {
 							err = echoes(c)
 							_ = c.Close()
@@ -304,7 +304,7 @@ func TestLiveOldAndInboundFlows(t *testing.T) {
 							t.Errorf("%s: new inbound %s to %s: %v", when, network, to, err)
 						}
 					}
-					if c, err := net.DialTimeout("tcp", net.JoinHostPort(to, "9"), time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+					if c, err := net.DialTimeout("tcp", net.JoinHostPort(to, "9"), patience); !errors.Is(err, syscall.ECONNREFUSED) {
 						t.Errorf("%s: inbound to a closed port: %v %v", when, c, err)
 					}
 					if out, err := exec.Command("/usr/bin/python3", "-c", pingScript, to).CombinedOutput(); err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 func marked(mark int) net.Dialer {
-	return net.Dialer{Timeout: time.Second, Control: func(_, _ string, c syscall.RawConn) error {
+	return net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
 		var err error
 		if cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mark) }); cerr != nil {
 			return cerr
@@ -51,6 +51,7 @@ func TestLiveOwnTraffic(t *testing.T) {
 		l.openTun(false)
 		m := l.manager(func(o *Options) { o.Policy.UID = 4321 })
 		l.up(m)
+		own.Timeout = 200 * time.Millisecond
 		if c, err := own.DialContext(t.Context(), "tcp", at(far4)); err == nil {
 			t.Errorf("the mark alone was enough: %v", c.LocalAddr())
 		}

@@ -175,7 +175,7 @@ func TestLiveSIGKILL(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		before := l.machine()
 		stopFlood := l.flood()
-		l.eventually(time.Second, "control: the flood arrives without the guard", func() bool { return l.packets("far") > 10 })
+		l.eventually(patience, "control: the flood arrives without the guard", func() bool { return l.packets("far") > 10 })
 		defer stopFlood()
 		var arrived int
 		var slowest time.Duration
@@ -258,7 +258,7 @@ func TestLiveBoundServicesAnswer(t *testing.T) {
 			t.Helper()
 			l.atServer(func() {
 				for _, to := range []string{host4, host6} {
-					c, err := net.DialTimeout("tcp", at(to), time.Second)
+					c, err := net.DialTimeout("tcp", at(to), patience)
 					if err == nil {
 						err = echoes(c)
 						flows = append(flows, c)
