@@ -84,6 +84,9 @@ func FuzzParseOracle(f *testing.F) {
 		if err != nil {
 			return
 		}
+		if h.Is6() && h.Flow.Proto == packet.Proto(header.IPv6ExperimentExtHdrIdentifier) {
+			return // netstack reads 253 as an extension header, we as a protocol (RFC 3692): it never gets one
+		}
 		o := gvisorParse(b)
 		if !o.ok {
 			t.Fatalf("netstack refuses %+v", h)
