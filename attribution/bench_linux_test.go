@@ -111,39 +111,15 @@ func processorTime() time.Duration {
 // 2 000 idle processes. Run it alone: go test -run '^$' -bench Crowd -benchtime 3000x.
 func BenchmarkCrowd(b *testing.B) {
 	c := newCrowd(b)
-	b.Run("any-socket-from-cold", func(b *testing.B) {
-		f, w := newFinder(b), &stopwatch{}
-		for b.Loop() {
-			flow := c.flows[rand.IntN(len(c.flows))]
-			w.find(b, f, flow, c.owner[flow])
-		}
-		w.report(b)
-	})
+	b.Run("any-socket-from-cold", func(b *testing.B) { c.anySocket(b, newFinder(b)) })
 	b.Run("any-socket", func(b *testing.B) {
-		f, w := newFinder(b), &stopwatch{}
+		f := newFinder(b)
 		for _, flow := range c.flows {
 			f.Find(b.Context(), flow)
 		}
-		for b.Loop() {
-			flow := c.flows[rand.IntN(len(c.flows))]
-			w.find(b, f, flow, c.owner[flow])
-		}
-		w.report(b)
+		c.anySocket(b, f)
 	})
-	b.Run("new-socket-of-the-two", func(b *testing.B) {
-		f, w := newFinder(b), &stopwatch{}
-		both := []*helper{c.one, c.two}
-		for i := 0; b.Loop(); i++ {
-			h := both[i%2]
-			h.tell("open")
-			w.find(b, f, udpFlow(h.line()), h.pid())
-			if i%64 > 61 {
-				h.tell("close")
-				h.line()
-			}
-		}
-		w.report(b)
-	})
+	b.Run("new-socket-of-the-two", c.newSocket)
 	b.Run("new-socket-of-a-small-program", func(b *testing.B) {
 		f, w := newFinder(b), &stopwatch{}
 		h := script(b, "while wait(): s = udp(); say(name(s))")
@@ -153,35 +129,66 @@ func BenchmarkCrowd(b *testing.B) {
 		}
 		w.report(b)
 	})
-	b.Run("new-process", func(b *testing.B) {
-		f, w := newFinder(b), &stopwatch{}
-		h := script(b, `
+	b.Run("new-process", newProcess)
+	b.Run("64-at-once", c.manyAtOnce)
+}
+
+func (c *crowd) anySocket(b *testing.B, f *Finder) {
+	w := &stopwatch{}
+	for b.Loop() {
+		flow := c.flows[rand.IntN(len(c.flows))]
+		w.find(b, f, flow, c.owner[flow])
+	}
+	w.report(b)
+}
+
+// newSocket opens sockets in the two big processes in turn and closes them now and then.
+func (c *crowd) newSocket(b *testing.B) {
+	f, w := newFinder(b), &stopwatch{}
+	both := []*helper{c.one, c.two}
+	for i := 0; b.Loop(); i++ {
+		h := both[i%2]
+		h.tell("open")
+		w.find(b, f, udpFlow(h.line()), h.pid())
+		if i%64 > 61 {
+			h.tell("close")
+			h.line()
+		}
+	}
+	w.report(b)
+}
+
+// newProcess looks up the first socket of a process that was just born.
+func newProcess(b *testing.B) {
+	f, w := newFinder(b), &stopwatch{}
+	h := script(b, `
 while wait():
     child = os.fork()
     if child == 0:
         s = udp(); say(name(s)); say(os.getpid()); time.sleep(60)
     wait(); os.kill(child, 9); os.wait()`)
-		for b.Loop() {
-			h.tell("fork")
-			flow := udpFlow(h.line())
-			pid, _ := strconv.Atoi(h.line())
-			w.find(b, f, flow, pid)
-			h.tell("end")
+	for b.Loop() {
+		h.tell("fork")
+		flow := udpFlow(h.line())
+		pid, _ := strconv.Atoi(h.line())
+		w.find(b, f, flow, pid)
+		h.tell("end")
+	}
+	w.report(b)
+}
+
+// manyAtOnce measures 64 look-ups that start together; its figures are those of all 64.
+func (c *crowd) manyAtOnce(b *testing.B) {
+	f, w := newFinder(b), &stopwatch{}
+	for b.Loop() {
+		var group sync.WaitGroup
+		used, start := processorTime(), time.Now()
+		for range 64 {
+			group.Go(func() { f.Find(b.Context(), c.flows[rand.IntN(len(c.flows))]) })
 		}
-		w.report(b)
-	})
-	b.Run("64-at-once", func(b *testing.B) {
-		f, w := newFinder(b), &stopwatch{}
-		for b.Loop() {
-			var group sync.WaitGroup
-			used, start := processorTime(), time.Now()
-			for range 64 {
-				group.Go(func() { f.Find(b.Context(), c.flows[rand.IntN(len(c.flows))]) })
-			}
-			group.Wait()
-			w.wall = append(w.wall, time.Since(start))
-			w.cpu += processorTime() - used
-		}
-		w.report(b)
-	})
+		group.Wait()
+		w.wall = append(w.wall, time.Since(start))
+		w.cpu += processorTime() - used
+	}
+	w.report(b)
 }

@@ -84,8 +84,8 @@ func New(o Options) *Finder {
 }
 
 // Find returns the owner of the flow: the process whose socket sent its packets. It blocks for
-// microseconds if the process is known and for milliseconds if all of them must be searched,
-// never longer than ctx. The Process of the answer is never nil; without a name it is the
+// microseconds if the process is known and for milliseconds if all of them must be searched;
+// a search that is longer than ctx is given up. The Process of the answer is never nil; without a name it is the
 // unidentified one, with the cause why.
 func (f *Finder) Find(ctx context.Context, flow packet.Flow) Owner {
 	f.lookups.Add(1)

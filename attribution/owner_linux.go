@@ -278,7 +278,7 @@ func (f *Finder) sharers(p *program, fd int, inode uint64, link string) []place 
 
 const (
 	nearKin         = 8                      // kin that every look-up tries
-	farKin          = 4                      // and how many of the others, in turns
+	farKin          = 2                      // and how many of the others, in turns
 	tablesPerLookup = 8                      // descriptor tables that one look-up reads
 	tableAge        = 250 * time.Millisecond // how long what was read is good
 	tableLimit      = 256                    // descriptors of a table that are read

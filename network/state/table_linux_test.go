@@ -368,6 +368,44 @@ func TestNewFromFD(t *testing.T) {
 	}
 }
 
+// TestFindBoundToDevice has a connection that SO_BINDTODEVICE ties to an interface.
+func TestFindBoundToDevice(t *testing.T) {
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	bound := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = unix.BindToDevice(int(fd), lo.Name) })
+		return errors.Join(err, failed)
+	}}
+	c, err := bound.Dial("tcp4", l.Addr().String())
+	if errors.Is(err, unix.EPERM) {
+		t.Skip("binding to a device needs CAP_NET_RAW on this kernel")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	table, err := Open(Options{Device: uint32(lo.Index)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer table.Close()
+	f := packet.Flow{Proto: packet.TCP, Local: addrPort(c.LocalAddr()), Remote: addrPort(c.RemoteAddr())}
+	if s := wantOne(t, table, f, inode(t, c.(*net.TCPConn))); s.Device != uint32(lo.Index) {
+		t.Errorf("device %d", s.Device)
+	}
+	if got, err := openTable(t).Find(nil, f); err != nil || len(got) != 0 {
+		t.Errorf("without the device: %+v, %v", got, err)
+	}
+}
+
 func TestClose(t *testing.T) {
 	table, err := New()
 	if err != nil {
