@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"gatun/api"
+	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
 	"gatun/firewall"
@@ -28,14 +29,16 @@ type engineOptions struct {
 	mode      string
 	device    tun.Device
 	dialer    *route.Dialer
-	owners    interception.Owners
+	owners    *attribution.Finder
 	local     func(netip.Addr) bool // a source address that programs here may use
 	store     *profiles.Store
 	cfg       *config.Config
 	resolvers dns.SystemOptions
 	netns     string
-	translate func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
-	log       *zap.Logger
+	// namesForAll knows the programs whose names count for everybody; nil: none.
+	namesForAll func(attribution.Owner) bool
+	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
+	log         *zap.Logger
 }
 
 // engine is one running firewall: the parts, wired.
@@ -58,7 +61,7 @@ type engine struct {
 func newEngine(o engineOptions) (*engine, error) {
 	e := &engine{opt: o, started: time.Now(), table: network.NewTable(time.Now), cfg: o.cfg}
 	e.master = firewall.New(o.store)
-	e.names = newMemory()
+	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
 	e.system = dns.NewSystem(o.resolvers, time.Now)
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, e.table.End)
@@ -75,6 +78,7 @@ func newEngine(o engineOptions) (*engine, error) {
 // start runs every long-lived part in the group.
 func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	e.gate.Attach(ctx)
+	g.Go(func() error { return e.opt.owners.Run(ctx) })
 	g.Go(func() error { return e.gate.Run(ctx) })
 	g.Go(func() error { return e.relay.Run(ctx) })
 	g.Go(func() error { return e.server.Run(ctx) })

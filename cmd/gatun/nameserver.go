@@ -1,10 +1,6 @@
 package main
 
 import (
-	"path/filepath"
-	"slices"
-	"time"
-
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
@@ -28,19 +24,6 @@ func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
 	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs}, a.Addrs)
 	a.Remove = remove
 	return d
-}
-
-// newMemory returns the memory of names. What a resolver daemon resolved counts for everybody:
-// programs that ask it over loopback are not seen asking.
-func newMemory() *dns.Memory {
-	return dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: isResolverDaemon})
-}
-
-// isResolverDaemon knows the system's resolvers by binary, in folders only root can write to.
-func isResolverDaemon(o attribution.Owner) bool {
-	dir, name := filepath.Split(o.Process.Path)
-	return slices.Contains([]string{"/usr/sbin/", "/usr/bin/", "/sbin/", "/usr/lib/systemd/", "/lib/systemd/"}, dir) &&
-		slices.Contains([]string{"systemd-resolved", "dnsmasq", "unbound", "named", "nscd", "stubby", "dnscrypt-proxy"}, name)
 }
 
 // newNameserver wires the nameserver of an engine.

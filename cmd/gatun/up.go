@@ -158,7 +158,9 @@ func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
 		mode: "up", device: device, owners: finder, local: u.manager.IsLocal, store: u.store, cfg: cfg,
 		dialer:    &route.Dialer{Mark: n.Mark, BindSource: true},
 		resolvers: dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver},
-		netns:     currentNetNS(), log: u.log,
+		// Programs that ask a stub over loopback are not seen asking: its names are theirs.
+		namesForAll: dns.IsSystemResolver,
+		netns:       currentNetNS(), log: u.log,
 	})
 	return err
 }
