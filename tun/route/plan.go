@@ -47,14 +47,30 @@ type Op interface {
 type Snapshot struct{}
 
 // Name is also all that there is to say.
-func (s Snapshot) Name() string  { return s.String() }
-func (Snapshot) String() string  { return "snapshot established flows into est4 and est6" }
-func (s Sysctl) Name() string    { return s.String() }
-func (s Sysctl) String() string  { return "sysctl " + s.Key + "=" + s.Value }
+func (s Snapshot) Name() string { return s.String() }
+
+// String is the operation as text.
+func (Snapshot) String() string { return "snapshot established flows into est4 and est6" }
+
+// Name of the operation.
+func (s Sysctl) Name() string { return s.String() }
+
+// String is the operation as text.
+func (s Sysctl) String() string { return "sysctl " + s.Key + "=" + s.Value }
+
+// Name of the operation.
 func (d LinkSetup) Name() string { return "link " + d.Link }
-func (r Route) Name() string     { return r.String() }
-func (r Rule) Name() string      { return r.String() }
-func (c Command) Name() string   { return string(c) }
+
+// Name of the operation.
+func (r Route) Name() string { return r.String() }
+
+// Name of the operation.
+func (r Rule) Name() string { return r.String() }
+
+// Name of the operation.
+func (c Command) Name() string { return string(c) }
+
+// String is the operation as text.
 func (c Command) String() string { return string(c) }
 
 // Sysctl is a kernel setting, its key in the dotted form of sysctl(8).
@@ -68,6 +84,7 @@ type LinkSetup struct {
 	MTU  int
 }
 
+// String is the operation as text.
 func (d LinkSetup) String() string {
 	return fmt.Sprintf("link set %s addrgenmode none multicast off mtu %d up", d.Link, d.MTU)
 }
@@ -82,6 +99,7 @@ type Route struct {
 	Metric      int
 }
 
+// String is the route in the language of ip-route(8).
 func (r Route) String() string {
 	var b strings.Builder
 	b.WriteString("route add ")
@@ -112,6 +130,7 @@ type Rule struct {
 	Table      int
 }
 
+// String is the rule in the language of ip-rule(8).
 func (r Rule) String() string {
 	var b strings.Builder
 	if r.V6 {
