@@ -61,29 +61,36 @@ func (r *Relay) connectAndCopy(ctx context.Context, f heldTCP, l *network.Link, 
 		return err.Error()
 	}
 	defer r.Files.Release(owner)
+	t, cause := r.establish(ctx, f, l, accept)
+	if t == nil {
+		return cause
+	}
+	r.tcp.add(t)
+	defer r.tcp.remove(t)
+	return t.run(ctx)
+}
 
+// establish dials, then accepts. It returns nil and the close cause where that came to nothing.
+// Its frame is large; it is a function of its own so that an idle connection does not hold it.
+func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accept func() (program, error)) (*tcpRelay, string) {
 	dialing, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	l.OnKill(func(cause string) { cancel(killedError(cause)) })
 	up, err := r.connect(dialing, cancel, f)
 	if err != nil {
-		cancel(nil)
-		return r.refuse(f, err, accept)
+		return nil, r.refuse(f, err, accept)
 	}
 	prog, err := accept()
 	if err != nil {
-		cancel(nil)
 		up.Abort()
-		return causeGaveUp
+		return nil, causeGaveUp
 	}
 	t := &tcpRelay{prog: prog, up: up, link: l, buffers: &r.buffers, panicked: r.panicked}
 	l.OnKill(t.abort)
 	if dialing.Err() != nil { // killed between the two
 		t.abort(causeOf(dialing))
 	}
-	cancel(nil)
-	r.tcp.add(t)
-	defer r.tcp.remove(t)
-	return t.run(ctx)
+	return t, ""
 }
 
 // connect dials for as long as the program waits. How long a silent host is tried is the

@@ -75,7 +75,8 @@ func (l *lab) ended(k *network.Link, cause string) {
 	l.count++
 }
 
-func newLab(t testing.TB) *lab {
+// newLab makes a lab; set changes its Relay before it runs.
+func newLab(t testing.TB, set ...func(*Relay)) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("making a network namespace and a TUN device needs root")
@@ -105,13 +106,16 @@ func newLab(t testing.TB) *lab {
 	} {
 		l.ip(append([]string{"-n", l.ns}, strings.Fields(c)...)...)
 	}
-	l.start(dev)
+	l.start(dev, set)
 	return l
 }
 
-func (l *lab) start(dev tun.Device) {
+func (l *lab) start(dev tun.Device, set []func(*Relay)) {
 	l.relay = NewRelay(&route.Dialer{}, zap.NewNop(), l.ended)
 	l.relay.Translate = outside
+	for _, f := range set {
+		f(l.relay)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	local := func(a netip.Addr) bool { return a == addr("10.79.0.2") || a == addr("fd79::2") }
 	s, err := stack.New(stack.Options{Device: dev, Handler: permit{l, ctx}, Local: local, Logger: zap.NewNop()})
