@@ -160,25 +160,14 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 // HandleUDP decides on the first datagram of a (socket, peer) pair. After that datagrams pass
 // without a goroutine of ours.
 func (g *Gate) HandleUDP(f *stack.UDPFlow) {
-	l, known := g.Table.Link(f.Flow())
-	if known { // the stack forgot the pair just before the table did
-		g.Table.End(l, "idle")
-		l, _ = g.Table.Link(f.Flow())
-	}
+	l := g.fresh(f.Flow())
 	d, owner := g.judge(g.ctx, l)
-	switch d.Verdict {
-	case network.Accept, network.PermanentAccept:
-		g.Relay.UDP(f, l)
-	case network.RerouteToNameserver:
+	if d.Verdict == network.RerouteToNameserver {
 		g.park(l, f)
 		f.Accept(&querySink{gate: g, link: l, owner: owner})
-	case network.Drop, network.PermanentDrop:
-		g.park(l, f)
-		f.Drop()
-	default:
-		g.park(l, f)
-		f.Reject(packet.PortUnreachable(f.Flow().Remote.Addr()))
+		return
 	}
+	g.carryOut(d, l, f, packet.PortUnreachable(f.Flow().Remote.Addr()), func() { g.Relay.UDP(f, l) })
 }
 
 // HandlePing decides on an echo request. With filter/ping: permit it is relayed and does not
@@ -195,20 +184,39 @@ func (g *Gate) HandlePing(f *stack.PingFlow) {
 		g.Relay.Ping(f, l)
 		return
 	}
-	l, known := g.Table.Link(f.Flow())
+	l := g.fresh(f.Flow())
+	g.carryOut(g.decide(l, owner), l, f, packet.AdminProhibited(f.Flow().Remote.Addr()), func() { g.Relay.Ping(f, l) })
+}
+
+// fresh returns a new link for a flow that the stack has handed over as new. If the table still
+// has one, the stack forgot the flow just before the table did.
+func (g *Gate) fresh(f packet.Flow) *network.Link {
+	l, known := g.Table.Link(f)
 	if known {
 		g.Table.End(l, "idle")
-		l, _ = g.Table.Link(f.Flow())
+		l, _ = g.Table.Link(f)
 	}
-	switch d := g.decide(l, owner); d.Verdict {
+	return l
+}
+
+// remembered is a flow to which the stack applies one verdict until it is told to forget it.
+type remembered interface {
+	forgettable
+	Drop()
+	Reject(*packet.ICMPError)
+}
+
+// carryOut is the switch for datagrams and echo requests.
+func (g *Gate) carryOut(d network.Decision, l *network.Link, f remembered, refusal *packet.ICMPError, relay func()) {
+	switch d.Verdict {
 	case network.Accept, network.PermanentAccept:
-		g.Relay.Ping(f, l)
+		relay()
 	case network.Drop, network.PermanentDrop:
 		g.park(l, f)
 		f.Drop()
-	default:
+	default: // Block, PermanentBlock, and everything that nobody decided
 		g.park(l, f)
-		f.Reject(packet.AdminProhibited(f.Flow().Remote.Addr()))
+		f.Reject(refusal)
 	}
 }
 
