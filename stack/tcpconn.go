@@ -227,7 +227,12 @@ func (c *TCPConn) Abort() {
 // Broken reports whether the connection is over, as after a reset by the program, without
 // reading from it.
 func (c *TCPConn) Broken() bool {
-	return tcp.EndpointState(c.ep.State()) == tcp.StateError
+	switch tcp.EndpointState(c.ep.State()) {
+	case tcp.StateError, tcp.StateClose: // a reset after the program's FIN leads to the second
+		return true
+	default:
+		return false
+	}
 }
 
 func (c *TCPConn) release() {
