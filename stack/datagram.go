@@ -132,9 +132,17 @@ func (d *datagrams) accept(deliver func(h *packet.Header, b []byte)) {
 }
 
 func (d *datagrams) deliverHeld(b []byte) {
-	if h, err := packet.Parse(b); err == nil {
+	if h, err := d.parse(b); err == nil {
 		d.deliver(&h, b)
 	}
+}
+
+// parse reads a held packet again. One that is longer than the device takes came in fragments,
+// and whoever sent fragments allows them, which only the fragments' own headers said over IPv6.
+func (d *datagrams) parse(b []byte) (packet.Header, error) {
+	h, err := packet.Parse(b)
+	h.DontFragment = h.DontFragment && len(b) <= d.s.mtu
+	return h, err
 }
 
 // packet takes one packet on the packet path.
@@ -179,7 +187,7 @@ func (d *datagrams) firstPacket() ([]byte, packet.Header) {
 	d.mu.Lock()
 	b := d.first
 	d.mu.Unlock()
-	h, err := packet.Parse(b)
+	h, err := d.parse(b)
 	if err != nil {
 		return nil, packet.Header{}
 	}

@@ -292,3 +292,32 @@ func TestEndlessFragments(t *testing.T) {
 		t.Errorf("after the time-out: %d bytes in %d packets", r.bytes, len(r.partial))
 	}
 }
+
+// mayFragment records what each datagram says of fragmentation.
+type mayFragment chan bool
+
+func (c mayFragment) Datagram(_ *UDPFlow, d Datagram) { c <- !d.DontFragment }
+
+// TestFragmentsAllowFragments: who sent fragments allows them, also while the datagram was held;
+// over IPv6 nothing but the fragments said so.
+func TestFragmentsAllowFragments(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f family) {
+		may := make(mayFragment, 9)
+		l := newLab(t, &handler{udp: func(u *UDPFlow) {
+			may <- !u.First().DontFragment
+			u.Accept(may)
+		}}, Limits{})
+		whole := udpPacket(at(f.prog, 5000), at(f.peer, 53), make([]byte, 5000))
+		l.send(pieces(whole, 1280)...)
+		for _, when := range []string{"first", "held"} {
+			if !<-may {
+				t.Errorf("%s: fragments are not allowed", when)
+			}
+		}
+		bump(f, whole)
+		l.send(pieces(whole, 1280)...)
+		if !<-may {
+			t.Error("accepted: fragments are not allowed")
+		}
+	})
+}

@@ -68,7 +68,7 @@ func newRoot(out, talk io.Writer) *cobra.Command {
 	root.PersistentFlags().StringVar(&p.state, "state", "", "state directory (default $GATUN_STATE or "+defaultState+")")
 	root.PersistentFlags().StringVar(&p.socket, "socket", "", "unix socket (default $GATUN_SOCKET, STATE/gatun.sock or "+defaultSocket+")")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return exitStatus{exitUsage, fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
+		return exitStatus{usageCode(c), fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
 	root.AddCommand(
 		runCommand(), upCommand(p), downCommand(p), statusCommand(p), flowsCommand(p), logCommand(p), whyCommand(p),
@@ -86,6 +86,14 @@ func newRoot(out, talk io.Writer) *cobra.Command {
 	return root
 }
 
+// usageCode is the exit code of wrong usage. `run` keeps every code but 125 for its command.
+func usageCode(c *cobra.Command) int {
+	if c.Name() == "run" {
+		return exitRunFailed
+	}
+	return exitUsage
+}
+
 // usageArgs gives wrong arguments the exit code of wrong usage.
 func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
@@ -93,7 +101,7 @@ func usageArgs(check cobra.PositionalArgs) cobra.PositionalArgs {
 			return nil
 		}
 		if err := check(c, args); err != nil {
-			return exitStatus{exitUsage, fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
+			return exitStatus{usageCode(c), fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 		}
 		return nil
 	}
