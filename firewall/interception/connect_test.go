@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"slices"
@@ -146,6 +147,52 @@ func TestPanicEndsOneFlow(t *testing.T) {
 	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
 	if cause != "internal error" || up.aborts.Load() != 1 || prog.aborts != 1 || r.Counters().Panics != 1 {
 		t.Errorf("cause %q, resets %d and %d, %+v", cause, up.aborts.Load(), prog.aborts, r.Counters())
+	}
+}
+
+// resetServer resets a connection into which the program writes, after it has sent its answer.
+type resetServer struct {
+	fakeUp
+	wrote   chan struct{}
+	answers []string
+}
+
+func (c *resetServer) Write([]byte) (int, error) {
+	defer close(c.wrote)
+	return 0, os.NewSyscallError("write", syscall.ECONNRESET)
+}
+
+func (c *resetServer) Fill(get func() []byte, _ func([]byte)) ([]byte, int, error) {
+	<-c.wrote
+	if len(c.answers) == 0 {
+		return nil, 0, io.EOF // the write has taken the socket's error: the read sees only the end
+	}
+	b := get()
+	n := copy(b, c.answers[0])
+	c.answers = c.answers[1:]
+	return b, n, nil
+}
+
+// writer is a program that sends one request and notes what it sees.
+type writer struct{ saw []string }
+
+func (p *writer) WaitReadable(context.Context) error { return nil }
+func (p *writer) Read(b []byte) (int, error)         { return copy(b, "request"), nil }
+func (p *writer) Write(b []byte) (int, error)        { p.saw = append(p.saw, string(b)); return len(b), nil }
+func (p *writer) CloseWrite() error                  { p.saw = append(p.saw, "FIN"); return nil }
+func (p *writer) Close() error                       { return nil }
+func (p *writer) Abort()                             { p.saw = append(p.saw, "RST") }
+func (p *writer) Broken() bool                       { return false }
+
+// TestServerResetIsNoFIN: a reset that a write has met first is still a reset for the program,
+// behind all that the server had sent.
+func TestServerResetIsNoFIN(t *testing.T) {
+	r, prog := newRig(t), &writer{}
+	up := &resetServer{wrote: make(chan struct{}), answers: []string{"half ", "an answer"}}
+	relay := &tcpRelay{prog: prog, up: up, link: r.link(newHeldSYN().flow, 1), buffers: &r.buffers, panicked: r.panicked}
+	cause := relay.run(context.Background())
+	if !slices.Equal(prog.saw, []string{"half ", "an answer", "RST"}) || cause != causeServerReset {
+		t.Errorf("program sees %q, cause %q", prog.saw, cause)
 	}
 }
 

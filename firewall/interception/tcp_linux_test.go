@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"golang.org/x/net/nettest"
+	"golang.org/x/sys/unix"
 )
 
 // diary collects what each end saw, in an order that does not depend on timing.
@@ -111,7 +112,7 @@ func cells() []cell {
 				reset(c)
 			}},
 		{"client closes with unread data", func(d *diary, c *net.TCPConn) {
-			time.Sleep(settle)
+			awaitUnread(c)
 			_ = c.Close()
 		}, func(d *diary, c *net.TCPConn) {
 			d.write("server", c, short)
@@ -121,7 +122,7 @@ func cells() []cell {
 			d.write("client", c, short)
 			d.readAll("client", c)
 		}, func(d *diary, c *net.TCPConn) {
-			time.Sleep(settle)
+			awaitUnread(c)
 			_ = c.Close()
 		}},
 		{"client reads late", func(d *diary, c *net.TCPConn) {
@@ -138,8 +139,7 @@ func cells() []cell {
 			fill(c)
 			reset(c)
 		}, func(d *diary, c *net.TCPConn) {
-			time.Sleep(3*time.Second + 10*settle) // longer than two sweeps
-			d.readEnd("server", c)
+			d.socketError("server", c)
 		}},
 		{"server resets behind a closed window", func(d *diary, c *net.TCPConn) {
 			time.Sleep(20 * settle)
@@ -154,13 +154,7 @@ func cells() []cell {
 			reset(c)
 		}, func(d *diary, c *net.TCPConn) {
 			d.readAll("server", c)
-			deadline := time.Now().Add(5 * time.Second)
-			err := error(nil)
-			for err == nil && time.Now().Before(deadline) {
-				time.Sleep(settle / 2)
-				_, err = c.Write([]byte("x"))
-			}
-			d.note("server", "write fails: %v", err != nil && !strings.Contains(err.Error(), "timeout"))
+			d.socketError("server", c)
 		}},
 		{"server closes, client goes on", func(d *diary, c *net.TCPConn) {
 			d.readAll("client", c)
@@ -172,6 +166,14 @@ func cells() []cell {
 			}
 			d.note("client", "write fails: %v", err != nil)
 		}, func(d *diary, c *net.TCPConn) { _ = c.Close() }},
+		{"server closes, then resets", func(d *diary, c *net.TCPConn) {
+			d.readAll("client", c)
+			d.socketError("client", c)
+		}, func(d *diary, c *net.TCPConn) {
+			_ = c.CloseWrite()
+			time.Sleep(settle)
+			reset(c)
+		}},
 		{"both talk at length", talk("client"), talk("server")},
 	}
 }
@@ -179,6 +181,31 @@ func cells() []cell {
 type cell struct {
 	name           string
 	client, server func(*diary, *net.TCPConn)
+}
+
+// socketError waits for the socket's error without reading or writing: a reset comes by itself.
+func (d *diary) socketError(who string, c *net.TCPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		d.note(who, "%v", err)
+		return
+	}
+	e := 0
+	for deadline := time.Now().Add(15 * time.Second); e == 0 && time.Now().Before(deadline); time.Sleep(settle / 2) {
+		_ = raw.Control(func(fd uintptr) { e, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR) })
+	}
+	d.note(who, "socket error %s", errnoName(syscall.Errno(e)))
+}
+
+// awaitUnread waits until bytes are there, and leaves them.
+func awaitUnread(c *net.TCPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	for n, deadline := 0, time.Now().Add(patience); n == 0 && time.Now().Before(deadline); time.Sleep(settle / 10) {
+		_ = raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	}
 }
 
 func oneByte(who string) func(*diary, *net.TCPConn) {
@@ -276,7 +303,8 @@ func TestStreamTruth(t *testing.T) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for f, cause := range l.causes {
-		if !slices.Contains([]string{"client closed", "server closed", "client reset", "server reset"}, cause) {
+		// A reset may come while a busy machine has not yet finished the handshake.
+		if !slices.Contains([]string{"client closed", "server closed", "client reset", "server reset", causeGaveUp}, cause) {
 			t.Errorf("%v ended with %q", f, cause)
 		}
 	}

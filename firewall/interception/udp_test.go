@@ -128,6 +128,23 @@ func TestUDPActivityKeepsAPair(t *testing.T) {
 	}
 }
 
+// TestUDPReplacedPair: the stack forgot a pair before we did, and the program goes on.
+func TestUDPReplacedPair(t *testing.T) {
+	r := newRig(t)
+	old, _ := r.udpPair(1, "10.0.0.2:1", "192.0.2.1:1000")
+	f := &fakeFlow{flow: old.flow}
+	r.udp.start(f, r.link(f.flow, 1))
+	if old.forgot != 1 || f.forgot != 0 || r.net.opened.Load() != 1 || r.udp.pairs != 1 {
+		t.Errorf("old forgot %d, new forgot %d, %d sockets, %d pairs", old.forgot, f.forgot, r.net.opened.Load(), r.udp.pairs)
+	}
+	f.send("x")
+	datagram, _ := r.net.sockets()[0].served(t)
+	datagram([]byte("y"), f.flow.Remote, 0)
+	if len(r.net.sockets()[0].sent) != 1 || len(f.replies) != 1 || len(old.replies) != 0 {
+		t.Errorf("new pair: %d sent, replies %q; old: %q", len(r.net.sockets()[0].sent), f.replies, old.replies)
+	}
+}
+
 func TestUDPKill(t *testing.T) {
 	r := newRig(t)
 	f, l := r.udpPair(1, "10.0.0.2:1", "192.0.2.1:1000")
