@@ -18,6 +18,7 @@ import (
 	"gatun/firewall"
 	"gatun/firewall/interception"
 	"gatun/network"
+	"gatun/network/state"
 	"gatun/profiles"
 	"gatun/stack"
 	"gatun/tun"
@@ -30,6 +31,7 @@ type engineOptions struct {
 	device    tun.Device
 	dialer    *route.Dialer
 	owners    *attribution.Finder
+	closings  *state.Closings       // nil: nobody says when a socket is closed
 	local     func(netip.Addr) bool // a source address that programs here may use
 	store     *profiles.Store
 	cfg       *config.Config
@@ -64,7 +66,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
 	e.system = dns.NewSystem(o.resolvers, time.Now)
 	e.server = newNameserver(e)
-	e.relay = interception.NewRelay(o.dialer, o.log, e.table.End)
+	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate = o.translate
 	e.gate = &interception.Gate{
 		Table: e.table, Firewall: e.master, Owners: o.owners, Names: e.names, Nameserver: e.server,
@@ -83,6 +85,9 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.relay.Run(ctx) })
 	g.Go(func() error { return e.server.Run(ctx) })
 	g.Go(func() error { return e.stack.Run(ctx) })
+	if e.opt.closings != nil {
+		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
+	}
 }
 
 // apply puts a new configuration in force and ends what it no longer permits. An error leaves

@@ -123,6 +123,9 @@ func (r *run) build(o engineOptions) (*engine, error) {
 		return nil, err
 	}
 	finder := attribution.New(attribution.Options{State: sockets, Self: os.Getpid(), Root: r.box.SupervisorPID(), Logger: r.log})
+	if o.closings, err = state.AdoptClosings(r.box.Closings()); err != nil {
+		return nil, err
+	}
 	o.device, o.owners = r.box.Device(), finder
 	o.dialer = &route.Dialer{Own: r.ownPrefixes()}
 	o.local = func(a netip.Addr) bool { return a == sandbox.AddressV4() || a == sandbox.AddressV6() }

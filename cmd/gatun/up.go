@@ -154,8 +154,12 @@ func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
 		return err
 	}
 	finder := attribution.New(attribution.Options{State: sockets, Self: os.Getpid(), Logger: u.log})
+	closings, err := state.OpenClosings()
+	if err != nil {
+		return err
+	}
 	u.engine, err = newEngine(engineOptions{
-		mode: "up", device: device, owners: finder, local: u.manager.IsLocal, store: u.store, cfg: cfg,
+		mode: "up", device: device, owners: finder, closings: closings, local: u.manager.IsLocal, store: u.store, cfg: cfg,
 		dialer:    &route.Dialer{Mark: n.Mark, BindSource: true},
 		resolvers: dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver},
 		// Programs that ask a stub over loopback are not seen asking: its names are theirs.

@@ -48,7 +48,7 @@ func attribute(b *bench, mode string) (err error) {
 	if err != nil {
 		return err
 	}
-	held, err := flock(l, g, b.size(2000, 160), bins, func(i int) []string {
+	held, err := flock(l, g, "tcp", b.size(2000, 160), bins, func(i int) []string {
 		if i%4 == 0 {
 			return []string{"dns", fmt.Sprintf("t%d.example.org", i), lab.Resolver4}
 		}
@@ -57,7 +57,7 @@ func attribute(b *bench, mode string) (err error) {
 	if err != nil {
 		return err
 	}
-	thrown, err := flock(l, g, b.size(1000, 80), bins, func(int) []string {
+	thrown, err := flock(l, g, "udp", b.size(1000, 80), bins, func(int) []string {
 		return []string{"token", "-net", "udp", lab.Server4 + ":5001"}
 	})
 	if err != nil {
@@ -75,6 +75,7 @@ func attribute(b *bench, mode string) (err error) {
 // verdict prints what came out of one mode: held flows, thrown datagrams, causes.
 func (b *bench) verdict(mode string, h, u score) {
 	b.atLeast(mode+": held flows (TCP, DNS), owner right", h.share(h.right), 0.999, fmt.Sprintf("of %d", h.all))
+	b.note(mode+": held flows, unidentified, or no event", fmt.Sprintf("%d, %d", h.unknown, h.missing))
 	b.atMost(mode+": held flows, owner wrong", float64(h.wrong), 0, "flows")
 	b.note(mode+": fire-and-forget datagrams, owner named", fmt.Sprintf("%.3f of %d", u.share(u.right), u.all))
 	b.atMost(mode+": fire-and-forget datagrams, owner wrong", float64(u.wrong), 0, "flows")
@@ -112,8 +113,9 @@ func fiveBinaries(l *lab.Lab) ([]string, error) {
 	return paths, nil
 }
 
-// flock runs n programs and returns what each said, with the key of its flow.
-func flock(l *lab.Lab, g *lab.Gatun, n int, bins []string, args func(i int) []string) (map[string][]lab.Result, error) {
+// flock runs n programs and returns what each said, by the key of its flow. proto is that of
+// everything but DNS queries.
+func flock(l *lab.Lab, g *lab.Gatun, proto string, n int, bins []string, args func(i int) []string) (map[string][]lab.Result, error) {
 	dir, err := os.MkdirTemp(l.Dir, "flock-")
 	if err != nil {
 		return nil, err
@@ -142,10 +144,13 @@ func flock(l *lab.Lab, g *lab.Gatun, n int, bins []string, args func(i int) []st
 	if r.Extra["failed"] > 0 {
 		return nil, fmt.Errorf("%v programs failed", r.Extra["failed"])
 	}
-	return readFlock(file + ".out")
+	return readFlock(file+".out", proto)
 }
 
-func readFlock(file string) (map[string][]lab.Result, error) {
+// key names a flow: the same local port may serve other protocols and peers at the same time.
+func key(proto, local, remote string) string { return proto + " " + local + " " + remote }
+
+func readFlock(file, proto string) (map[string][]lab.Result, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -162,11 +167,15 @@ func readFlock(file string) (map[string][]lab.Result, error) {
 		if r.Result != "sent" && r.Result != "NOERROR" {
 			return nil, fmt.Errorf("a program saw %s (%s)", r.Result, r.Error)
 		}
-		truth[r.Local] = append(truth[r.Local], r)
+		k := key(proto, r.Local, r.Remote)
+		if strings.HasSuffix(r.Remote, ":53") {
+			k = key("udp", r.Local, r.Remote)
+		}
+		truth[k] = append(truth[k], r)
 	}
 }
 
-// decided reads the decided flows from a file of events, by their local address.
+// decided reads the decided flows from a file of events, by their key.
 func decided(file string) (map[string][]lab.Flow, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -187,7 +196,8 @@ func decided(file string) (map[string][]lab.Flow, error) {
 		if e.Flow == nil || e.Event != "decided" && e.Event != "dns" {
 			continue
 		}
-		flows[e.Flow.Field("local")] = append(flows[e.Flow.Field("local")], e.Flow)
+		k := key(e.Flow.Field("proto"), e.Flow.Field("local"), e.Flow.Field("remote"))
+		flows[k] = append(flows[k], e.Flow)
 	}
 	return flows, lines.Err()
 }

@@ -108,6 +108,11 @@ func (b *bench) givenBack(g *lab.Gatun, before int64, what string) error {
 	if b.small {
 		ratio = 2 // after 15 s the runtime has not given everything back
 	}
+	files, err := lab.OpenFiles(g.Process.PID)
+	if err != nil {
+		return err
+	}
+	b.note(fmt.Sprintf("files open %s after the last %s", wait, what), strconv.Itoa(files))
 	b.atMost(fmt.Sprintf("memory %s after the last %s", wait, what), float64(after)/float64(before), ratio, "x of the start ("+mib(after)+")")
 	return nil
 }

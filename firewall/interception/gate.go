@@ -59,6 +59,7 @@ type Gate struct {
 	panics  atomic.Uint64
 	causes  causes
 	parked  parked
+	sockets sockets
 }
 
 // Attach gives the Gate the context in which everything it carries lives. cmd calls it once,
@@ -161,13 +162,17 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 // without a goroutine of ours.
 func (g *Gate) HandleUDP(f *stack.UDPFlow) {
 	l := g.fresh(f.Flow())
+	g.sockets.add(l, f)
 	d, owner := g.judge(g.ctx, l)
 	if d.Verdict == network.RerouteToNameserver {
 		g.park(l, f)
 		f.Accept(&querySink{gate: g, link: l, owner: owner})
-		return
+	} else {
+		g.carryOut(d, l, f, packet.PortUnreachable(f.Flow().Remote.Addr()), func() { g.Relay.UDP(f, l) })
 	}
-	g.carryOut(d, l, f, packet.PortUnreachable(f.Flow().Remote.Addr()), func() { g.Relay.UDP(f, l) })
+	if g.sockets.settle(l) {
+		g.retire(l, f, causeSocketClosed)
+	}
 }
 
 // HandlePing decides on an echo request. With filter/ping: permit it is relayed and does not
@@ -193,7 +198,7 @@ func (g *Gate) HandlePing(f *stack.PingFlow) {
 func (g *Gate) fresh(f packet.Flow) *network.Link {
 	l, known := g.Table.Link(f)
 	if known {
-		g.Table.End(l, "idle")
+		g.Ended(l, "idle")
 		l, _ = g.Table.Link(f)
 	}
 	return l

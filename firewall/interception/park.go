@@ -68,6 +68,13 @@ func (p *parked) expire(l *network.Link) {
 	}
 }
 
+// take forgets the link.
+func (p *parked) take(l *network.Link) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.links, l)
+}
+
 // due takes out and returns what is over.
 func (p *parked) due(now time.Time) map[*network.Link]*place {
 	p.mu.Lock()
@@ -99,7 +106,7 @@ func (g *Gate) sweep() {
 		if !l.Decision().Verdict.Permits() {
 			cause = "blocked"
 		}
-		g.Table.End(l, cause)
+		g.Ended(l, cause)
 	}
 }
 

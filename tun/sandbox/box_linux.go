@@ -23,12 +23,12 @@ const setUpTimeout = 15 * time.Second
 // Box is a sandbox that is set up. The caller starts its stack on Device, calls Go, and then
 // Wait; Close at the end in every case.
 type Box struct {
-	ctl    *control
-	cmd    *exec.Cmd
-	device tun.Device
-	diag   *os.File
-	netns  uint64
-	buf    []byte
+	ctl            *control
+	cmd            *exec.Cmd
+	device         tun.Device
+	diag, closings *os.File
+	netns          uint64
+	buf            []byte
 
 	mu      sync.Mutex
 	pid     int
@@ -155,7 +155,7 @@ func (b *Box) setUp(ctx context.Context, o Options) error {
 	case m.Op == opFailed:
 		closeAll(fds)
 		return explain("set up the sandbox", &setUpError{m.Text, syscall.Errno(m.Errno)}, readHostSettings(os.Geteuid() == 0))
-	case m.Op != opReady || len(fds) != 2:
+	case m.Op != opReady || len(fds) != 3:
 		closeAll(fds)
 		return fmt.Errorf("set up the sandbox: got %q with %d descriptors", m.Op, len(fds))
 	}
@@ -164,6 +164,7 @@ func (b *Box) setUp(ctx context.Context, o Options) error {
 	}
 	b.netns = m.NetNS
 	b.diag = os.NewFile(uintptr(fds[1]), "sock_diag")
+	b.closings = os.NewFile(uintptr(fds[2]), "closings")
 	if len(m.MAC) == 0 {
 		b.device, err = tun.FromFD(fds[0], o.MTU, DeviceName)
 	} else {
@@ -198,6 +199,10 @@ func (b *Box) Device() tun.Device { return b.device }
 // DiagFD is a NETLINK_SOCK_DIAG socket of the command's network namespace: it finds the
 // sockets behind the flows that come out of Device. Close closes it.
 func (b *Box) DiagFD() *os.File { return b.diag }
+
+// Closings is a NETLINK_SOCK_DIAG socket of the command's network namespace that reports every
+// closed UDP socket (state.ClosingGroups). Close closes it.
+func (b *Box) Closings() *os.File { return b.closings }
 
 // NetNS is the inode of the command's network namespace.
 func (b *Box) NetNS() uint64 { return b.netns }
@@ -290,8 +295,10 @@ func (b *Box) Close() error {
 	if b.device != nil {
 		err = errors.Join(err, b.device.Close())
 	}
-	if b.diag != nil {
-		err = errors.Join(err, b.diag.Close())
+	for _, f := range []*os.File{b.diag, b.closings} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrClosed) {
 		return nil

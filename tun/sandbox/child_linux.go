@@ -136,7 +136,7 @@ func (s *supervisor) setUp() error {
 		return err
 	}
 	ready := message{Op: opReady, NetNS: s.netns, IfIndex: in.ifIndex, MAC: in.mac, Warnings: append(in.warnings, warnings...)}
-	return s.ctl.send(ready, in.deviceFD, in.diagFD)
+	return s.ctl.send(ready, in.deviceFD, in.diagFD, in.closingsFD)
 }
 
 // serve obeys the caller until it is gone, and then ends what is left in the namespace.

@@ -16,7 +16,7 @@ type op string
 
 const (
 	opSetup      op = "setup"      // parent: MTU, ResolvConf, Link
-	opReady      op = "ready"      // child: NetNS, IfIndex, MAC, Warnings; files: device, diag socket
+	opReady      op = "ready"      // child: NetNS, IfIndex, MAC, Warnings; files: device, diag socket, closings
 	opFailed     op = "failed"     // child: Text, Errno
 	opStart      op = "start"      // parent
 	opStarted    op = "started"    // child: PID

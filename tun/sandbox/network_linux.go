@@ -15,6 +15,7 @@ import (
 // interior is what the supervisor hands out of its network namespace.
 type interior struct {
 	deviceFD, diagFD int
+	closingsFD       int
 	// mac and ifIndex describe the pair when deviceFD is a packet socket: the address of the
 	// program's end, the index of the far end. mac is nil for a TUN device.
 	mac      net.HardwareAddr
@@ -27,7 +28,7 @@ func (i *interior) warn(format string, args ...any) {
 }
 
 func (i *interior) close() {
-	for _, fd := range []int{i.deviceFD, i.diagFD} {
+	for _, fd := range []int{i.deviceFD, i.diagFD, i.closingsFD} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}
@@ -37,7 +38,7 @@ func (i *interior) close() {
 // setUpNetwork makes the interface of this network namespace, its addresses and its routes.
 // After it, everything the namespace sends to any address but its own comes out of deviceFD.
 func setUpNetwork(mtu int, kind Link) (*interior, error) {
-	in := &interior{deviceFD: -1, diagFD: -1}
+	in := &interior{deviceFD: -1, diagFD: -1, closingsFD: -1}
 	if err := in.build(mtu, kind); err != nil {
 		in.close()
 		return nil, err
@@ -70,7 +71,24 @@ func (i *interior) build(mtu int, kind Link) error {
 	if err != nil {
 		return fmt.Errorf("open a socket diagnosis socket: %w", err)
 	}
-	return nil
+	i.closingsFD, err = listenForClosings()
+	return err
+}
+
+// closingGroups are the groups that report closed UDP sockets: SKNLGRP_INET_UDP_DESTROY and
+// SKNLGRP_INET6_UDP_DESTROY (linux/sock_diag.h).
+const closingGroups = 1<<(2-1) | 1<<(4-1)
+
+// listenForClosings joins the groups here, because only the namespace's owner may.
+func listenForClosings() (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return -1, fmt.Errorf("listen for closed sockets: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: closingGroups}); err != nil {
+		return -1, errors.Join(fmt.Errorf("listen for closed sockets: %w", err), unix.Close(fd))
+	}
+	return fd, nil
 }
 
 func (i *interior) makeLink(h *netlink.Handle, mtu int, kind Link) (netlink.Link, error) {

@@ -29,6 +29,9 @@ func (*Box) Device() tun.Device { return nil }
 // DiagFD returns nil.
 func (*Box) DiagFD() *os.File { return nil }
 
+// Closings returns nil.
+func (*Box) Closings() *os.File { return nil }
+
 // NetNS returns 0.
 func (*Box) NetNS() uint64 { return 0 }
 

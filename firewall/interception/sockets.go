@@ -1,0 +1,137 @@
+package interception
+
+import (
+	"net/netip"
+	"sync"
+
+	"gatun/network"
+	"gatun/network/packet"
+)
+
+// sockets finds the UDP links of a program's socket by its local port. A verdict belongs to a
+// socket: when that is closed, the next owner of the port must be decided anew, although its
+// datagrams look the same.
+type sockets struct {
+	mu     sync.Mutex
+	byPort map[uint16]map[*network.Link]*socketUse
+}
+
+// socketUse is one link's use of a socket.
+type socketUse struct {
+	flow    remembered
+	decided bool // its verdict has taken effect
+	closed  bool // the socket was closed before that
+}
+
+func (s *sockets) add(l *network.Link, f remembered) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byPort == nil {
+		s.byPort = map[uint16]map[*network.Link]*socketUse{}
+	}
+	port := l.Flow.Local.Port()
+	links := s.byPort[port]
+	if links == nil {
+		links = map[*network.Link]*socketUse{}
+		s.byPort[port] = links
+	}
+	links[l] = &socketUse{flow: f}
+}
+
+func (s *sockets) remove(l *network.Link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	port := l.Flow.Local.Port()
+	delete(s.byPort[port], l)
+	if len(s.byPort[port]) == 0 {
+		delete(s.byPort, port)
+	}
+}
+
+// settle notes that the verdict has taken effect, and reports whether the socket was closed
+// while it was being found.
+func (s *sockets) settle(l *network.Link) (closed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	use := s.byPort[l.Flow.Local.Port()][l]
+	if use == nil {
+		return false
+	}
+	use.decided = true
+	return use.closed
+}
+
+// closed returns the links whose socket is no more. Those that are still being decided are only
+// marked: what they hold was sent by the socket's owner, and is carried before they end.
+func (s *sockets) closed(local netip.AddrPort) map[*network.Link]remembered {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	over := map[*network.Link]remembered{}
+	for l, use := range s.byPort[local.Port()] {
+		if a := local.Addr(); !a.IsUnspecified() && a != l.Flow.Local.Addr() {
+			continue
+		}
+		use.closed = true
+		if use.decided {
+			over[l] = use.flow
+		}
+	}
+	return over
+}
+
+// all returns every link that has a verdict.
+func (s *sockets) all() map[*network.Link]remembered {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[*network.Link]remembered{}
+	for _, links := range s.byPort {
+		for l, use := range links {
+			if use.decided {
+				all[l] = use.flow
+			}
+		}
+	}
+	return all
+}
+
+const causeSocketClosed = "socket closed"
+
+// SocketClosed ends the UDP links of a socket that a program has closed. The system's word for
+// it comes about 0.1 ms after the close.
+func (g *Gate) SocketClosed(p packet.Proto, local netip.AddrPort) {
+	if p != packet.UDP {
+		return
+	}
+	for l, f := range g.sockets.closed(local) {
+		g.retire(l, f, causeSocketClosed)
+	}
+}
+
+// SocketsLost is called when closings went unheard: every link is asked for its owner again, and
+// those that have another one end.
+func (g *Gate) SocketsLost() {
+	for l, f := range g.sockets.all() {
+		was, is := l.Comm().Owner.Process, g.Owners.Find(g.ctx, l.Flow).Process
+		if was.PID != is.PID || !was.Started.Equal(is.Started) {
+			g.retire(l, f, causeSocketClosed)
+		}
+	}
+}
+
+// retire ends a UDP link, whoever carries it.
+func (g *Gate) retire(l *network.Link, f remembered, cause string) {
+	if !l.Kill(cause) { // nobody relays it: denied, or answered by the nameserver
+		g.parked.take(l)
+		f.Forget()
+		g.Ended(l, cause)
+	}
+}
+
+// Ended enters the end of a link that was carried beside its handler. The Relay reports the ends
+// of its pairs and pings here.
+func (g *Gate) Ended(l *network.Link, cause string) {
+	if l.Flow.Proto == packet.UDP {
+		g.sockets.remove(l)
+	}
+	g.Table.End(l, cause)
+}
