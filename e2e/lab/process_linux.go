@@ -136,6 +136,7 @@ type Result struct {
 	Data   string    `json:"data"`
 	Local  string    `json:"local"`
 	Remote string    `json:"remote"`
+	Net    string    `json:"net"` // tcp, udp: where it matters
 	PID    int       `json:"pid"`
 	Start  time.Time `json:"start"`
 	Path   string    `json:"path"`

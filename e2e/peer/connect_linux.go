@@ -247,7 +247,7 @@ func dnsCommand(args []string) (result, error) {
 		r.Remote = server
 		return r, nil
 	}
-	r := result{Local: c.LocalAddr().String(), Remote: server}
+	r := result{Local: c.LocalAddr().String(), Remote: server, Net: network}
 	r.Result, r.Data = readAnswer(reply)
 	return r, nil
 }
@@ -342,7 +342,7 @@ func tokenCommand(args []string) (result, error) {
 			return failed(err), nil
 		}
 	}
-	return result{Result: "sent", Local: local, Remote: rest[0]}, nil
+	return result{Result: "sent", Local: local, Remote: rest[0], Net: network}, nil
 }
 
 // downloadCommand reads a slow stream to its end and says whether every byte came.

@@ -29,6 +29,7 @@ type result struct {
 	Data   string             `json:"data,omitempty"`
 	Local  string             `json:"local,omitempty"`
 	Remote string             `json:"remote,omitempty"`
+	Net    string             `json:"net,omitempty"` // tcp, udp
 	PID    int                `json:"pid"`
 	Start  time.Time          `json:"start"`
 	Path   string             `json:"path"`
