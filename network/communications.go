@@ -69,5 +69,8 @@ func (t *Table) unbind(l *Link) {
 		if e.live--; e.live <= 0 {
 			delete(t.comms, k)
 		}
+		if len(t.comms) == 0 {
+			t.comms = map[commKey]*commEntry{} // a Go map never shrinks
+		}
 	}
 }

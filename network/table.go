@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	shardCount  = 64    // power of two; keeps set-up of new flows from meeting at one lock
-	endedKept   = 16384 // newest ended links kept for `flows`; about 0.5 KiB each
-	eventsKept  = 4096  // newest events kept for watchers that come back with a sequence number
-	watchBuffer = 8192  // events a watcher may lag behind before it loses some
+	shardCount  = 64   // power of two; keeps set-up of new flows from meeting at one lock
+	endedKept   = 4096 // newest ended links kept for `flows`; about 0.7 KiB each
+	eventsKept  = 4096 // newest events kept for watchers that come back with a sequence number
+	watchBuffer = 8192 // events a watcher may lag behind before it loses some
 )
 
 // EventType says what happened to a link.
@@ -157,6 +157,9 @@ func (t *Table) End(l *Link, cause string) {
 		s.mu.Lock()
 		if s.links[l.Flow] == l {
 			delete(s.links, l.Flow)
+		}
+		if len(s.links) == 0 {
+			s.links = map[packet.Flow]*Link{} // a Go map never shrinks
 		}
 		s.mu.Unlock()
 	}

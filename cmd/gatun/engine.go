@@ -85,6 +85,7 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.relay.Run(ctx) })
 	g.Go(func() error { return e.server.Run(ctx) })
 	g.Go(func() error { return e.stack.Run(ctx) })
+	g.Go(func() error { return giveBack(ctx, e.table.LiveCount) })
 	if e.opt.closings != nil {
 		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
 	}

@@ -86,6 +86,9 @@ func (p *parked) due(now time.Time) map[*network.Link]*place {
 			delete(p.links, l)
 		}
 	}
+	if len(p.links) == 0 {
+		p.links = nil // a Go map never shrinks
+	}
 	return over
 }
 

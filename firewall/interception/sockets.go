@@ -46,6 +46,9 @@ func (s *sockets) remove(l *network.Link) {
 	if len(s.byPort[port]) == 0 {
 		delete(s.byPort, port)
 	}
+	if len(s.byPort) == 0 {
+		s.byPort = nil // a Go map never shrinks
+	}
 }
 
 // settle notes that the verdict has taken effect, and reports whether the socket was closed
