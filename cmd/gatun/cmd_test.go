@@ -61,7 +61,7 @@ func TestCommandLine(t *testing.T) {
 		{"status --frob", 2, "unknown flag"},
 		{"status extra", 2, ""},
 		{"kill", 2, ""},
-		{"run", 2, "which command"},
+		{"run", 125, "which command"},
 		{"why", 2, "which flow"},
 		{"why 7 --to 192.0.2.1:1/tcp", 2, "not both"},
 		{"status --socket " + none, 5, "not running"},
