@@ -29,19 +29,27 @@ func giveBack(ctx context.Context, live func() int) error {
 	}
 }
 
+// releases is how often memory is given back after an ebb: what a pool or a finalizer still
+// holds is free only after the next collection.
+const releases = 3
+
 // peak finds the end of a flood.
 type peak struct {
-	highest, last int
+	highest, last, due int
 }
 
-// over reports, once per ebb, that most links of a flood are gone and the number no longer falls.
+// over reports that most links of a flood are gone and the number no longer falls; it says so
+// for a few calls after each ebb.
 func (p *peak) over(n int) bool {
 	falling := n < p.last
 	p.last = n
 	p.highest = max(p.highest, n)
-	if p.highest < manyLinks || n > p.highest/4 || falling {
+	if p.highest >= manyLinks && n <= p.highest/4 && !falling {
+		p.highest, p.due = n, releases
+	}
+	if p.due == 0 {
 		return false
 	}
-	p.highest = n
+	p.due--
 	return true
 }
