@@ -38,8 +38,8 @@ func TestSmoke(t *testing.T) {
 		t.Errorf("%d rows, want %d", len(rows), len(o.works)*len(o.modes))
 	}
 	for _, r := range rows {
-		if !r.met(3) {
-			t.Errorf("%s %s: ratio %.3f, more than three times off %.2f", r.Mode, r.Name, r.Ratio, r.Must)
+		if !r.within(r.smoke, 3) {
+			t.Errorf("%s %s: ratio %.3f, more than three times off %.2f", r.Mode, r.Name, r.Ratio, r.smoke)
 		}
 	}
 }
@@ -54,7 +54,7 @@ func TestMet(t *testing.T) {
 		{row{Ratio: 0.13, Must: 0.4}, 3, false}, {row{Ratio: 4, Must: 4.1, Cost: true}, 1, true}, {row{Ratio: 5, Must: 4.1, Cost: true}, 1, false},
 		{row{Ratio: 13, Must: 4.1, Cost: true}, 3, false},
 	} {
-		if got := c.r.met(c.slack); got != c.want {
+		if got := c.r.within(c.r.Must, c.slack); got != c.want {
 			t.Errorf("%+v with slack %v: met is %v", c.r, c.slack, got)
 		}
 	}

@@ -17,7 +17,7 @@ func table(out io.Writer, rows []row) error {
 		if r.Cost {
 			bar = fmt.Sprintf("<=%.2f", r.Must)
 		}
-		if !r.met(1) {
+		if !r.met() {
 			met = "no"
 		}
 		cpu := ""
@@ -53,7 +53,7 @@ func draw(rows []row) string {
 			ratio, must = 1/max(ratio, 1e-9), 1/must
 		}
 		colour := "#3a7"
-		if !r.met(1) {
+		if !r.met() {
 			colour = "#c63"
 		}
 		fmt.Fprintf(&b, `<text x="4" y="%d">%s</text><rect x="%d" y="%d" width="%.0f" height="%d" fill="%s"/><path d="M%.0f %d v%d" stroke="#000"/><text x="%.0f" y="%d">%.2f</text>`+"\n",
