@@ -3,6 +3,7 @@
 //	go run ./e2e/bench                  # as root: a table of ratios, several minutes
 //	go run ./e2e/bench -json -rounds 5  # the same as JSON
 //	go run ./e2e/bench -svg bench.svg   # and as a picture
+//	go run ./e2e/bench -smoke           # a minute; fails if a work is three times worse than its bar
 //
 // The lab has two equal clients: the host, where gatun works, and the twin, where it does not.
 // Each work is done alternately on both, round by round; what is reported is the median of the
@@ -32,6 +33,7 @@ type options struct {
 	length time.Duration
 	json   bool
 	svg    string
+	smoke  bool
 	talk   io.Writer // progress, on a terminal only
 }
 
@@ -44,7 +46,11 @@ func main() {
 	flag.DurationVar(&o.length, "for", 2*time.Second, "length of one measurement")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.StringVar(&o.svg, "svg", "", "draw the table into this file")
+	flag.BoolVar(&o.smoke, "smoke", false, "a few works for a moment; fail if one is three times worse than its bar")
 	flag.Parse()
+	if o.smoke {
+		o.rounds, o.length, works = 1, 600*time.Millisecond, smokeWorks
+	}
 	o.modes = strings.Split(modes, ",")
 	if works != "" {
 		o.works = strings.Split(works, ",")
@@ -63,6 +69,9 @@ func run(out io.Writer, o options) error {
 	if err != nil {
 		return err
 	}
+	if o.smoke {
+		err = smoke(rows)
+	}
 	if o.svg != "" {
 		if err := os.WriteFile(o.svg, []byte(draw(rows)), 0o644); err != nil {
 			return err
@@ -71,7 +80,22 @@ func run(out io.Writer, o options) error {
 	if o.json {
 		return json.NewEncoder(out).Encode(map[string]any{"schema": "gatun/v1", "rows": rows})
 	}
-	return table(out, rows)
+	return errors.Join(table(out, rows), err)
+}
+
+// smokeWorks are those that tell most in a minute.
+const smokeWorks = "tcp-up-1,tcp-down-8,connections-64,rtt-tcp,rtt-udp,udp-64,dns-cached,http-close"
+
+// smoke fails if a row is three times worse than its bar: a machine that does other things at
+// the same time says nothing finer.
+func smoke(rows []row) error {
+	var errs []error
+	for _, r := range rows {
+		if !r.within(r.smoke, 3) {
+			errs = append(errs, fmt.Errorf("%s %s: ratio %.3f is more than three times off %.2f", r.Mode, r.Name, r.Ratio, r.smoke))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func measureAll(o options) (rows []row, err error) {
