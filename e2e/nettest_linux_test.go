@@ -79,6 +79,12 @@ func inside(ns lab.Namespace, f func() error) error {
 	failed := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if unix.Gettid() == os.Getpid() {
+			// The main thread cannot end, and where it is, is where the process is: keep it busy.
+			failed <- inside(ns, f)
+			runtime.UnlockOSThread()
+			return
+		}
 		fd, err := os.Open("/run/netns/" + string(ns))
 		if err != nil {
 			failed <- err

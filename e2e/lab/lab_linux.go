@@ -233,7 +233,7 @@ func (ns Namespace) remove() error {
 	out, err := exec.Command("ip", "netns", "pids", string(ns)).Output()
 	if err == nil {
 		for _, f := range strings.Fields(string(out)) {
-			if pid, _ := strconv.Atoi(f); pid > 1 {
+			if pid, _ := strconv.Atoi(f); pid > 1 && pid != os.Getpid() {
 				_ = syscall.Kill(pid, syscall.SIGKILL)
 			}
 		}
