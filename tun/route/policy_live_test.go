@@ -39,6 +39,8 @@ func (l *lab) asUser(uid uint32, script string) int {
 func TestLiveLinkLocalPolicy(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		l.atServer(l.serveFar)
+		// A link-local address answers nobody until duplicate address detection is over.
+		l.sh("for i in $(seq 200); do [ -z \"$(ip -o -6 addr show tentative)$(ip -n srv -o -6 addr show tentative)\" ] && break; sleep 0.05; done")
 		link6 := strings.Fields(l.sh("ip -n srv -o -6 addr show dev eth0 scope link"))[3]
 		link6, _, _ = strings.Cut(link6, "/")
 		sends := map[string]string{

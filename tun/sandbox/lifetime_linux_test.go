@@ -161,7 +161,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	t.Fatalf("after 10 s not yet: %s", what)
+	t.Fatalf("after 30 s not yet: %s", what)
 }
 
 // TestLiveDialInside: the inbound way, many at once, a refusal, and after the end.
