@@ -155,7 +155,7 @@ func TestLiveSupervisorKilled(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for range 200 {
+	for range 600 {
 		if ok() {
 			return
 		}
