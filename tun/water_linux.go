@@ -27,14 +27,14 @@ func openError(name string, err error) error {
 	return fmt.Errorf("open %s: %w", name, err)
 }
 
-// finish sets the MTU and puts the batching driver on the library's descriptor.
+// finish sets MTU and queue length and puts the batching driver on the library's descriptor.
 func (o Options) finish(ifc *water.Interface) (Device, error) {
 	file, ok := ifc.ReadWriteCloser.(*os.File)
 	if !ok {
 		ifc.Close()
 		return nil, fmt.Errorf("open %s: the TUN library gave %T, not a file", ifc.Name(), ifc.ReadWriteCloser)
 	}
-	if err := setMTU(ifc.Name(), o.MTU); err != nil {
+	if err := configure(ifc.Name(), o.MTU); err != nil {
 		file.Close()
 		return nil, fmt.Errorf("set the MTU of %s to %d: %w", ifc.Name(), o.MTU, err)
 	}
@@ -52,16 +52,28 @@ func (o Options) finish(ifc *water.Interface) (Device, error) {
 	return d, nil
 }
 
-func setMTU(name string, mtu int) error {
-	ifr, err := unix.NewIfreq(name)
-	if err != nil {
-		return err
-	}
+// QueueLength is how many packets wait for the reader. The kernel's 500 overflow when many
+// sockets of one program send at once, and then the packets of others are lost too.
+const QueueLength = 4096
+
+func configure(name string, mtu int) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(s)
-	ifr.SetUint32(uint32(mtu))
-	return unix.IoctlIfreq(s, unix.SIOCSIFMTU, ifr)
+	for _, set := range []struct {
+		request uint
+		value   uint32
+	}{{unix.SIOCSIFMTU, uint32(mtu)}, {unix.SIOCSIFTXQLEN, QueueLength}} {
+		ifr, err := unix.NewIfreq(name)
+		if err != nil {
+			return err
+		}
+		ifr.SetUint32(set.value)
+		if err := unix.IoctlIfreq(s, set.request, ifr); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"gatun/tun"
 )
 
 // interior is what the supervisor hands out of its network namespace.
@@ -101,6 +103,9 @@ func (i *interior) makeLink(h *netlink.Handle, mtu int, kind Link) (netlink.Link
 			}
 			if err := h.LinkSetMTU(link, mtu); err != nil {
 				return nil, fmt.Errorf("set the MTU of %s to %d: %w", DeviceName, mtu, err)
+			}
+			if err := h.LinkSetTxQLen(link, tun.QueueLength); err != nil {
+				i.warn("%s keeps its short queue: %v", DeviceName, err)
 			}
 			return link, nil
 		}
