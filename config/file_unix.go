@@ -52,10 +52,21 @@ func checkOwner(info fs.FileInfo) error {
 	if uid, ok := foreign(info); ok {
 		return fmt.Errorf("belongs to uid %d: only root or uid %d may own it; run: chown %d %s", uid, os.Geteuid(), os.Geteuid(), info.Name())
 	}
-	if mode := info.Mode().Perm(); mode&0o022 != 0 {
+	mask := fs.FileMode(0o022)
+	if ownGroup(info) {
+		mask = 0o002
+	}
+	if mode := info.Mode().Perm(); mode&mask != 0 {
 		return fmt.Errorf("has mode %04o: others may write it; run: chmod go-w %s", mode, info.Name())
 	}
 	return nil
+}
+
+// ownGroup reports whether the group that may write is the own one of an ordinary user: where
+// every user has a group of his own, umask 002 is usual and lets nobody else in.
+func ownGroup(info fs.FileInfo) bool {
+	st, known := info.Sys().(*syscall.Stat_t)
+	return known && os.Geteuid() != 0 && int(st.Uid) == os.Geteuid() && int(st.Gid) == os.Getegid()
 }
 
 // foreign returns the owner if it is neither root nor the own user.
