@@ -94,7 +94,7 @@ func (l *Lab) Run(config string, flags ...string) (*Gatun, error) {
 		return nil, err
 	}
 	g := &Gatun{Mode: "run", lab: l, Events: filepath.Join(runtime, "events.ndjson")}
-	env := []string{"XDG_RUNTIME_DIR=" + runtime, "HOME=" + runtime}
+	env := []string{"XDG_RUNTIME_DIR=" + runtime, "HOME=" + runtime, "GATUN_LOG=warn"}
 	command := append([]string{l.Bins.Gatun, "run", "-c", config, "--events", g.Events}, flags...)
 	g.Process, err = l.Start(l.Host, Spec{User: Nobody, Env: env, Pipe: true}, append(command, "--", l.Bins.Peer, "session")...)
 	if err != nil {
