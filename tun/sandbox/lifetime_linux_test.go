@@ -111,7 +111,7 @@ func caller() {
 		os.Exit(1)
 	}
 	fmt.Println(box.NetNS(), box.SupervisorPID())
-	select {}
+	time.Sleep(time.Hour) // not select {}: without cgo the runtime would call that a deadlock and end us
 }
 
 // TestLiveCallerKilled: nothing keeps running with a dead network.
