@@ -54,7 +54,7 @@ func (d *daemon) WhyDry(r DryRun) (Why, error) {
 
 func start(t *testing.T) *daemon {
 	t.Helper()
-	d := &daemon{table: network.NewTable(time.Now), socket: filepath.Join(t.TempDir(), "gatun.sock")}
+	d := &daemon{table: network.NewTable(time.Now), socket: filepath.Join(shortDir(t), "gatun.sock")}
 	l, err := Listen(d.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -71,6 +71,17 @@ func start(t *testing.T) *daemon {
 		}
 	})
 	return d
+}
+
+// shortDir is a folder whose path leaves room for a socket's name.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "gt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func (d *daemon) link(port uint16, v network.Verdict) *network.Link {
@@ -227,7 +238,7 @@ func TestListen(t *testing.T) {
 	if _, err := Listen(d.socket); err == nil || !strings.Contains(err.Error(), "another gatun") {
 		t.Errorf("a second server: %v", err)
 	}
-	stale := filepath.Join(t.TempDir(), "gatun.sock")
+	stale := filepath.Join(shortDir(t), "gatun.sock")
 	l, err := Listen(stale)
 	if err != nil {
 		t.Fatal(err)
@@ -237,7 +248,10 @@ func TestListen(t *testing.T) {
 		t.Fatalf("a socket that nobody serves must be replaced: %v", err)
 	}
 	_ = l.Close()
-	open := t.TempDir()
+	if _, err := Listen(filepath.Join(shortDir(t), strings.Repeat("x", maxPath), "gatun.sock")); err == nil || !strings.Contains(err.Error(), "--socket") {
+		t.Errorf("a path that is too long: %v", err)
+	}
+	open := shortDir(t)
 	if err := os.Chmod(open, 0o777); err != nil {
 		t.Fatal(err)
 	}

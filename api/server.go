@@ -41,10 +41,17 @@ type Server struct {
 // errNoDir says that the socket's folder is missing or unsafe.
 var errNoDir = errors.New("the socket's folder belongs to somebody else or is writable by everybody: choose another with --socket")
 
+// maxPath is what unix(7) leaves for a path (107 bytes) less the suffix under which the socket
+// is made.
+const maxPath = 103
+
 // Listen makes the unix socket with mode 0660, with its folder (0755) where that is missing. A socket
 // file that nobody listens on any more is replaced. The caller has made sure that this
 // program runs once only.
 func Listen(path string) (net.Listener, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("%s: a unix socket's path has at most %d characters here: choose a shorter one with --socket", path, maxPath)
+	}
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("cannot make the socket's folder: %w", err)

@@ -38,7 +38,11 @@ func TestUnsafeFiles(t *testing.T) {
 		if err := os.Chmod(file, mode); err != nil {
 			t.Fatal(err)
 		}
-		expect("mode", problem(Source{File: file}), "gatun.yaml: has mode "+want+": others may write it; run: chmod go-w gatun.yaml")
+		message := "gatun.yaml: has mode " + want + ": others may write it; run: chmod go-w gatun.yaml"
+		if mode == 0o664 && os.Geteuid() != 0 {
+			message = "" // an ordinary user's own group
+		}
+		expect("mode "+want, problem(Source{File: file}), message)
 	}
 	if err := os.Chmod(file, 0o600); err != nil {
 		t.Fatal(err)
