@@ -421,6 +421,10 @@ func TestLiveUnusualHosts(t *testing.T) {
 			}
 			l.sh(c.undo)
 		}
+		// IPv6 switched on again gives eth0 its link-local address when duplicate address detection is done.
+		l.eventually(10*time.Second, "eth0 has its link-local address", func() bool {
+			return l.sh("ip -6 addr show dev eth0 scope link -tentative") != "" && l.sh("ip -6 addr show dev eth0 tentative") == ""
+		})
 		l.sh("ip route add 203.0.113.0/24 via " + router4 + " table 26465")
 		before := l.machine()
 		if err := l.manager().Up(t.Context()); err == nil || !strings.Contains(err.Error(), "core/table") {
