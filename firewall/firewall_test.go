@@ -6,12 +6,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gatun/attribution"
 	"gatun/config"
+	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/packet"
 	"gatun/profiles"
+	"gatun/status"
 )
 
 // policy loads a configuration as the program does.
@@ -25,7 +28,7 @@ func policy(t *testing.T, yaml string, only ...string) *Master {
 	if err != nil {
 		t.Fatal(err)
 	}
-	store, err := profiles.NewStore(cfg, profiles.Options{Only: only})
+	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{Only: only})
 	if err != nil {
 		t.Fatal(err)
 	}

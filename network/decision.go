@@ -131,3 +131,6 @@ type Decision struct {
 
 // Decided reports whether d carries a verdict.
 func (d Decision) Decided() bool { return d.Verdict != Undecided }
+
+// Asks reports whether a person has to be asked: `ask` is an action, not a verdict.
+func (d Decision) Asks() bool { return d.Verdict == Undecided && d.Stage == StagePrompt }

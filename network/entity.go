@@ -1,6 +1,10 @@
 package network
 
-import "net/netip"
+import (
+	"net/netip"
+
+	"gatun/intel"
+)
 
 // Scope says how far away an address is.
 type Scope uint8
@@ -67,6 +71,8 @@ type Entity struct {
 	Source DomainSource
 	CNAMEs []string
 	Others []string // other names of the address that this process resolved, newest first: for "why"
+
+	Stamp *intel.Stamp // what intelligence says; nil: it was not asked yet
 }
 
 // Scope is the scope of the entity's address, ScopeUnknown where there is none.

@@ -52,9 +52,9 @@ type snapshot struct {
 	cached    atomic.Int64
 }
 
-// NewStore returns a store of that configuration. The error is config.Problems with every
+// NewStore returns a store of that configuration, in a network of that state. The error is config.Problems with every
 // rule and profile that is wrong.
-func NewStore(cfg *config.Config, o Options) (*Store, error) {
+func NewStore(cfg *config.Config, st status.State, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
@@ -71,7 +71,7 @@ func NewStore(cfg *config.Config, o Options) (*Store, error) {
 	if len(problems) > 0 {
 		return nil, problems
 	}
-	if err := s.Swap(cfg); err != nil {
+	if err := s.Swap(cfg, st); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -87,12 +87,12 @@ func onlyProblem(text string, err error) config.Problem {
 	return p
 }
 
-// Swap puts another configuration in force, at once and as a whole. An error is
+// Swap puts another configuration or network state in force, at once and as a whole. An error is
 // config.Problems, and the policy in force stays what it was.
-func (s *Store) Swap(cfg *config.Config) error {
+func (s *Store) Swap(cfg *config.Config, st status.State) error {
 	s.swapping.Lock()
 	defer s.swapping.Unlock()
-	b := builder{cfg: cfg, opt: &s.opt, only: s.only, next: &snapshot{revision: 1}}
+	b := builder{cfg: cfg, rating: st.Rating, opt: &s.opt, only: s.only, next: &snapshot{revision: 1}}
 	if old := s.current.Load(); old != nil {
 		b.next.revision = old.revision + 1
 	}
@@ -149,6 +149,7 @@ func (s *Store) find(c *snapshot, p *attribution.Process) *Settings {
 // builder makes a snapshot of a configuration and collects all problems.
 type builder struct {
 	cfg      *config.Config
+	rating   status.Rating
 	opt      *Options
 	only     []Rule
 	next     *snapshot
@@ -156,10 +157,6 @@ type builder struct {
 }
 
 func (b *builder) build() config.Problems {
-	rating, err := status.ParseRating(b.cfg.String("network/rating"))
-	if err != nil {
-		return config.Problems{{Key: "network/rating", Message: err.Error()}}
-	}
 	var globalOut, globalIn []Layer
 	if len(b.only) > 0 {
 		globalOut = append(globalOut, Layer{Rules: NewRuleSet(b.only)})
@@ -168,7 +165,7 @@ func (b *builder) build() config.Problems {
 	globalOut = b.appendLayer(globalOut, "", "filter/endpoints", b.cfg.Value("filter/endpoints"))
 	globalIn = b.appendLayer(globalIn, "", "filter/serviceEndpoints", b.cfg.Value("filter/serviceEndpoints"))
 
-	b.next.global = b.settings(&resolver{cfg: b.cfg, rating: rating}, globalOut, globalIn)
+	b.next.global = b.settings(&resolver{cfg: b.cfg, rating: b.rating}, globalOut, globalIn)
 	b.next.global.ProfileName = "global"
 	b.next.index = profileIndex{byPath: map[string][]pathEntry{}, environ: b.opt.Environ}
 	specs := b.cfg.Profiles()
@@ -176,7 +173,7 @@ func (b *builder) build() config.Problems {
 		p := &specs[i]
 		out := b.appendLayer(globalOut[:onlyLayers:onlyLayers], p.Name, "filter/endpoints", valueOf(p, "filter/endpoints"))
 		in := b.appendLayer(nil, p.Name, "filter/serviceEndpoints", valueOf(p, "filter/serviceEndpoints"))
-		r := &resolver{cfg: b.cfg, profile: p, rating: rating}
+		r := &resolver{cfg: b.cfg, profile: p, rating: b.rating}
 		b.addProfile(i, p, b.settings(r, append(out, globalOut[onlyLayers:]...), append(in, globalIn...)))
 	}
 	b.specials()

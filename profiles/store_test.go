@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
@@ -15,8 +16,10 @@ import (
 
 	"gatun/attribution"
 	"gatun/config"
+	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/packet"
+	"gatun/status"
 )
 
 func loadText(t testing.TB, text string) *config.Config {
@@ -34,7 +37,8 @@ func loadText(t testing.TB, text string) *config.Config {
 
 func newStore(t testing.TB, text string, o Options) *Store {
 	t.Helper()
-	s, err := NewStore(loadText(t, text), o)
+	cfg := loadText(t, text)
+	s, err := NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +195,7 @@ func TestOnly(t *testing.T) {
 	if n := len(s.For(owner(attribution.Process{Path: "/a"})).Endpoints); n != 3 {
 		t.Errorf("%d layers, want only, app, global", n)
 	}
-	_, err := NewStore(loadText(t, text), Options{Only: []string{"us", "- x", "example.org"}})
+	_, err := NewStore(loadText(t, text), status.State{}, Options{Only: []string{"us", "- x", "example.org"}})
 	want := "--only: us: column 1: \"us\" is a country if it is in upper case, and a zone with a dot before it (did you mean \"US\"?)\n" +
 		"--only: - x: column 1: \"-\" is not a domain name: a label begins or ends with -"
 	if err == nil || err.Error() != want {
@@ -205,7 +209,7 @@ func TestBadRules(t *testing.T) {
 	s := newStore(t, good, Options{})
 	before := s.For(owner(attribution.Process{Path: "/a"}))
 	bad := loadText(t, "version: 1\nfilter:\n  endpoints:\n    - \"+ us\"\n    - \"? *\"\n    - + * TCP/9-1\nprofiles:\n  - name: a\n    match: [{env: A, equals: b}]\n    filter: {serviceEndpoints: [\"x\"]}\n")
-	err := s.Swap(bad)
+	err := s.Swap(bad, status.State{})
 	var problems config.Problems
 	if !errors.As(err, &problems) {
 		t.Fatalf("error is %T", err)
@@ -230,7 +234,7 @@ func TestBadRules(t *testing.T) {
 	if s.Revision() != 1 || s.For(owner(attribution.Process{Path: "/a"})) != before {
 		t.Error("a bad configuration touched the policy in force")
 	}
-	if n, err := NewStore(bad, Options{}); n != nil || err == nil {
+	if n, err := NewStore(bad, status.State{}, Options{}); n != nil || err == nil {
 		t.Error("a store was made of a bad configuration")
 	}
 }
@@ -239,7 +243,7 @@ func TestSwap(t *testing.T) {
 	s := newStore(t, "version: 1\n", Options{})
 	o := owner(attribution.Process{Path: "/a"})
 	old := s.For(o)
-	if err := s.Swap(loadText(t, "version: 1\nprofiles: [{name: a, match: [{path: /a}], filter: {defaultAction: block}}]\n")); err != nil {
+	if err := s.Swap(loadText(t, "version: 1\nprofiles: [{name: a, match: [{path: /a}], filter: {defaultAction: block}}]\n"), status.State{}); err != nil {
 		t.Fatal(err)
 	}
 	now := s.For(o)
@@ -287,7 +291,7 @@ profiles:
 func TestForRace(t *testing.T) {
 	block := loadText(t, "version: 1\nfilter: {defaultAction: block, blockLAN: on}\n")
 	permit := loadText(t, "version: 1\n")
-	s, err := NewStore(permit, Options{})
+	s, err := NewStore(permit, status.State{}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -320,7 +324,7 @@ func TestForRace(t *testing.T) {
 		if i%2 == 0 {
 			cfg = permit
 		}
-		if err := s.Swap(cfg); err != nil {
+		if err := s.Swap(cfg, status.State{}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -395,7 +399,7 @@ func BenchmarkLoad(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, err := NewStore(cfg, Options{}); err != nil {
+		if _, err := NewStore(cfg, status.State{}, Options{}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -6,6 +6,7 @@ package status
 
 import (
 	"fmt"
+	"time"
 
 	"gatun/config"
 )
@@ -58,4 +59,13 @@ func Active(g config.Grade, r Rating) bool {
 	default:
 		return true
 	}
+}
+
+// State is what the network is judged to be at one moment. The zero State is a trusted network
+// in which no condition holds.
+type State struct {
+	Rating Rating
+	Origin string          // where the rating comes from: "default", "gatun.yaml:3", "rule gatun.yaml:9"
+	Holds  map[string]bool // by name of a network-conditional profile: whether its condition holds
+	Next   time.Time       // when a condition on the time of day may change; zero: never
 }

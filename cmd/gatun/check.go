@@ -3,11 +3,14 @@ package main
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"gatun/config"
+	"gatun/netenv"
 	"gatun/profiles"
+	"gatun/status"
 )
 
 // checkReport is the answer of `check --json`.
@@ -66,7 +69,7 @@ func check(source config.Source) (warnings config.Problems, err error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := profiles.NewStore(cfg, profiles.Options{})
+	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -17,10 +17,12 @@ import (
 	"gatun/dns"
 	"gatun/firewall"
 	"gatun/firewall/interception"
+	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
 	"gatun/profiles"
 	"gatun/stack"
+	"gatun/status"
 	"gatun/tun"
 	"gatun/tun/route"
 )
@@ -99,7 +101,7 @@ func (e *engine) apply(cfg *config.Config) error {
 	if cfg.Equal(e.cfg) {
 		return nil
 	}
-	if err := e.opt.store.Swap(cfg); err != nil {
+	if err := e.opt.store.Swap(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now())); err != nil {
 		return err
 	}
 	e.cfg = cfg

@@ -19,9 +19,11 @@ import (
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
+	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
 	"gatun/profiles"
+	"gatun/status"
 	"gatun/tun/route"
 	"gatun/tun/sandbox"
 )
@@ -75,7 +77,7 @@ func runIn(ctx context.Context, o runOptions) (int, error) {
 	if err != nil {
 		return exitRunFailed, err
 	}
-	store, err := profiles.NewStore(cfg, profiles.Options{Only: o.only})
+	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{Only: o.only})
 	if err != nil {
 		return exitRunFailed, err
 	}

@@ -19,8 +19,10 @@ import (
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
+	"gatun/netenv"
 	"gatun/network/state"
 	"gatun/profiles"
+	"gatun/status"
 	"gatun/tun"
 	"gatun/tun/route"
 )
@@ -63,7 +65,7 @@ func bringUp(ctx context.Context, p *places, named string) error {
 	if err != nil {
 		return closedBy(ctx, p, err)
 	}
-	store, err := profiles.NewStore(cfg, profiles.Options{})
+	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{})
 	if err != nil {
 		return closedBy(ctx, p, err)
 	}
