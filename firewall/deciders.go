@@ -1,6 +1,8 @@
 package firewall
 
 import (
+	"net/netip"
+
 	"gatun/attribution"
 	"gatun/network"
 	"gatun/network/packet"
@@ -17,6 +19,7 @@ type request struct {
 	direction network.Direction
 	facts     profiles.Facts
 	settings  *profiles.Settings
+	solicited bool // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }
 
@@ -28,8 +31,9 @@ func (r *request) dns() bool {
 // outcome is what one decider says. The zero outcome is "not my business".
 type outcome struct {
 	decision network.Decision
-	ends     bool // the list ends here, also without a verdict: a fact is missing
-	unknown  bool // a fact is missing that could change the verdict: do not cache
+	ends     bool   // the list ends here, also without a verdict: a fact is missing, or a person is asked
+	unknown  bool   // a fact is missing that could change the verdict: do not cache
+	note     string // for "why", where nothing was decided
 }
 
 func decided(d network.Decision) outcome { return outcome{decision: d, ends: true} }
@@ -38,9 +42,11 @@ type decide func(*request) outcome
 
 // decider is one entry of the list.
 type decider struct {
-	name   string
-	stages stageSet
-	decide decide
+	number  int // of policy.md section 4; unnumbered entries have the number of the one before
+	name    string
+	stages  stageSet
+	setting string // what a person turns to change it; "" if nothing
+	decide  decide
 }
 
 // stageSet is the set of stages in which a decider runs.
@@ -57,8 +63,8 @@ func stages(list ...network.Stage) stageSet {
 func (s stageSet) has(st network.Stage) bool { return s&(1<<st) != 0 }
 
 // deciders returns the policy: the first entry that decides wins (policy.md section 4). The
-// numbers are those of the design; the ones that are missing come with intelligence, network
-// environment and prompts.
+// numbers that are missing have their place here: 7 resolver scope, 8 connectivity domain,
+// 9 bypass prevention, 10 filter lists, 11 custom lists, 12 domain heuristics.
 func deciders() []decider {
 	var (
 		firstPacket = stages(network.StageCommunication, network.StageLink)
@@ -66,14 +72,31 @@ func deciders() []decider {
 		all         = withAddress | stages(network.StageBeforeIntel)
 	)
 	return []decider{
-		{"own-traffic", all, ownTraffic},             // 1
-		{"nameserver", firstPacket, nameserver},      // fast track: decided per query
-		{"block-inbound", firstPacket, blockInbound}, // 3
-		{"block-p2p", firstPacket, blockP2P},         // 3
-		{"scope", withAddress, scope},                // 4
-		{"rules", all, rules},                        // 5
-		{"default-action", all, defaultAction},       // end of the list
+		{0, "no-process", all, "", noProcess},
+		{1, "own-traffic", all, "", ownTraffic},
+		{1, "nameserver", firstPacket, "filter/dnsQueryInterception", nameserver}, // fast track: decided per query
+		{1, "pause", all, "", pause},
+		{2, "own-query", firstPacket, "", ownQuery},
+		{3, "block-inbound", firstPacket, "filter/blockInbound", blockInbound},
+		{3, "block-p2p", firstPacket, "filter/blockP2P", blockP2P},
+		{4, "scope", withAddress, "filter/blockInternet, blockLAN, blockLocal", scope},
+		{5, "rules", all, "filter/endpoints, serviceEndpoints", rules},
+		{6, "invalid-address", withAddress, "", invalidAddress},
+		{13, "related", all, "filter/autoPermitRelated", related},
+		{14, "default-action", all, "filter/defaultAction", defaultAction},
 	}
+}
+
+// noProcess decides nothing: who owns a flow is not known, so the special profile's settings
+// were taken for it already, never those of another program.
+func noProcess(r *request) outcome {
+	switch {
+	case r.owner.Process.Kind != attribution.KindProgram && r.owner.Process.Kind != attribution.KindUnidentified:
+		return outcome{}
+	case r.owner.Process.Kind == attribution.KindProgram && (r.owner.Confidence == attribution.Exact || r.owner.Confidence == attribution.Inherited):
+		return outcome{}
+	}
+	return outcome{note: "no program is known for sure (" + r.owner.Cause + "): the profile " + r.settings.ProfileName + " judges"}
 }
 
 // ownTraffic cuts loops: what this program sends itself goes around the TUN, so a packet of
@@ -113,17 +136,56 @@ func blockInbound(r *request) outcome {
 	})
 }
 
-// blockP2P refuses addresses that no DNS answer named: what peer-to-peer programs dial.
-func blockP2P(r *request) outcome {
-	s := r.settings.BlockP2P
-	e := r.facts.Entity
-	if !s.Active || r.direction != network.Outbound || e.Domain != "" || e.Scope() != network.Internet {
+// pause lets everything through for as long as a person asked for.
+func pause(r *request) outcome {
+	if !r.settings.Paused {
 		return outcome{}
 	}
-	return decided(network.Decision{
+	return decided(network.Decision{Verdict: network.Accept, Code: "paused", Reason: "filtering is paused"})
+}
+
+// ownQuery lets in what answers a question of ours: replies to multicast and broadcast come
+// from addresses that were never asked.
+func ownQuery(r *request) outcome {
+	if r.direction != network.Inbound || !r.solicited {
+		return outcome{}
+	}
+	return decided(network.Decision{Verdict: network.Accept, Code: "own-query", Reason: "answers a multicast or broadcast query of this machine"})
+}
+
+// blockP2P refuses addresses that no DNS answer named, which is what peer-to-peer programs
+// dial, and the ports by which they find each other.
+func blockP2P(r *request) outcome {
+	s, e := r.settings.BlockP2P, r.facts.Entity
+	if !s.Active || r.direction != network.Outbound {
+		return outcome{}
+	}
+	d := network.Decision{
 		Verdict: network.Block, Code: "block-p2p", Setting: "filter/blockP2P", Profile: s.Profile,
 		Reason: "direct connections to addresses without a name are blocked",
-	})
+	}
+	switch e.Scope() {
+	case network.Internet:
+	case network.ScopeUnknown:
+		return outcome{unknown: true}
+	default:
+		return outcome{}
+	}
+	switch {
+	case e.Domain == "":
+		return decided(d)
+	case !r.facts.PortKnown:
+		return outcome{unknown: true}
+	case isSTUN(r.facts.Proto, r.facts.Port):
+		d.Reason = "connections that look for other peers (STUN) are blocked"
+		return decided(d)
+	}
+	return outcome{}
+}
+
+// isSTUN knows the ports of RFC 8489, and those of the public servers that browsers use.
+func isSTUN(p packet.Proto, port uint16) bool {
+	return (p == packet.UDP || p == packet.TCP) && (port == 3478 || port == 5349 || port >= 19302 && port <= 19309)
 }
 
 // scope enforces the three force-blocks, which beat every rule. While the address is not known
@@ -163,13 +225,26 @@ func rules(r *request) outcome {
 		case profiles.Unknown:
 			return outcome{ends: true, unknown: true}
 		case profiles.Matched:
-			return outcome{ends: true, unknown: out.unknown, decision: network.Decision{
-				Verdict: verdictOf(rule.Action, r.direction), Code: "rule", Setting: setting, Profile: layer.Profile, Rule: rule.Ref,
-				Reason: reasonOf(rule),
-			}}
+			d := network.Decision{Setting: setting, Profile: layer.Profile, Rule: rule.Ref, Code: "rule", Reason: "matched the rule \"" + rule.Ref.Text + "\""}
+			if rule.Action == profiles.Ask {
+				return r.ask(d)
+			}
+			d.Verdict = verdictOf(rule.Action, r.direction)
+			return outcome{ends: true, unknown: out.unknown, decision: d}
 		}
 	}
 	return out
+}
+
+// ask ends the list without a verdict. A name is resolved meanwhile: the connection that
+// follows is what a person is asked about, because it can be held and a query cannot for long.
+func (r *request) ask(d network.Decision) outcome {
+	if r.dns() {
+		return outcome{ends: true, unknown: true, note: "asks when the connection comes"}
+	}
+	d.Stage, d.Code = network.StagePrompt, "ask"
+	d.Reason = "a person is asked: " + d.Reason
+	return outcome{ends: true, unknown: true, decision: d}
 }
 
 func (r *request) visitor(layer string) func(*profiles.Rule, profiles.Match) {
@@ -177,13 +252,6 @@ func (r *request) visitor(layer string) func(*profiles.Rule, profiles.Match) {
 		return nil
 	}
 	return func(rule *profiles.Rule, m profiles.Match) { r.visit(layer, rule, m) }
-}
-
-func reasonOf(rule *profiles.Rule) string {
-	if rule.Action == profiles.Ask {
-		return "the rule asks, and nobody can be asked: blocked"
-	}
-	return "matched the rule \"" + rule.Ref.Text + "\""
 }
 
 // verdictOf turns a rule's action into a verdict: "-" refuses outgoing connections and is
@@ -214,10 +282,32 @@ func defaultAction(r *request) outcome {
 		return decided(network.Decision{Verdict: network.Accept, Code: "dns-default", Reason: "no rule speaks about this name"})
 	}
 	d := network.Decision{Setting: "filter/defaultAction", Profile: s.DefaultActionProfile, Code: "default-action"}
-	if s.DefaultAction == profiles.Allow {
+	switch s.DefaultAction {
+	case profiles.Allow:
 		d.Verdict, d.Reason = network.Accept, "no rule matched and the default action is permit"
-	} else {
+	case profiles.Ask:
+		d.Reason = "no rule matched and the default action is ask"
+		return r.ask(d)
+	default:
 		d.Verdict, d.Reason = network.Block, "no rule matched and the default action is block"
 	}
 	return decided(d)
+}
+
+// invalidAddress refuses addresses that no host can have: a packet to them goes nowhere, or to
+// whoever claims them.
+func invalidAddress(r *request) outcome {
+	if a := r.facts.Entity.Addr; !a.IsValid() || !impossible(a.Unmap()) {
+		return outcome{}
+	}
+	return decided(network.Decision{Verdict: network.Block, Code: "invalid-address", Reason: "no host can have this address"})
+}
+
+// impossible knows 0/8 and 240/4 (RFC 1122, RFC 1112) but for the broadcast address, and ::.
+func impossible(a netip.Addr) bool {
+	if !a.Is4() {
+		return a.IsUnspecified()
+	}
+	b := a.As4()
+	return b[0] == 0 || b[0] >= 240 && b != [4]byte{255, 255, 255, 255}
 }

@@ -118,11 +118,11 @@ func (m *Master) DecideOnCommunication(c *network.Communication) (d network.Deci
 	return m.walk(&r, nil)
 }
 
-// DecideOnLink decides with all facts of the first packet. It always decides.
+// DecideOnLink decides with all facts of the first packet. It always decides, or asks.
 func (m *Master) DecideOnLink(c *network.Communication, f packet.Flow) network.Decision {
 	r := m.link(c, f)
 	d, _ := m.walk(&r, nil)
-	if !d.Decided() { // cannot happen while every fact is there; the zero value must not pass
+	if !d.Decided() && !d.Asks() { // cannot happen while every fact is there; the zero value must not pass
 		return network.Decision{Verdict: network.Block, Stage: network.StageLink, Code: "undecided", Reason: "no decision was possible"}
 	}
 	return d
@@ -131,7 +131,7 @@ func (m *Master) DecideOnLink(c *network.Communication, f packet.Flow) network.D
 func (m *Master) communication(c *network.Communication) request {
 	r := request{
 		stage: network.StageCommunication, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
-		facts: profiles.Facts{Entity: c.Entity},
+		facts: profiles.Facts{Entity: c.Entity}, solicited: c.Solicited,
 	}
 	if c.Entity.Domain != "" {
 		r.facts.Entity.Addr = netip.Addr{} // links of one name go to many addresses
@@ -147,6 +147,7 @@ func (m *Master) link(c *network.Communication, f packet.Flow) request {
 	r := request{
 		stage: network.StageLink, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
 		facts: profiles.Facts{Entity: c.Entity, Proto: f.Proto, Port: port, PortKnown: true, Final: true},
+		solicited: c.Solicited,
 	}
 	r.facts.Entity.Addr = f.Remote.Addr()
 	return r

@@ -32,6 +32,10 @@ func (t *Trail) add(name string, st network.Stage, o outcome) {
 	switch {
 	case o.decision.Decided():
 		s.Result = o.decision.Verdict.String() + ": " + o.decision.Reason
+	case o.decision.Asks():
+		s.Result = "ask: " + o.decision.Reason
+	case o.note != "":
+		s.Result = o.note
 	case o.unknown:
 		s.Result = "unknown yet"
 	}
@@ -100,6 +104,10 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 		return d, t
 	}
 	d, _ = m.trace(m.link(c, l.Flow), &t)
+	if was := l.Decision(); d.Asks() && was.Decided() && was.Stage == network.StagePrompt {
+		t.add("prompt", network.StagePrompt, outcome{decision: was})
+		return was, t
+	}
 	return d, t
 }
 

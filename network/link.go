@@ -49,12 +49,13 @@ func (k Kind) String() string {
 }
 
 // Communication is one program and one domain, or one address where no name is known. Links
-// of the same Communication share it. Owner, Direction, Entity and Profile are immutable.
+// of the same Communication share it. All but the cached decision is immutable.
 type Communication struct {
 	Owner     attribution.Owner
 	Direction Direction
 	Entity    Entity
 	Profile   string // name of the profile that judges the program
+	Solicited bool   // inbound, and it answers a multicast or broadcast query of this machine
 
 	cached atomic.Pointer[cachedDecision]
 }

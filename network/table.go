@@ -128,11 +128,13 @@ func (t *Table) Unlisted(f packet.Flow) *Link {
 
 // Decide stores d as the link's decision and tells the watchers.
 func (t *Table) Decide(l *Link, d Decision) {
-	first := l.decision.Swap(&d) == nil
+	old := l.decision.Swap(&d)
 	switch {
 	case l.Kind == KindDNS, l.unlisted:
 		return // a query has one event, when it ended: the answer is part of it
-	case first:
+	case d.Asks():
+		t.publish(EventPrompt, l)
+	case old == nil || !old.Decided():
 		t.publish(EventDecided, l)
 	default:
 		t.publish(EventUpdated, l)

@@ -1,6 +1,8 @@
 package profiles
 
 import (
+	"time"
+
 	"gatun/config"
 	"gatun/status"
 )
@@ -53,6 +55,11 @@ type Settings struct {
 
 	Endpoints        []Layer // outgoing rules, evaluated one after another, the global list last
 	ServiceEndpoints []Layer // incoming rules
+
+	AskTimeout        time.Duration // how long a flow waits for a person's answer
+	AutoPermitRelated bool
+	GeoMissingBlocks  bool // a rule about a country blocks where no country is known
+	Paused            bool // a person lets everything through for a while
 
 	Ping                 Ping
 	BlockStyle           BlockStyle
