@@ -19,7 +19,7 @@ type request struct {
 	direction network.Direction
 	facts     profiles.Facts
 	settings  *profiles.Settings
-	solicited bool // inbound, and it answers a multicast or broadcast query of ours
+	solicited bool                                                   // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }
 

@@ -146,7 +146,7 @@ func (m *Master) link(c *network.Communication, f packet.Flow) request {
 	}
 	r := request{
 		stage: network.StageLink, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
-		facts: profiles.Facts{Entity: c.Entity, Proto: f.Proto, Port: port, PortKnown: true, Final: true},
+		facts:     profiles.Facts{Entity: c.Entity, Proto: f.Proto, Port: port, PortKnown: true, Final: true},
 		solicited: c.Solicited,
 	}
 	r.facts.Entity.Addr = f.Remote.Addr()

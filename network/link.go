@@ -93,7 +93,8 @@ type Link struct {
 	received atomic.Uint64
 	ended    atomic.Pointer[ending]
 	abort    atomic.Pointer[func(cause string)]
-	bound    atomic.Bool // counted by its Communication
+	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
+	bound    atomic.Bool            // counted by its Communication
 }
 
 type ending struct {
@@ -137,14 +138,23 @@ func (l *Link) Bytes() (sent, received uint64) { return l.sent.Load(), l.receive
 func (l *Link) Ended() bool { return l.ended.Load() != nil }
 
 // OnKill names the function that ends the link's effect; it is called at most once per Kill
-// and must not block. Whoever carries the link out sets it.
-func (l *Link) OnKill(f func(cause string)) { l.abort.Store(&f) }
+// and must not block. Whoever carries the link out sets it. A link that was killed before is
+// ended at once.
+func (l *Link) OnKill(f func(cause string)) {
+	l.abort.Store(&f)
+	if cause := l.killed.Load(); cause != nil {
+		l.Kill(*cause)
+	}
+}
 
-// Kill asks whoever carries the link to end it, and reports whether anybody does.
+// Kill asks whoever carries the link to end it, and reports whether anybody does now.
 func (l *Link) Kill(cause string) bool {
 	f := l.abort.Swap(nil)
 	if f == nil {
-		return false
+		l.killed.Store(&cause)
+		if f = l.abort.Swap(nil); f == nil {
+			return false
+		}
 	}
 	(*f)(cause)
 	return true

@@ -189,7 +189,14 @@ func TestKillOnce(t *testing.T) {
 		t.Error("nobody carries the link yet")
 	}
 	var causes []string
-	l.OnKill(func(c string) { causes = append(causes, c) })
+	kill := func(c string) { causes = append(causes, c) }
+	l.OnKill(kill)
+	if fmt.Sprint(causes) != "[x]" {
+		t.Errorf("killed before it was carried: %v", causes)
+	}
+	causes = nil
+	l, _ = table.Link(flowTo(2, "198.51.100.1:443"))
+	l.OnKill(kill)
 	if !l.Kill("first") || l.Kill("second") || fmt.Sprint(causes) != "[first]" {
 		t.Errorf("kill: %v", causes)
 	}

@@ -45,6 +45,7 @@ const maxQueries = 8192
 type Gate struct {
 	Table      *network.Table
 	Firewall   *firewall.Master
+	Prompts    *firewall.Prompts
 	Owners     Owners
 	Names      Names
 	Nameserver Nameserver
@@ -83,7 +84,7 @@ func (g *Gate) Run(ctx context.Context) error {
 // judge finds out who wants what, decides, and writes it into the table.
 func (g *Gate) judge(ctx context.Context, l *network.Link) (network.Decision, attribution.Owner) {
 	owner := g.Owners.Find(ctx, l.Flow)
-	return g.decide(l, owner), owner
+	return g.decide(ctx, l, owner), owner
 }
 
 func (g *Gate) bind(l *network.Link, owner attribution.Owner) *network.Communication {
@@ -92,11 +93,22 @@ func (g *Gate) bind(l *network.Link, owner attribution.Owner) *network.Communica
 	})
 }
 
-func (g *Gate) decide(l *network.Link, owner attribution.Owner) network.Decision {
-	d := g.Firewall.Decide(g.bind(l, owner), l.Flow)
-	g.count(owner, d)
-	g.Table.Decide(l, d)
-	return d
+// decide decides and writes it into the table. A policy that changed meanwhile has passed over
+// this link, which had no verdict yet: then the new one decides.
+func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Owner) network.Decision {
+	c := g.bind(l, owner)
+	for {
+		revision := g.Firewall.Settings(owner).Revision
+		d := g.Firewall.Decide(c, l.Flow)
+		if d.Asks() {
+			d = g.ask(ctx.Done(), l, d)
+		}
+		g.Table.Decide(l, d)
+		if d.Stage == network.StagePrompt || g.Firewall.Settings(owner).Revision == revision {
+			g.count(owner, d)
+			return d
+		}
+	}
 }
 
 // HandleTCP decides on a held SYN and carries the verdict out. It blocks while the flow lives.
@@ -190,7 +202,7 @@ func (g *Gate) HandlePing(f *stack.PingFlow) {
 		return
 	}
 	l := g.fresh(f.Flow())
-	g.carryOut(g.decide(l, owner), l, f, packet.AdminProhibited(f.Flow().Remote.Addr()), func() { g.Relay.Ping(f, l) })
+	g.carryOut(g.decide(g.ctx, l, owner), l, f, packet.AdminProhibited(f.Flow().Remote.Addr()), func() { g.Relay.Ping(f, l) })
 }
 
 // fresh returns a new link for a flow that the stack has handed over as new. If the table still
@@ -242,9 +254,11 @@ func (g *Gate) HandleOther(f *stack.OtherFlow) {
 	}
 }
 
-// Reevaluate decides every live link again and ends those that are no longer permitted. It
-// returns how many it ended. The others lose no byte.
+// Reevaluate decides every live link again and ends those whose verdict is another one now. It
+// returns how many connections it closed; the others lose no byte. What waits for a person is
+// decided again as well.
 func (g *Gate) Reevaluate() (closed int) {
+	g.Prompts.PolicyChanged()
 	for _, l := range g.Table.Live() {
 		c := l.Comm()
 		if c == nil || !l.Decision().Decided() {
@@ -254,6 +268,9 @@ func (g *Gate) Reevaluate() (closed int) {
 			continue
 		}
 		old, now := l.Decision(), g.Firewall.Decide(c, l.Flow)
+		if now.Asks() {
+			now = askedAgain(old, now)
+		}
 		if now.Verdict == old.Verdict {
 			continue
 		}
@@ -265,6 +282,16 @@ func (g *Gate) Reevaluate() (closed int) {
 		}
 	}
 	return closed
+}
+
+// askedAgain is what becomes of a live link about which a person would be asked now. The answer
+// that it lives by stays; what was permitted otherwise is closed, and asked when it comes back.
+func askedAgain(old, now network.Decision) network.Decision {
+	if old.Stage == network.StagePrompt {
+		return old
+	}
+	now.Verdict, now.Code, now.Reason = network.Block, "asks-now", "the policy asks now: closed, a new connection is asked about"
+	return now
 }
 
 // survive keeps a panic in one query from ending the firewall for everybody.
