@@ -46,6 +46,7 @@ type decider struct {
 	name    string
 	stages  stageSet
 	setting string // what a person turns to change it; "" if nothing
+	results string // what it may say, for the graph
 	decide  decide
 }
 
@@ -72,18 +73,18 @@ func deciders() []decider {
 		all         = withAddress | stages(network.StageBeforeIntel)
 	)
 	return []decider{
-		{0, "no-process", all, "", noProcess},
-		{1, "own-traffic", all, "", ownTraffic},
-		{1, "nameserver", firstPacket, "filter/dnsQueryInterception", nameserver}, // fast track: decided per query
-		{1, "pause", all, "", pause},
-		{2, "own-query", firstPacket, "", ownQuery},
-		{3, "block-inbound", firstPacket, "filter/blockInbound", blockInbound},
-		{3, "block-p2p", firstPacket, "filter/blockP2P", blockP2P},
-		{4, "scope", withAddress, "filter/blockInternet, blockLAN, blockLocal", scope},
-		{5, "rules", all, "filter/endpoints, serviceEndpoints", rules},
-		{6, "invalid-address", withAddress, "", invalidAddress},
-		{13, "related", all, "filter/autoPermitRelated", related},
-		{14, "default-action", all, "filter/defaultAction", defaultAction},
+		{0, "no-process", all, "", "", noProcess},
+		{1, "own-traffic", all, "", "block", ownTraffic},
+		{1, "nameserver", firstPacket, "filter/dnsQueryInterception", "reroute-nameserver", nameserver}, // fast track: decided per query
+		{1, "pause", all, "", "accept", pause},
+		{2, "own-query", firstPacket, "", "accept", ownQuery},
+		{3, "block-inbound", firstPacket, "filter/blockInbound", "drop", blockInbound},
+		{3, "block-p2p", firstPacket, "filter/blockP2P", "block", blockP2P},
+		{4, "scope", withAddress, "filter/blockInternet, blockLAN, blockLocal", "block", scope},
+		{5, "rules", all, "filter/endpoints, serviceEndpoints", "accept, block, drop, ask", rules},
+		{6, "invalid-address", withAddress, "", "block", invalidAddress},
+		{13, "related", all, "filter/autoPermitRelated", "accept", related},
+		{14, "default-action", all, "filter/defaultAction", "accept, block, drop, ask", defaultAction},
 	}
 }
 
