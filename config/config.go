@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/sha256"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -15,6 +16,7 @@ type OriginKind uint8
 const (
 	FromDefault OriginKind = iota
 	FromPreset
+	FromRuntime // changed at run time: config.json, or a profile of the data directory
 	FromFile
 	FromEnv
 	FromFlag
@@ -27,12 +29,17 @@ type Origin struct {
 	Position Position // in a file
 }
 
-// String formats o for people: "default", "preset server", "gatun.yaml:12", "environment
+// String formats o for people: "default", "preset server", "config.json", "gatun.yaml:12", "environment
 // GATUN_FILTER__PING", "flag core/socket".
 func (o Origin) String() string {
 	switch o.Kind {
 	case FromPreset:
 		return "preset " + o.Name
+	case FromRuntime:
+		if filepath.Base(o.Position.File) == runtimeFile {
+			return runtimeFile
+		}
+		return fmt.Sprintf("%s/%s:%d", profilesDir, filepath.Base(o.Position.File), o.Position.Line)
 	case FromFile:
 		return fmt.Sprintf("%s:%d", o.Position.File, o.Position.Line)
 	case FromEnv:
@@ -66,31 +73,6 @@ func (v Value) Any() any { return v.v }
 func (v Value) Rules() []RuleText {
 	list, _ := v.v.([]RuleText)
 	return list
-}
-
-// Fingerprint is how a profile recognises its program.
-type Fingerprint struct {
-	Position
-	Type  string // path, cmdline, env or tag
-	Name  string // of the variable or tag, "" for path and cmdline
-	Op    string // equals, prefix or regex
-	Value string
-}
-
-// ProfileSpec is one profile of the human's file: what it applies to and what it sets.
-type ProfileSpec struct {
-	Position
-	Name  string
-	Match []Fingerprint
-
-	values map[string]Value
-}
-
-// Value returns what the profile sets; ok is false if it leaves the setting to the layers
-// below.
-func (p *ProfileSpec) Value(key string) (v Value, ok bool) {
-	v, ok = p.values[key]
-	return v, ok && v.Inactive == ""
 }
 
 // Config is everything that was configured: checked, merged and immutable.
@@ -204,4 +186,31 @@ func (c *Config) fingerprint() {
 		digest(p.values)
 	}
 	h.Sum(c.sum[:0])
+}
+
+// LayersOf returns the profiles that lie under one, the nearest first, with those that lie under
+// these: each layer is followed by its own layers, and what is named twice counts where it is
+// named first. Profiles with a condition are not among them.
+func (c *Config) LayersOf(name string) []string {
+	byName := make(map[string]*ProfileSpec, len(c.profiles))
+	for i := range c.profiles {
+		byName[c.profiles[i].Name] = &c.profiles[i]
+	}
+	seen, order := map[string]bool{name: true}, []string(nil)
+	var visit func(name string)
+	visit = func(name string) {
+		p := byName[name]
+		if p == nil {
+			return
+		}
+		for _, layer := range p.Layers {
+			if !seen[layer] {
+				seen[layer] = true
+				order = append(order, layer)
+				visit(layer)
+			}
+		}
+	}
+	visit(name)
+	return order
 }

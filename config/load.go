@@ -20,6 +20,8 @@ type Source struct {
 	Dir      bool              // the files conf.d/*.yaml beside File are merged over it, in lexical order
 	Env      []string          // NAME=value, as os.Environ returns it
 	Flags    map[string]string // key of the setting -> text
+	Data     *Data             // what was changed at run time; nil: nothing
+	Edit     *Edit             // changes of Data that are tried; nil: none
 
 	// CheckRule, which may be nil, checks the rules of the lists, so that all problems come at
 	// once. It returns the character from 1 at which a rule is wrong, 0 if it is not.

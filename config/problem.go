@@ -2,6 +2,7 @@ package config
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -36,7 +37,17 @@ type Problem struct {
 	Message    string // what is wanted and what was found
 	Suggestion string // what was probably meant, "" if nothing is near
 	Excerpt    string // the line of the file, "" if unknown
+	Cause      error  // ErrPinned, ErrUnknown or nil
 }
+
+// What an Edit asks for may be refused for a cause of its own; errors.Is tells.
+var (
+	ErrPinned  = errors.New("set where only a person can change it")
+	ErrUnknown = errors.New("no such setting or profile")
+)
+
+// Unwrap returns the cause.
+func (p Problem) Unwrap() error { return p.Cause }
 
 // Error formats p on one line: file:line:col: key: message (did you mean "…"?).
 func (p Problem) Error() string {
@@ -116,6 +127,15 @@ func (ps Problems) Error() string {
 		lines[i] = p.Error()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Unwrap returns the problems, for errors.Is and errors.As.
+func (ps Problems) Unwrap() []error {
+	list := make([]error, len(ps))
+	for i, p := range ps {
+		list[i] = p
+	}
+	return list
 }
 
 // Render formats all problems for `check`.
