@@ -71,7 +71,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate = o.translate
 	e.gate = &interception.Gate{
-		Table: e.table, Firewall: e.master, Owners: o.owners, Names: e.names, Nameserver: e.server,
+		Table: e.table, Firewall: e.master, Prompts: firewall.NewPrompts(time.Now), Owners: o.owners, Names: e.names, Nameserver: e.server,
 		Relay: e.relay, Log: o.log, Clock: time.Now,
 	}
 	var err error
