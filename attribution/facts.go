@@ -14,6 +14,7 @@ type stat struct {
 	comm    string
 	parent  int
 	session int
+	ended   bool   // a zombie: nobody has asked for its exit status yet
 	thread  bool   // the number belongs to a thread, not to a process
 	start   uint64 // clock ticks since boot
 	layout  [4]uint64
@@ -31,7 +32,7 @@ func parseStat(text []byte) (stat, error) {
 	if len(fields) < 22-first+1 {
 		return stat{}, fmt.Errorf("process status of %d fields", len(fields)+first-1)
 	}
-	s := stat{comm: string(text[open+1 : end])}
+	s := stat{comm: string(text[open+1 : end]), ended: fields[0][0] == 'Z' || fields[0][0] == 'X'}
 	var errs [3]error
 	s.parent, errs[0] = strconv.Atoi(string(fields[4-first]))
 	s.session, errs[1] = strconv.Atoi(string(fields[6-first]))

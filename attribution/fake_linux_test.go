@@ -112,7 +112,7 @@ func TestFakeFacts(t *testing.T) {
 	p.born(10, 1, "curl", 4242, 499, 500, 501)
 	got := expect(t, f, fromPort(501), 10, Exact, CauseOne)
 	want := Process{PID: 10, Started: time.Unix(1700000042, 420e6), Path: p.binary("curl"), Name: "curl", Args: []string{"curl"},
-		UID: 6, Parent: 1, Unit: "curl.service", Kind: KindProgram, User: got.User}
+		UID: 6, Parent: 1, Unit: "curl.service", CGroup: "/system.slice/curl.service", Kind: KindProgram, User: got.User}
 	if fmt.Sprint(*got) != fmt.Sprint(want) {
 		t.Errorf("got  %+v\nwant %+v", *got, want)
 	}

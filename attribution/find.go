@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -94,6 +95,13 @@ func (f *Finder) Find(ctx context.Context, flow packet.Flow) Owner {
 	}
 	return f.find(ctx, flow)
 }
+
+// Environ returns the environment that the program of p was started with, nil if p has ended,
+// runs another program by now, or may not be read.
+func (f *Finder) Environ(p *Process) []string { return f.os.environ(p) }
+
+// Alive reports whether the process of that number and start, as Process has them, still runs.
+func (f *Finder) Alive(pid int, started time.Time) bool { return f.os.alive(pid, started) }
 
 // Close gives back the files that f keeps. Find must not be called after it.
 func (f *Finder) Close() error {

@@ -4,6 +4,7 @@ package attribution
 
 import (
 	"context"
+	"time"
 
 	"gatun/network/packet"
 )
@@ -14,6 +15,10 @@ type osFinder struct{}
 func newOSFinder(Options) osFinder { return osFinder{} }
 
 func (osFinder) close() {}
+
+func (osFinder) environ(p *Process) []string { return portableEnviron(p) }
+
+func (osFinder) alive(pid int, started time.Time) bool { return portableAlive(pid, started) }
 
 func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
 	return f.findPortable(ctx, flow)

@@ -17,6 +17,7 @@ const maxArgs = 32 << 10
 // factReader reads the facts of processes.
 type factReader struct {
 	boot time.Time
+	root unix.Stat_t // our root directory: a process with another one is in a sandbox
 
 	mu    sync.Mutex
 	users map[uint32]string
@@ -29,6 +30,9 @@ func newFactReader(root string) *factReader {
 	if text, err := os.ReadFile(root + "/stat"); err == nil {
 		seconds, _ := parseBootTime(text)
 		r.boot = time.Unix(seconds, 0)
+	}
+	if err := unix.Stat("/", &r.root); err != nil {
+		r.root = unix.Stat_t{}
 	}
 	return r
 }
@@ -94,7 +98,7 @@ func (r *factReader) readOnce(dir, pid int) (*running, error) {
 func (r *factReader) process(dir, pid int, s stat, now *running) *Process {
 	p := &Process{
 		PID:     pid,
-		Started: r.boot.Add(time.Duration(s.start) * (time.Second / clockTicks)),
+		Started: r.started(s),
 		Path:    now.exe + foreign(dir, now.exe),
 		Args:    parseArgs(now.cmdline),
 		UID:     now.uid,
@@ -109,9 +113,15 @@ func (r *factReader) process(dir, pid int, s stat, now *running) *Process {
 	}
 	if text, err := readAt(dir, "cgroup", 16<<10); err == nil {
 		p.Unit, p.Container = parseCgroup(text)
+		p.CGroup = cgroupPath(text)
 	}
 	p.User = r.user(p.UID)
+	r.tags(dir, p, now)
 	return p
+}
+
+func (r *factReader) started(s stat) time.Time {
+	return r.boot.Add(time.Duration(s.start) * (time.Second / clockTicks))
 }
 
 // clockTicks is USER_HZ, which is 100 on every architecture that Go runs on.

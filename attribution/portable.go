@@ -122,3 +122,26 @@ func portableFacts(ctx context.Context, pid int32) *Process {
 	}
 	return facts
 }
+
+// portableEnviron is Finder.Environ for systems without a better source.
+func portableEnviron(p *Process) []string {
+	q, err := gopsprocess.NewProcess(int32(p.PID))
+	if err != nil {
+		return nil
+	}
+	environ, err := q.Environ()
+	if err != nil || !portableAlive(p.PID, p.Started) {
+		return nil
+	}
+	return environ
+}
+
+// portableAlive is Finder.Alive for systems without a better source.
+func portableAlive(pid int, started time.Time) bool {
+	q, err := gopsprocess.NewProcess(int32(pid))
+	if err != nil {
+		return false
+	}
+	milliseconds, err := q.CreateTime()
+	return err == nil && time.UnixMilli(milliseconds).Equal(started)
+}

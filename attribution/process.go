@@ -47,6 +47,14 @@ type Process struct {
 	Unit      string
 	Container string
 	Kind      Kind
+
+	// What follows names a program better than its binary where many share one. Linux only; ""
+	// where it does not apply or may not be read.
+	CGroup   string // path of its control group: "/system.slice/nginx.service"
+	Script   string // absolute path of what an interpreter runs (python, node, shells, perl, ruby); marked as Path is
+	Flatpak  string // application: "org.example.App"
+	Snap     string // name of the snap
+	AppImage string // absolute path of the AppImage file
 }
 
 // Kind separates real processes from the identities that stand in where there is none.
