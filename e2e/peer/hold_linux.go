@@ -13,10 +13,11 @@ import (
 
 // holdCommand opens idle TCP connections, says so, and keeps them until its input ends.
 func holdCommand(args []string) (result, error) {
-	n, workers := 100, 64
+	n, workers, timeout := 100, 64, 20*time.Second
 	rest, err := flags("hold", args, 1, func(fs *flag.FlagSet) {
 		fs.IntVar(&n, "n", n, "connections")
 		fs.IntVar(&workers, "workers", workers, "dialled at a time")
+		fs.DurationVar(&timeout, "timeout", timeout, "of one dial")
 	})
 	if err != nil {
 		return result{}, err
@@ -28,7 +29,7 @@ func holdCommand(args []string) (result, error) {
 	for range workers {
 		group.Go(func() {
 			for i := range next {
-				conns[i], errs[i] = net.DialTimeout("tcp", rest[0], 20*time.Second)
+				conns[i], errs[i] = net.DialTimeout("tcp", rest[0], timeout)
 			}
 		})
 	}

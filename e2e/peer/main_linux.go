@@ -46,7 +46,7 @@ func main() {
 	commands := map[string]func(args []string) (result, error){
 		"tcp": tcpCommand, "udp": udpCommand, "ping": pingCommand, "dns": dnsCommand, "trick": trickCommand,
 		"token": tokenCommand, "hold": holdCommand, "pairs": pairsCommand, "load": loadCommand, "quic": quicCommand,
-		"raw": rawCommand, "ra": advertiseCommand, "download": downloadCommand, "flock": flockCommand, "talk": talkCommand,
+		"crowd": crowdCommand, "raw": rawCommand, "ra": advertiseCommand, "download": downloadCommand, "flock": flockCommand, "talk": talkCommand,
 	}
 	switch name := os.Args[1]; name {
 	case "serve":

@@ -32,6 +32,8 @@ func proofs() []proof {
 		{"attribution", "the owner of a held flow is right >= 99.9 %, wrong 0", proveAttribution},
 		{"memory", "idle flows cost little, and it is given back", proveMemory},
 		{"close", "`Connection: close` load runs without a stall", proveClose},
+		{"live", "a change of the policy closes exactly what it denies, at once", proveLive},
+		{"ask", "thousands of flows wait for a person, and nobody else notices", proveAsk},
 		{"hands", "foreign hands in random order: no packet of ordinary traffic leaks", proveHands},
 		{"readme", "the README's commands work in a clean clone as uid 65534", proveReadme},
 	}
