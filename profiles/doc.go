@@ -12,19 +12,26 @@
 //
 //	rule   = verdict WS entity [ WS proto [ "/" ports ] ] [ WS "app=" protocol ] [ WS "#" comment ]
 //	verdict= "+" allow | "-" block | "--" drop | "?" ask
-//	entity = "*" | IP | CIDR | IP-IP | scope *("," scope) | domain | "{" entity *("," entity) "}" | "!" entity
+//	entity = "*" | IP | CIDR | IP-IP | CC | "C:" continent | "AS" digits | scope *("," scope)
+//	       | "L:" id *("," id) | domain | "{" entity *("," entity) "}" | "!" entity
 //	domain = "example.com" exact | ".example.com" zone incl. itself | "*xample.com" suffix
 //	       | "example.*" prefix | "*example*" contains | "/regex/"
 //	scope  = Localhost | LAN | Internet
 //	proto  = name | number 1..255 | "*"      ports = port | port-port | port,port,…
 //
-// Countries (US), continents (C:EU), ASNs (AS64500) and lists (L:id) are part of the grammar
-// and refused with a message until their data is there: a rule that silently never matches is
-// worse than none.
+// A word is tried in this order: any, address, prefix, range, country, continent, ASN, scopes,
+// lists, name. Countries are two upper-case letters of ISO 3166-1; "us" is refused. A list is
+// named by its id or by its category. Tunnel policies have the same grammar: "+" uses, "-"
+// excludes.
 //
 // A rule is matched, not matched or unknown. It is unknown while a fact that it needs is not
 // there yet, for example the address before a name is resolved. A set is matched if one of its
 // entities is; "!" turns matched and not matched around and leaves unknown.
+//
+// Rules about countries, continents and ASNs need an address and its Stamp. Where the data has
+// nothing about a public address such a rule does not match, with "!" neither, and
+// RuleSet.GeoMissing counts; under filter/geoMissing: block, "-" and "--" match. A local address
+// is in no country: that is no hole in the data.
 //
 // Names that a name is an alias of (CNAMEs) can only make a decision stricter: "-" and "--"
 // match them too, "+" and "?" do not, and "!" turns that around. Who answers for a name

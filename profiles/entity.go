@@ -3,6 +3,8 @@ package profiles
 import (
 	"net/netip"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 
 	"gatun/network"
@@ -12,19 +14,29 @@ import (
 type entityKind uint8
 
 const (
-	anyEntity    entityKind = iota
-	prefixEntity            // prefix
-	rangeEntity             // from, to
-	scopeEntity             // scopes
-	exactName               // name
-	zoneName                // name
-	suffixName              // name
-	prefixName              // name
-	containsName            // name
-	regexName               // regex
-	setEntity               // of
-	notEntity               // of[0]
+	anyEntity       entityKind = iota
+	prefixEntity               // prefix
+	rangeEntity                // from, to
+	scopeEntity                // scopes
+	countryEntity              // name
+	continentEntity            // name
+	asnEntity                  // asn
+	listEntity                 // ids
+	exactName                  // name
+	zoneName                   // name
+	suffixName                 // name
+	prefixName                 // name
+	containsName               // name
+	regexName                  // regex
+	setEntity                  // of
+	notEntity                  // of[0]
 )
+
+// isName reports whether the kind speaks about names.
+func (k entityKind) isName() bool { return k >= exactName && k <= regexName }
+
+// isGeo reports whether the kind speaks about where an address is.
+func (k entityKind) isGeo() bool { return k >= countryEntity && k <= asnEntity }
 
 // entity is the other end that a rule speaks about.
 type entity struct {
@@ -33,7 +45,9 @@ type entity struct {
 	scopes   [3]network.Scope
 	prefix   netip.Prefix
 	from, to netip.Addr
-	name     string // lower-case, punycode
+	name     string // lower-case, punycode; of a country or continent: its code
+	asn      uint32
+	ids      []string // of lists or categories, once each
 	regex    *regexp.Regexp
 	of       []entity
 }
@@ -60,6 +74,14 @@ func (e *entity) write(b *strings.Builder) {
 			}
 			b.WriteString(s.String())
 		}
+	case countryEntity:
+		b.WriteString(e.name)
+	case continentEntity:
+		b.WriteString("C:" + e.name)
+	case asnEntity:
+		b.WriteString("AS" + strconv.FormatUint(uint64(e.asn), 10))
+	case listEntity:
+		b.WriteString("L:" + strings.Join(e.ids, ","))
 	case setEntity:
 		b.WriteByte('{')
 		for i := range e.of {
@@ -94,6 +116,19 @@ func (e *entity) writeName(b *strings.Builder) {
 	}
 }
 
+// Results of an entity beside those of a rule. Both survive a "!": what is not known can be
+// no reason to allow, whichever way the rule is put.
+const (
+	noData       Match = Unknown + 1 + iota // the country or ASN is not in the data
+	inapplicable                            // nothing to know: no address, a local one, no lists
+)
+
+// firmer orders the results of the parts of a set: one that matches settles it, one that
+// does not leaves it to the others.
+func (m Match) firmer() int {
+	return [...]int{NoMatch: 0, inapplicable: 1, noData: 2, Unknown: 3, Matched: 4}[m]
+}
+
 // match holds the entity against the facts. aliases says whether the names that the name is
 // an alias of count: they may only ever make the decision stricter.
 func (e *entity) match(f *Facts, aliases bool) Match {
@@ -102,29 +137,79 @@ func (e *entity) match(f *Facts, aliases bool) Match {
 		return Matched
 	case prefixEntity, rangeEntity, scopeEntity:
 		return e.matchAddr(f.Entity.Addr)
+	case countryEntity, continentEntity, asnEntity:
+		return e.matchGeo(f)
+	case listEntity:
+		return e.matchLists(f)
 	case setEntity:
 		m := NoMatch
 		for i := range e.of {
-			switch e.of[i].match(f, aliases) {
-			case Matched:
-				return Matched
-			case Unknown:
-				m = Unknown
+			if of := e.of[i].match(f, aliases); of.firmer() > m.firmer() {
+				m = of
+			}
+			if m == Matched {
+				break
 			}
 		}
 		return m
 	case notEntity:
-		switch e.of[0].match(f, !aliases) {
+		switch m := e.of[0].match(f, !aliases); m {
 		case Matched:
 			return NoMatch
 		case NoMatch:
 			return Matched
 		default:
-			return Unknown
+			return m
 		}
 	default:
 		return e.matchNames(f, aliases)
 	}
+}
+
+// matchGeo needs the address as well as what is known of it: the links of one name lead to
+// many countries, so that no decision on the name may rest on one of them.
+func (e *entity) matchGeo(f *Facts) Match {
+	stamp := f.Entity.Stamp
+	if !f.Final && !geoKnown(f) {
+		return Unknown
+	}
+	if stamp != nil {
+		switch {
+		case e.kind == countryEntity && stamp.Country != "":
+			return matched(stamp.Country == e.name)
+		case e.kind == continentEntity && stamp.Continent != "":
+			return matched(stamp.Continent == e.name)
+		case e.kind == asnEntity && stamp.ASN != 0:
+			return matched(stamp.ASN == e.asn)
+		}
+	}
+	if !geoApplies(f) {
+		return inapplicable
+	}
+	return noData
+}
+
+// geoKnown reports whether the facts are there that rules about countries and ASNs need.
+func geoKnown(f *Facts) bool { return f.Entity.Stamp != nil && f.Entity.Addr.IsValid() }
+
+// geoApplies reports whether data is missing where there is none. Without an address, and for
+// a local one, there is no country to be known.
+func geoApplies(f *Facts) bool { return f.Entity.Scope() == network.Internet }
+
+func (e *entity) matchLists(f *Facts) Match {
+	stamp := f.Entity.Stamp
+	switch {
+	case stamp == nil && f.Final:
+		return inapplicable
+	case stamp == nil:
+		return Unknown
+	}
+	for i := range stamp.Lists {
+		if slices.Contains(e.ids, stamp.Lists[i].ID) || slices.Contains(e.ids, stamp.Lists[i].Category) {
+			return Matched
+		}
+	}
+	return NoMatch
 }
 
 func (e *entity) matchAddr(a netip.Addr) Match {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"gatun/intel"
 	"gatun/network"
 	"gatun/network/packet"
 )
@@ -35,7 +36,12 @@ func matchFacts() []Facts {
 	communication.PortKnown, communication.Final = false, false
 	withApp := linkFacts("www.a.example", "2001:db8::1", packet.UDP, 443)
 	withApp.App = "quic"
+	stamped := linkFacts("www.a.example", "192.0.2.7", packet.TCP, 443)
+	stamped.Entity.Stamp = &intel.Stamp{Country: "US", Continent: "NA", ASN: 64500, Lists: []intel.Match{{ID: "ads", Category: "TRAC"}}}
+	hole := linkFacts("", "192.0.2.7", packet.TCP, 443)
+	hole.Entity.Stamp, hole.GeoMissingBlocks = &intel.Stamp{}, true
 	return []Facts{
+		stamped, hole,
 		dnsFacts("www.a.example"), dnsFacts("b.example", "www.a.example", "xn--bcher-kva.example"), communication, withApp,
 		linkFacts("a.example", "192.0.2.7", packet.TCP, 443), linkFacts("", "10.1.2.3", packet.UDP, 53),
 		linkFacts("", "127.0.0.1", packet.ICMP, 0), linkFacts("", "fe80::1", packet.ICMPv6, 0), {Final: true}, {},
@@ -89,6 +95,58 @@ func TestMatch(t *testing.T) {
 		r := mustRule(t, c.rule)
 		if got := r.Match(&c.facts); got != c.want {
 			t.Errorf("%q against %+v: %v, want %v", c.rule, c.facts, got, c.want)
+		}
+	}
+}
+
+// TestMatchIntel is what rules say of countries, ASNs and lists, and of holes in the data.
+func TestMatchIntel(t *testing.T) {
+	full := &intel.Stamp{Country: "US", Continent: "NA", ASN: 64500, Lists: []intel.Match{{ID: "ads", Category: "TRAC"}}}
+	at := func(to string, s *intel.Stamp) Facts {
+		f := linkFacts("", to, packet.TCP, 443)
+		f.Entity.Stamp = s
+		return f
+	}
+	us, hole, none, lan := at("192.0.2.7", full), at("192.0.2.7", &intel.Stamp{}), at("192.0.2.7", nil), at("10.0.0.1", &intel.Stamp{})
+	early := Facts{Entity: network.Entity{Addr: addr("192.0.2.7")}}
+	query := dnsFacts("a.example")
+	nameOnly := dnsFacts("a.example")
+	nameOnly.Entity.Stamp = full
+	half := at("192.0.2.7", &intel.Stamp{Country: "US"})
+	table := []struct {
+		rule   string
+		facts  Facts
+		want   Match
+		blocks Match // with filter/geoMissing: block
+	}{
+		{"- US", us, Matched, Matched}, {"+ US", us, Matched, Matched}, {"- DE", us, NoMatch, NoMatch}, {"- !DE", us, Matched, Matched},
+		{"- C:NA", us, Matched, Matched}, {"- C:EU", us, NoMatch, NoMatch}, {"- AS64500", us, Matched, Matched}, {"- AS1", us, NoMatch, NoMatch},
+		{"- {DE,AS64500}", us, Matched, Matched},
+		// The reference denies here whatever the rule says.
+		{"+ US", hole, NoMatch, NoMatch}, {"? US", hole, NoMatch, NoMatch}, {"- US", hole, NoMatch, Matched}, {"-- AS1", hole, NoMatch, Matched},
+		{"+ !US", hole, NoMatch, NoMatch}, {"- !US", hole, NoMatch, Matched}, {"- C:EU", hole, NoMatch, Matched}, {"- US UDP", hole, NoMatch, NoMatch},
+		{"+ {US,192.0.2.7}", hole, Matched, Matched}, {"- {US,192.0.2.8}", hole, NoMatch, Matched}, {"- AS1", half, NoMatch, Matched}, {"- DE", half, NoMatch, NoMatch},
+		{"- {DE,AS1}", half, NoMatch, Matched}, {"- {US,AS1}", half, Matched, Matched},
+		{"- US", none, NoMatch, Matched}, {"+ US", none, NoMatch, NoMatch}, {"- L:ads", none, NoMatch, NoMatch}, {"+ !L:ads", none, NoMatch, NoMatch},
+		// A local address is in no country, and that is no hole in the data.
+		{"- US", lan, NoMatch, NoMatch}, {"- !US", lan, NoMatch, NoMatch}, {"+ !US", lan, NoMatch, NoMatch},
+		// Not yet.
+		{"- US", early, Unknown, Unknown}, {"+ !US", early, Unknown, Unknown}, {"- L:ads", early, Unknown, Unknown}, {"- US", query, Unknown, Unknown}, {"+ AS1", query, Unknown, Unknown},
+		{"- US", nameOnly, Unknown, Unknown}, {"- L:ads", nameOnly, Matched, Matched},
+		{"- US TCP/80", us, NoMatch, NoMatch}, {"- {US,.a.example}", query, Matched, Matched},
+		// Lists are named by their id or by their category, which never matches in the reference.
+		{"- L:ads", us, Matched, Matched}, {"- L:TRAC", us, Matched, Matched}, {"- L:mal,TRAC", us, Matched, Matched}, {"- L:mal", us, NoMatch, NoMatch}, {"- !L:ads", us, NoMatch, NoMatch},
+		{"+ !L:mal", us, Matched, Matched}, {"- L:ads", hole, NoMatch, NoMatch},
+	}
+	for _, c := range table {
+		r := mustRule(t, c.rule)
+		c.facts.GeoMissingBlocks = false
+		if got := r.Match(&c.facts); got != c.want {
+			t.Errorf("%q against %+v %+v: %v, want %v", c.rule, c.facts, c.facts.Entity.Stamp, got, c.want)
+		}
+		c.facts.GeoMissingBlocks = true
+		if got := r.Match(&c.facts); got != c.blocks {
+			t.Errorf("geoMissing block: %q against %+v %+v: %v, want %v", c.rule, c.facts, c.facts.Entity.Stamp, got, c.blocks)
 		}
 	}
 }

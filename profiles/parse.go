@@ -7,6 +7,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"gatun/config"
 	"gatun/network"
 	"gatun/network/packet"
 )
@@ -52,9 +53,6 @@ func ParseRule(text string, ref network.RuleRef) (Rule, error) {
 func CheckRule(text string) (col int, message, suggestion string) {
 	p, r := parser{text: text}, Rule{}
 	err := p.rule(&r)
-	if err == nil {
-		err = unavailable(&r)
-	}
 	if err == nil {
 		return 0, "", ""
 	}
@@ -211,7 +209,11 @@ func (p *parser) app(r *Rule, word string, start int) *RuleError {
 			return p.at(start+4, "protocols are written in lower case", "app="+a)
 		}
 	}
-	return p.at(start+4, fmt.Sprintf("unknown protocol %q; want dns, http, quic, ssh or tls", r.app), "")
+	meant := config.Nearest(r.app, apps())
+	if meant != "" {
+		meant = "app=" + meant
+	}
+	return p.at(start+4, fmt.Sprintf("unknown protocol %q; want dns, http, quic, ssh or tls", r.app), meant)
 }
 
 func (p *parser) protocol(r *Rule, word string, start int) *RuleError {
@@ -251,10 +253,12 @@ func (p *parser) protocolName(r *Rule, name string, start int, withPorts bool) *
 		r.proto = known
 	} else {
 		suggestion := ""
-		if _, _, found := strings.Cut(name, "-"); found || strings.Contains(name, ",") {
+		if name != "" && strings.Trim(name, "0123456789-,") == "" {
 			suggestion = "*/" + name
 		} else if port := wellKnown(name); port != "" {
 			suggestion = "TCP/" + port
+		} else if suggestion = config.Nearest(name, protocolNames()); suggestion != "" && withPorts {
+			suggestion += p.text[start+len(name) : p.pos]
 		}
 		return p.at(start, fmt.Sprintf("want a protocol such as TCP, UDP, ICMP or a number from 1 to 255, got %q", name), suggestion)
 	}
@@ -264,12 +268,32 @@ func (p *parser) protocolName(r *Rule, name string, start int, withPorts bool) *
 	return nil
 }
 
-// protocolNamed knows the protocols by name, in any case. ICMP means both families.
-func protocolNamed(name string) (protocol, bool) {
-	for _, p := range []protocol{
+// protocols are those that have a name. ICMP means both families.
+func protocols() []protocol {
+	return []protocol{
 		{"TCP", packet.TCP, 0}, {"UDP", packet.UDP, 0}, {"ICMP", packet.ICMP, packet.ICMPv6}, {"ICMPv6", packet.ICMPv6, 0},
-		{"IGMP", 2, 0}, {"DCCP", 33, 0}, {"GRE", 47, 0}, {"ESP", 50, 0}, {"AH", 51, 0}, {"SCTP", 132, 0}, {"UDPLite", 136, 0},
-	} {
+		{"IGMP", 2, 0}, {"IPIP", 4, 0}, {"DCCP", 33, 0}, {"IPv6", 41, 0}, {"GRE", 47, 0}, {"ESP", 50, 0}, {"AH", 51, 0}, {"OSPF", 89, 0},
+		{"PIM", 103, 0}, {"IPComp", 108, 0}, {"VRRP", 112, 0}, {"L2TP", 115, 0}, {"SCTP", 132, 0}, {"UDPLite", 136, 0},
+	}
+}
+
+func protocolNames() []string {
+	var names []string
+	for _, p := range protocols() {
+		names = append(names, p.text)
+	}
+	return names
+}
+
+// protocolNamed knows the protocols by name, in any case.
+func protocolNamed(name string) (protocol, bool) {
+	switch strings.ToLower(name) {
+	case "icmp6":
+		name = "ICMPv6"
+	case "udp-lite":
+		name = "UDPLite"
+	}
+	for _, p := range protocols() {
 		if strings.EqualFold(p.text, name) {
 			return p, true
 		}

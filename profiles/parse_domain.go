@@ -70,6 +70,12 @@ func (p *parser) partOfName(part string, kind entityKind, start int) (string, *R
 	if message := checkCharacters(strings.ToLower(part)); message != "" {
 		return "", p.at(start, fmt.Sprintf("%q is not a part of a domain name: %s", part, message), "")
 	}
+	switch { // such a name does not exist, and the rule would never match
+	case kind == prefixName && part[0] == '.':
+		return "", p.at(start, fmt.Sprintf("no name begins with a dot, as %q does", part+"*"), "*"+part+"*")
+	case kind == suffixName && part[len(part)-1] == '.':
+		return "", p.at(start, fmt.Sprintf("names are written without a dot at their end, unlike %q", "*"+part), "*"+part[:len(part)-1])
+	}
 	if strings.Contains(part, "..") {
 		return "", p.at(start, fmt.Sprintf("%q is not a part of a domain name: a label is empty", part), "")
 	}

@@ -36,7 +36,11 @@ func (p *parser) set(depth int) (entity, *RuleError) {
 	p.pos++
 	p.sets++
 	for {
+		begin := p.pos
 		of, err := p.entity(depth + 1)
+		if err == nil {
+			err = p.splitList(e.of, &of, begin)
+		}
 		if err != nil {
 			return entity{}, err
 		}
@@ -92,7 +96,8 @@ func (p *parser) regexEntity() (entity, *RuleError) {
 	return entity{kind: regexName, name: source, regex: re}, p.boundary()
 }
 
-// token reads an entity that is a single word: any, address, scope or name, in this order.
+// token reads an entity that is a single word. What it can be is tried in this order: any,
+// address, prefix, range, country, continent, ASN, scopes, lists, name.
 func (p *parser) token() (entity, *RuleError) {
 	start := p.pos
 	for p.pos < len(p.text) && !p.ends(p.text[p.pos]) {
@@ -105,7 +110,7 @@ func (p *parser) token() (entity, *RuleError) {
 	case word == "*":
 		return entity{kind: anyEntity}, nil
 	}
-	for _, try := range []func(string, int) (entity, bool, *RuleError){p.address, p.addressRange, p.intelligence, p.scopeList} {
+	for _, try := range []func(string, int) (entity, bool, *RuleError){p.address, p.addressRange, p.country, p.continent, p.network, p.scopeList, p.lists} {
 		if e, ok, err := try(word, start); ok || err != nil {
 			return e, err
 		}
@@ -165,28 +170,6 @@ func (p *parser) addressRange(word string, start int) (entity, bool, *RuleError)
 	return entity{kind: rangeEntity, from: from, to: to}, true, nil
 }
 
-// intelligence recognises what needs data that this version does not have. A rule that
-// silently never matched would be taken for one that works.
-func (p *parser) intelligence(word string, start int) (entity, bool, *RuleError) {
-	missing := func(what, needs string) (entity, bool, *RuleError) {
-		return entity{}, false, p.at(start, fmt.Sprintf("%s is not available in this version: it needs %s", what, needs), "")
-	}
-	switch {
-	case isUpper(word) && len(word) == 2:
-		return missing("the country "+word, "country data")
-	case strings.HasPrefix(word, "C:"):
-		if !isUpper(word[2:]) || len(word) != 4 {
-			return entity{}, false, p.at(start+2, fmt.Sprintf("want a continent: AF, AN, AS, EU, NA, OC or SA, got %q", word[2:]), strings.ToUpper(word))
-		}
-		return missing("the continent "+word, "country data")
-	case strings.HasPrefix(word, "AS") && isDigits(word[2:]):
-		return missing(word, "ASN data")
-	case strings.HasPrefix(word, "L:"):
-		return missing("the list "+word, "filter lists")
-	}
-	return entity{}, false, nil
-}
-
 // scopes are the scopes that a rule can name.
 func scopes() []network.Scope {
 	return []network.Scope{network.Localhost, network.LAN, network.Internet}
@@ -234,9 +217,15 @@ func (p *parser) misspelled(word string, start int) *RuleError {
 	upper := strings.ToUpper(word)
 	switch {
 	case len(word) == 2 && isUpper(upper):
-		return p.at(start, fmt.Sprintf("%q is a country if it is in upper case, and a zone with a dot before it", word), upper)
-	case strings.HasPrefix(upper, "AS") && len(word) > 2 && isDigits(word[2:]):
+		meant := meantCountry(upper)
+		if meant == "" {
+			return p.at(start, fmt.Sprintf("%q is neither a country nor a zone, which begins with a dot", word), "."+strings.ToLower(word))
+		}
+		return p.at(start, fmt.Sprintf("%q is a country if it is in upper case, and a zone with a dot before it", word), meant)
+	case strings.HasPrefix(upper, "AS") && isDigits(word[2:]):
 		return p.at(start, fmt.Sprintf("%q is an ASN if it is in upper case", word), upper)
+	case strings.HasPrefix(upper, "ASN") && isDigits(word[3:]):
+		return p.at(start, fmt.Sprintf("%q is an ASN if it is written AS%s", word, word[3:]), "AS"+word[3:])
 	case strings.HasPrefix(word, "c:"):
 		return p.at(start, fmt.Sprintf("%q is a continent if it is in upper case", word), upper)
 	case strings.HasPrefix(word, "l:"):

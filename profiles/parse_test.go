@@ -2,10 +2,12 @@ package profiles
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
 	"gatun/network"
+	"gatun/network/packet"
 )
 
 // TestParseRule holds rules that are right against their canonical spelling.
@@ -60,6 +62,25 @@ func TestParseRule(t *testing.T) {
 		"+ * 047":                              "+ * 47",
 		"+ * gre":                              "+ * GRE",
 		"+ * sctp/1":                           "+ * SCTP/1",
+		"+ * icmp6":                            "+ * ICMPv6",
+		"+ * ospf":                             "+ * OSPF",
+		"- RU":                                 "",
+		"- XK TCP/443":                         "",
+		"-- AS":                                "", // American Samoa
+		"- C:AS":                               "",
+		"+ C:EU */80":                          "",
+		"- AS64500":                            "",
+		"- AS0064500 UDP":                      "- AS64500 UDP",
+		"- AS4294967295":                       "",
+		"- L:ads":                              "",
+		"- L:ads,mal,ads TCP":                  "- L:ads,mal TCP",
+		"- L:TRAC,my-list_2.v1":                "",
+		"- {US,C:EU,AS1,L:ads,L:mal,LAN,.us}":  "",
+		"- !{US,!DE}":                          "",
+		"- !L:ads,mal":                         "",
+		"- {mal,L:ads}":                        "",
+		"+ asia":                               "",
+		"+ AS1.example":                        "+ as1.example",
 		"+ * icmpV6":                           "+ * ICMPv6",
 		"- * app=quic":                         "",
 		"- .example.com UDP/443 app=quic # q":  "- .example.com UDP/443 app=quic",
@@ -112,12 +133,41 @@ func TestParseRuleErrors(t *testing.T) {
 		{"+ lan", 3, `"lan" is a scope if it is written LAN`, "LAN"},
 		{"+ LAN,internet", 7, `"internet" is a scope if it is written Internet`, "Internet"},
 		{"+ LAN,example.org", 7, `want Localhost, LAN or Internet, got "example.org"`, ""},
-		{"- RU", 3, "the country RU is not available in this version: it needs country data", ""},
-		{"- C:EU", 3, "the continent C:EU is not available in this version: it needs country data", ""},
-		{"- C:Europe", 5, `want a continent`, "C:EUROPE"},
-		{"- AS64500", 3, "AS64500 is not available in this version: it needs ASN data", ""},
-		{"- L:ads,mal", 3, "the list L:ads,mal is not available in this version: it needs filter lists", ""},
-		{"- {a.example,RU}", 14, "the country RU is not available", ""},
+		{"+ xy", 3, `"xy" is neither a country nor a zone, which begins with a dot`, ".xy"},
+		{"+ uk", 3, `"uk" is a country if it is in upper case`, "GB"},
+		{"+ Us", 3, `"Us" is a country if it is in upper case`, "US"},
+		{"+ eu", 3, `"eu" is a country if it is in upper case`, "C:EU"},
+		{"- UK", 3, "there is no country UK in ISO 3166-1", "GB"},
+		{"- EU", 3, "there is no country EU in ISO 3166-1", "C:EU"},
+		{"- OC TCP", 3, "there is no country OC in ISO 3166-1", "C:OC"},
+		{"- ZZ", 3, "there is no country ZZ in ISO 3166-1", ""},
+		{"- {a.example,XX}", 14, "there is no country XX in ISO 3166-1", ""},
+		{"- US,DE", 5, "several entities are written in braces", "{US,DE}"},
+		{"- C:Europe", 5, `want a continent: AF, AN, AS, EU, NA, OC or SA, got "Europe"`, "C:EU"},
+		{"- C:eu", 3, `"C:eu" is a continent if it is in upper case`, "C:EU"},
+		{"- C:DE", 5, "DE is a country; want a continent", "DE"},
+		{"- C:", 5, `want a continent: AF, AN, AS, EU, NA, OC or SA, got ""`, ""},
+		{"- C:XX", 5, `want a continent`, ""},
+		{"- as64500", 3, `"as64500" is an ASN if it is in upper case`, "AS64500"},
+		{"- ASN64500", 3, `"ASN64500" is an ASN if it is written AS64500`, "AS64500"},
+		{"- AS0", 3, "want an ASN from AS1 to AS4294967295, got AS0", ""},
+		{"- AS4294967296", 3, "want an ASN from AS1 to AS4294967295", ""},
+		{"- AS 64500", 6, "want a protocol from 1 to 255, got 64500", "*/64500"}, // AS is American Samoa
+		{"- AS1,AS2", 6, "several entities are written in braces", "{AS1,AS2}"},
+		{"- L:", 5, `"" is not the name of a list: it is empty`, ""},
+		{"- L:ads,", 9, `"" is not the name of a list: it is empty`, ""},
+		{"- L:ads,L:mal", 9, "L: stands once, before the first list", "mal"},
+		{"- L:ads/x", 5, `"ads/x" is not the name of a list: it has '/'`, ""},
+		{"- L:" + strings.Repeat("a", 65), 5, `"` + strings.Repeat("a", 65) + `" is not the name of a list: it has more than 64`, ""},
+		{"- {L:ads,mal}", 10, "in a set each list has its own L:", "L:mal"},
+		{"- {!L:ads,mal}", 11, "in a set each list has its own L:", "L:mal"},
+		{"+ .ads*", 3, `no name begins with a dot, as ".ads*" does`, "*.ads*"},
+		{"+ *example.", 3, `names are written without a dot at their end, unlike "*example."`, "*example"},
+		{"+ *.", 3, `want a name, got "*."`, ""},
+		{"+ * TPC", 5, `want a protocol such as TCP`, "TCP"},
+		{"+ * UPD/53", 5, `want a protocol such as TCP`, "UDP/53"},
+		{"+ * TCP,UDP", 5, `want a protocol such as TCP`, ""},
+		{"+ * app=tsl", 9, `unknown protocol "tsl"`, "app=tls"},
 		{"+ * 100-50", 5, `want a protocol such as TCP`, "*/100-50"},
 		{"+ * TCP/100-50", 9, "the range 100-50 is empty", "50-100"},
 		{"+ * TCP/80,100-50", 12, "the range 100-50 is empty", "50-100"},
@@ -182,7 +232,7 @@ func TestParseRuleErrors(t *testing.T) {
 		{"+ ex$mple.org", 3, `"ex$mple.org" is not a domain name: it has '$'`, ""},
 		{"+ example.org#x", 3, `"example.org#x" is not a domain name: it has '#'`, ""},
 		{"+ *bücher.example", 3, `"bücher.example": letters outside of a-z need whole labels`, ""},
-		{"+ bücher.example ÜDP", 18, `want a protocol such as TCP`, ""}, // columns are characters
+		{"+ bücher.example ÜDP", 18, `want a protocol such as TCP`, "UDP"}, // columns are characters
 		{"+ a\nb", 4, "a rule is one line without control characters", ""},
 		{"+ \xff", 1, "not UTF-8 text", ""},
 		{"+ " + strings.Repeat("a", maxRule), 1, "a rule has at most 16384 characters; use a filter list", ""},
@@ -201,14 +251,55 @@ func TestParseRuleErrors(t *testing.T) {
 }
 
 func TestCheckRule(t *testing.T) {
-	if col, message, _ := CheckRule("+ example.org"); col != 0 || message != "" {
-		t.Errorf("a good rule gives %d %q", col, message)
-	}
-	if col, message, _ := CheckRule("? example.org"); col != 1 || message != "? is not available in this version: it needs prompts" {
-		t.Errorf("a rule that asks gives %d %q", col, message)
+	for _, good := range []string{"+ example.org", "? example.org", "- RU", "- L:ads"} {
+		if col, message, _ := CheckRule(good); col != 0 || message != "" {
+			t.Errorf("%q gives %d %q", good, col, message)
+		}
 	}
 	if col, _, suggestion := CheckRule("+ us"); col != 3 || suggestion != "US" {
 		t.Errorf("a bad rule gives %d %q", col, suggestion)
+	}
+}
+
+// TestTokenOrder: what a token can be is tried in the order of policy.md section 3.
+func TestTokenOrder(t *testing.T) {
+	for word, want := range map[string]entityKind{
+		"*": anyEntity, "192.0.2.1": prefixEntity, "::1": prefixEntity, "192.0.2.0/24": prefixEntity, "192.0.2.1-192.0.2.2": rangeEntity,
+		"US": countryEntity, "AS": countryEntity, "C:AS": continentEntity, "AS1": asnEntity, "LAN": scopeEntity, "LAN,Internet": scopeEntity,
+		"L:US": listEntity, "us.example": exactName, "dead.beef": exactName, "USA": exactName, "ASX": exactName, "c.example": exactName, ".us": zoneName,
+		"*us": suffixName, "us*": prefixName, "*us*": containsName, "/us/": regexName, "{US}": setEntity, "!US": notEntity,
+	} {
+		if r := mustRule(t, "- "+word); r.entity.kind != want {
+			t.Errorf("%q is of kind %d, want %d", word, r.entity.kind, want)
+		}
+	}
+}
+
+// TestCountries: every code is there once, and what people take for one leads to one.
+func TestCountries(t *testing.T) {
+	codes := strings.Fields(isoCountries)
+	if len(codes) != 250 || !slices.IsSorted(codes) || len(slices.Compact(codes)) != 250 {
+		t.Errorf("%d codes, want the 249 of ISO 3166-1 and XK", len(codes))
+	}
+	for pair := range strings.FieldsSeq(meantCountries) {
+		code, meant, _ := strings.Cut(pair, "=")
+		if isCountry(code) {
+			t.Errorf("%s is a country", code)
+		}
+		mustRule(t, "- "+meant)
+	}
+}
+
+// TestTunnelPolicies: tunnel policies are written in the same grammar; + uses, - excludes.
+func TestTunnelPolicies(t *testing.T) {
+	set := mustSet(t, "- LAN,Localhost", "- .bank.example", "+ {US,C:NA} TCP", "+ *")
+	f := linkFacts("www.bank.example", "192.0.2.7", packet.TCP, 443)
+	if r, m, _ := set.First(&f, nil); m != Matched || r.Action.restricts() != true || r.String() != "- .bank.example" {
+		t.Errorf("got %v %v", r, m)
+	}
+	f.Entity.Domain = "a.example"
+	if r, m, _ := set.First(&f, nil); m != Matched || r.Action != Allow {
+		t.Errorf("got %v %v", r, m)
 	}
 }
 
@@ -217,7 +308,7 @@ func TestCheckRule(t *testing.T) {
 func FuzzParseRule(f *testing.F) {
 	for _, seed := range []string{
 		"+ *", "- {a.example,!192.0.2.0/24,/x/} TCP/1-2,3 app=tls # c", "-- 2001:db8::1-2001:db8::2", "+ LAN,Internet",
-		"+ #x", "+ bücher.*", "- *ads*", "+ us", "- .example.org */443", "- !LAN,Internet 17/53", "+ xn--a.example", "+ {LAN,Internet}",
+		"+ #x", "- US", "- {C:EU,AS1,L:a,L:b}", "- L:a,b TCP/1", "- {L:a,b}", "- C:eu", "+ bücher.*", "- *ads*", "+ us", "- .example.org */443", "- !LAN,Internet 17/53", "+ xn--a.example", "+ {LAN,Internet}",
 	} {
 		f.Add(seed)
 	}

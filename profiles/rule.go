@@ -59,15 +59,20 @@ func (m Match) String() string {
 }
 
 // Facts are what is known of the other end at a stage. An invalid Addr, Proto 0, PortKnown
-// false and App "" are not known *yet*: what needs them is Unknown. Where Final is set there
-// will be no name and no App any more: what needs them does not match.
+// false, App "" and a Stamp that is nil are not known *yet*: what needs them is Unknown. Where
+// Final is set there will be no name, no App and no Stamp any more: what needs them does not
+// match.
 type Facts struct {
 	Entity    network.Entity
 	Proto     packet.Proto
-	Port      uint16
+	Port      uint16 // of the remote end; of this machine's end where it is inbound
 	PortKnown bool
 	App       string
 	Final     bool
+
+	// GeoMissingBlocks is filter/geoMissing: a rule that takes something away matches where the
+	// country or ASN that it needs is missing in the data. Other rules never do.
+	GeoMissingBlocks bool
 }
 
 // Rule is one parsed rule. It is immutable.
@@ -123,7 +128,18 @@ func (r *Rule) Match(f *Facts) Match {
 	if m = and(m, r.matchApp(f)); m == NoMatch {
 		return NoMatch
 	}
-	return and(m, r.entity.match(f, r.Action.restricts()))
+	return and(m, r.matchEntity(f))
+}
+
+func (r *Rule) matchEntity(f *Facts) Match {
+	switch m := r.entity.match(f, r.Action.restricts()); m {
+	case noData:
+		return matched(f.GeoMissingBlocks && r.Action.restricts())
+	case inapplicable:
+		return NoMatch
+	default:
+		return m
+	}
 }
 
 // and joins two three-valued results: one that does not match settles it.

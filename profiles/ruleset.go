@@ -1,106 +1,30 @@
 package profiles
 
 import (
-	"cmp"
-	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/gaissmai/bart"
+	"sync/atomic"
 
 	"gatun/network"
 )
 
-// RuleSet is a list of rules in which the first match wins. It is immutable and may be read
-// by any number of goroutines.
+// RuleSet is a list of rules in which the first match wins. It is immutable but for a counter
+// and may be read by any number of goroutines.
 //
-// Rules about exact names, zones, addresses and prefixes are found through maps and a prefix
-// table, so that their number does not matter; all others are looked at one by one.
+// Rules about exact names, zones, addresses, prefixes, ranges, scopes, countries, continents,
+// ASNs and lists are found through an index, and so are the ports of many rules about one
+// thing: their number does not matter. All others are looked at one by one.
 type RuleSet struct {
-	rules []Rule
-	exact map[string][]int32
-	zones map[string][]int32
-	table bart.Table[*prefixRules]
-	rest  []int32 // rules that no index covers
-	// The indexed rules that are unknown while the address or the name is not there yet.
-	needAddr, needName needing
-}
-
-// needing are the rules that need a fact: those that take something away, and the others.
-type needing struct{ takes, gives []int32 }
-
-func (n *needing) add(i int32, a Action) {
-	if a.restricts() {
-		n.takes = appendOnce(n.takes, i)
-	} else {
-		n.gives = appendOnce(n.gives, i)
-	}
-}
-
-// prefixRules are the rules of one prefix; up leads to the next shorter prefix that has some.
-type prefixRules struct {
-	rules []int32
-	up    *prefixRules
+	rules      []Rule
+	index      index
+	geoMissing atomic.Uint64
 }
 
 // NewRuleSet returns the set of these rules, in their order. The slice is not kept.
 func NewRuleSet(rules []Rule) *RuleSet {
-	s := &RuleSet{rules: slices.Clone(rules), exact: map[string][]int32{}, zones: map[string][]int32{}}
-	prefixes := map[netip.Prefix][]int32{}
-	for i := range s.rules {
-		s.index(int32(i), prefixes)
-	}
-	s.buildTable(prefixes)
+	s := &RuleSet{rules: slices.Clone(rules)}
+	s.index.build(s.rules)
 	return s
-}
-
-// index files rule i under each of its entities, or under rest if one of them cannot be.
-func (s *RuleSet) index(i int32, prefixes map[netip.Prefix][]int32) {
-	e := &s.rules[i].entity
-	entities := []entity{*e}
-	if e.kind == setEntity {
-		entities = e.of
-	}
-	if slices.ContainsFunc(entities, func(e entity) bool {
-		return e.kind != prefixEntity && e.kind != exactName && e.kind != zoneName
-	}) {
-		s.rest = append(s.rest, i)
-		return
-	}
-	for _, e := range entities {
-		switch e.kind {
-		case exactName:
-			s.exact[e.name] = appendOnce(s.exact[e.name], i)
-			s.needName.add(i, s.rules[i].Action)
-		case zoneName:
-			s.zones[e.name] = appendOnce(s.zones[e.name], i)
-			s.needName.add(i, s.rules[i].Action)
-		default:
-			prefixes[e.prefix] = appendOnce(prefixes[e.prefix], i)
-			s.needAddr.add(i, s.rules[i].Action)
-		}
-	}
-}
-
-func appendOnce(list []int32, i int32) []int32 {
-	if len(list) > 0 && list[len(list)-1] == i {
-		return list
-	}
-	return append(list, i)
-}
-
-// buildTable inserts short prefixes first: the longest match at that time is then the next
-// prefix above.
-func (s *RuleSet) buildTable(prefixes map[netip.Prefix][]int32) {
-	order := make([]netip.Prefix, 0, len(prefixes))
-	for p := range prefixes {
-		order = append(order, p)
-	}
-	slices.SortFunc(order, func(a, b netip.Prefix) int { return cmp.Compare(a.Bits(), b.Bits()) })
-	for _, p := range order {
-		up, _ := s.table.LookupPrefix(p)
-		s.table.Insert(p, &prefixRules{rules: prefixes[p], up: up})
-	}
 }
 
 // Len returns the number of rules.
@@ -109,6 +33,10 @@ func (s *RuleSet) Len() int { return len(s.rules) }
 // Rules returns the rules in their order; the caller must not change them.
 func (s *RuleSet) Rules() []Rule { return s.rules }
 
+// GeoMissing returns how many decisions a rule about a country, continent or ASN had no part
+// in, or blocked by filter/geoMissing, because the data says nothing about the address.
+func (s *RuleSet) GeoMissing() uint64 { return s.geoMissing.Load() }
+
 // First returns the first rule that matches. A rule that takes something away and is unknown
 // is passed over, and skipped tells of it: a later stage sees it again. A rule that gives
 // something and is unknown ends the list with Unknown: nothing behind it may decide yet.
@@ -116,25 +44,31 @@ func (s *RuleSet) Rules() []Rule { return s.rules }
 // visit, which may be nil, is told each rule that was looked at and what came of it, up to the
 // one that is returned. Without it only the rules are looked at that can matter.
 func (s *RuleSet) First(f *Facts, visit func(*Rule, Match)) (rule *Rule, m Match, skipped bool) {
-	l := lookup{set: s, facts: f, best: int32(len(s.rules)), skipped: int32(len(s.rules))}
+	none := int32(len(s.rules))
+	l := lookup{set: s, facts: f, best: none, skipped: none, noData: none}
 	if visit != nil {
 		l.all(visit)
 	} else {
 		l.indexed()
+		if l.noData < none && l.noData <= l.best { // "why" is no decision and does not count
+			s.geoMissing.Add(1)
+		}
 	}
 	if l.match == NoMatch {
-		return nil, NoMatch, l.skipped < int32(len(s.rules))
+		return nil, NoMatch, l.skipped < none
 	}
 	return &s.rules[l.best], l.match, l.skipped < l.best
 }
 
-// lookup is the state of one First: the best rule so far, and the first one passed over.
+// lookup is the state of one First: the best rule so far, the first one that was passed over
+// and the first one without data.
 type lookup struct {
 	set     *RuleSet
 	facts   *Facts
 	best    int32
 	match   Match
 	skipped int32
+	noData  int32
 }
 
 // try looks at rule i and reports whether it ends the list.
@@ -164,15 +98,29 @@ func (l *lookup) all(visit func(*Rule, Match)) {
 }
 
 func (l *lookup) indexed() {
-	s, e := l.set, &l.facts.Entity
-	if a := e.Addr; a.IsValid() {
-		found, _ := s.table.Lookup(a.Unmap().WithZone(""))
-		for ; found != nil; found = found.up {
-			l.list(found.rules)
-		}
-	} else {
-		l.missing(&s.needAddr)
+	l.address()
+	l.names()
+	l.geo()
+	l.lists()
+	l.bucket(&l.set.index.anything)
+	l.list(l.set.index.rest)
+}
+
+func (l *lookup) address() {
+	x, a := &l.set.index, l.facts.Entity.Addr
+	if !a.IsValid() {
+		l.missing(&x.needAddr)
+		return
 	}
+	a = a.Unmap().WithZone("")
+	for found, _ := x.prefixes.Lookup(a); found != nil; found = found.up {
+		l.bucket(&found.bucket)
+	}
+	l.bucket(&x.scopes[network.ScopeOf(a)])
+}
+
+func (l *lookup) names() {
+	x, e := &l.set.index, &l.facts.Entity
 	switch {
 	case e.Domain != "":
 		l.name(e.Domain)
@@ -180,9 +128,71 @@ func (l *lookup) indexed() {
 			l.name(alias)
 		}
 	case !l.facts.Final:
-		l.missing(&s.needName)
+		l.missing(&x.needName)
 	}
-	l.list(s.rest)
+}
+
+func (l *lookup) name(name string) {
+	x := &l.set.index
+	if len(x.exact) > 0 {
+		l.bucket(x.exact[name])
+	}
+	for len(x.zones) > 0 {
+		l.bucket(x.zones[name])
+		i := strings.IndexByte(name, '.')
+		if i < 0 {
+			return
+		}
+		name = name[i+1:]
+	}
+}
+
+func (l *lookup) geo() {
+	x, f := &l.set.index, l.facts
+	if !x.hasGeo() {
+		return
+	}
+	if !f.Final && !geoKnown(f) {
+		l.missing(&x.needCountry)
+		l.missing(&x.needContinent)
+		l.missing(&x.needASN)
+		return
+	}
+	if stamp := f.Entity.Stamp; stamp != nil {
+		l.bucket(x.countries[stamp.Country])
+		l.bucket(x.continents[stamp.Continent])
+		l.bucket(x.asns[stamp.ASN])
+	}
+	if !geoApplies(f) {
+		return
+	}
+	stamp := f.Entity.Stamp
+	if stamp == nil || stamp.Country == "" {
+		l.without(&x.needCountry)
+	}
+	if stamp == nil || stamp.Continent == "" {
+		l.without(&x.needContinent)
+	}
+	if stamp == nil || stamp.ASN == 0 {
+		l.without(&x.needASN)
+	}
+}
+
+func (l *lookup) lists() {
+	x := &l.set.index
+	switch stamp := l.facts.Entity.Stamp; {
+	case len(x.lists) == 0:
+	case stamp != nil:
+		for i := range stamp.Lists {
+			m := &stamp.Lists[i]
+			l.bucket(x.lists[m.ID])
+			if m.Category != m.ID {
+				l.bucket(x.lists[m.Category])
+			}
+		}
+	case !l.facts.Final:
+		l.missing(&x.needList)
+	}
 }
 
 // list tries the rules of one ascending list as far as they can still be the first.
@@ -193,6 +203,22 @@ func (l *lookup) list(rules []int32) {
 		}
 		if _, ends := l.try(i); ends {
 			return
+		}
+	}
+}
+
+// bucket tries the rules about one thing.
+func (l *lookup) bucket(b *bucket) {
+	switch {
+	case b == nil:
+	case b.byPort == nil:
+		l.list(b.rules)
+	default:
+		l.list(b.byPort.any)
+		if l.facts.PortKnown {
+			l.list(b.byPort.ports[l.facts.Port])
+		} else {
+			l.missing(&b.byPort.need)
 		}
 	}
 }
@@ -209,15 +235,15 @@ func (l *lookup) missing(rules *needing) {
 	}
 }
 
-func (l *lookup) name(name string) {
-	l.list(l.set.exact[name])
-	for {
-		l.list(l.set.zones[name])
-		i := strings.IndexByte(name, '.')
-		if i < 0 {
-			return
+// without is for rules that need a country or ASN which the data does not have.
+func (l *lookup) without(rules *needing) {
+	for _, list := range [][]int32{rules.gives, rules.takes} {
+		if len(list) > 0 {
+			l.noData = min(l.noData, list[0])
 		}
-		name = name[i+1:]
+	}
+	if l.facts.GeoMissingBlocks {
+		l.list(rules.takes)
 	}
 }
 
