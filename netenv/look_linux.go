@@ -68,7 +68,7 @@ func (k *kernel) look() (Snapshot, error) {
 // list asks the kernel for everything. Routes and neighbours come last: a link they name is
 // then there, or went away, which is notified.
 func (k *kernel) list() (listing, error) {
-	l := listing{wireless: isWireless}
+	l := listing{wireless: wirelessIn(sysNet)}
 	var err error
 	if l.links, err = list("links", k.ask.LinkList); err != nil {
 		return l, err
@@ -103,7 +103,7 @@ func list[T any](what string, read func() ([]T, error)) ([]T, error) {
 		}
 		return out, nil
 	}
-	return nil, fmt.Errorf("list %s: %w", what, errIncomplete)
+	return nil, fmt.Errorf("list %s: they changed each time while they were read", what)
 }
 
 // routes walks all tables of a family: a big table is not kept.
@@ -262,12 +262,14 @@ func kindOf(link vnetlink.Link, wireless func(string, int) bool) string {
 	}
 }
 
-// isWireless asks sysfs, which may be mounted for another network namespace: an interface
-// that only has the same name is told by its index.
-func isWireless(name string, index int) bool {
-	if _, err := os.Stat(filepath.Join(sysNet, name, "phy80211")); err != nil {
-		return false
+// wirelessIn asks sysfs, which may be mounted for another network namespace: an interface that
+// only has the same name is told by its index.
+func wirelessIn(dir string) func(name string, index int) bool {
+	return func(name string, index int) bool {
+		if _, err := os.Stat(filepath.Join(dir, name, "phy80211")); err != nil {
+			return false
+		}
+		b, err := os.ReadFile(filepath.Join(dir, name, "ifindex"))
+		return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(index)
 	}
-	b, err := os.ReadFile(filepath.Join(sysNet, name, "ifindex"))
-	return err == nil && strings.TrimSpace(string(b)) == strconv.Itoa(index)
 }

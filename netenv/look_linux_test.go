@@ -3,6 +3,8 @@ package netenv
 import (
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
@@ -44,6 +46,30 @@ func TestKindOf(t *testing.T) {
 			if got := kindOf(l, wireless); got != want {
 				t.Errorf("%s %q: %s, want %s", l.Type(), l.Attrs().Name, got, want)
 			}
+		}
+	}
+}
+
+// The real directory is that of the namespace for which sysfs was mounted.
+func TestWirelessIn(t *testing.T) {
+	dir := t.TempDir()
+	for _, d := range []string{"wlan0/phy80211", "wlan1/phy80211", "eth0"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, index := range map[string]string{"wlan0": "3\n", "eth0": "2\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name, "ifindex"), []byte(index), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		name  string
+		index int
+		want  bool
+	}{{"wlan0", 3, true}, {"wlan0", 33, false}, {"wlan1", 4, false}, {"eth0", 2, false}, {"eth9", 9, false}} {
+		if got := wirelessIn(dir)(c.name, c.index); got != c.want {
+			t.Errorf("%s, %d: %v", c.name, c.index, got)
 		}
 	}
 }

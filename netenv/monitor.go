@@ -2,7 +2,6 @@ package netenv
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -151,6 +150,3 @@ func wake(c chan<- struct{}) {
 	default:
 	}
 }
-
-// errIncomplete says that the network changed faster than it could be read.
-var errIncomplete = errors.New("it changed each time while it was read")

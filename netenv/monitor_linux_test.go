@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -320,11 +321,54 @@ func TestGateways(t *testing.T) {
 	await(t, m, "a next hop without carrier", func(s Snapshot) bool { return len(s.Gateways) == 2 })
 	l.must(l.nl.LinkSetUp(l.link("b1")))
 	await(t, m, "it is back", func(s Snapshot) bool { return len(s.Gateways) == 3 })
+	viaSix := &vnetlink.Route{Family: vnetlink.FAMILY_V4, Priority: 10, LinkIndex: b, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)},
+		Via: &vnetlink.Via{AddrFamily: unix.AF_INET6, Addr: net.ParseIP("fe80::9")}}
+	l.must(l.nl.RouteAdd(viaSix))
+	l.must(l.nl.NeighSet(neighOf(b, "fe80::9", mac2)))
+	await(t, m, "an IPv4 route over an IPv6 router", func(s Snapshot) bool {
+		return len(s.Gateways) == 4 && s.Gateways[0] == Gateway{netip.MustParseAddr("fe80::9"), mac2, "b0"}
+	})
 	// The kernel notifies of no IPv4 route that goes with its link.
 	l.must(l.nl.LinkSetDown(l.link("a0")))
 	await(t, m, "all ways of a0 go with it", func(s Snapshot) bool {
 		return !slices.ContainsFunc(s.Gateways, func(g Gateway) bool { return g.Interface == "a0" })
 	})
+}
+
+// Routing daemons make next hops objects of their own, which change without their routes.
+func TestNextHopObjects(t *testing.T) {
+	l := newLab(t)
+	l.pair("a0", "a1", "192.0.2.2/24")
+	ip := func(args string) (string, error) {
+		var out []byte
+		done := make(chan error, 1)
+		apart(t, func() error {
+			err := netns.Set(l.ns)
+			if err == nil {
+				out, err = exec.Command("ip", strings.Fields(args)...).CombinedOutput()
+			}
+			done <- err
+			return nil
+		})
+		return string(out), <-done
+	}
+	if out, err := ip("nexthop add id 1 via 192.0.2.1 dev a0"); err != nil {
+		t.Skipf("no next-hop objects here: %v: %s", err, out)
+	}
+	m := l.monitor(Options{}, eventBuffer)
+	running(t, m)
+	for _, c := range []struct{ args, gateway string }{
+		{"route add default nhid 1", "192.0.2.1 a0"}, {"nexthop replace id 1 via 192.0.2.9 dev a0", "192.0.2.9 a0"},
+	} {
+		if out, err := ip(c.args); err != nil {
+			t.Fatalf("ip %s: %v: %s", c.args, err, out)
+		}
+		await(t, m, c.args, gateways(c.gateway))
+	}
+	if out, err := ip("nexthop del id 1"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	await(t, m, "its routes go with it", gateways())
 }
 
 // Another router of the same address behind the same interface: its MAC must be unknown until

@@ -66,6 +66,9 @@ func openKernel(o Options, buffer int) (*kernel, error) {
 			return nil, fmt.Errorf("netlink group %d: %w", group, err)
 		}
 	}
+	// The routes of a next-hop object go with it, without a word. Kernels without such objects
+	// (before 5.3) do not know the group.
+	_ = k.events.JoinGroup(unix.RTNLGRP_NEXTHOP)
 	if k.ask, err = vnetlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		_ = k.events.Close()
 		return nil, fmt.Errorf("netlink: %w", err)
@@ -125,7 +128,7 @@ func (k *kernel) matter(msgs []netlink.Message) bool {
 		switch m.Header.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			matters = k.linkMatters(m) || matters
-		case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 			matters = true
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			matters = k.routeMatters(m.Data) || matters
