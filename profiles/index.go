@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/gaissmai/bart"
 
@@ -104,7 +105,21 @@ func (e *entity) leaves(list []*entity) []*entity {
 
 // indexable reports whether an index finds the leaf.
 func (e *entity) indexable() bool {
-	return e.kind != notEntity && (!e.kind.isName() || e.kind == exactName || e.kind == zoneName)
+	return e.kind != notEntity && (!e.kind.isName() || e.kind == exactName || e.zone() != "")
+}
+
+// zone returns a zone that all names are in which the leaf can match, "" if there is none: for
+// "*s.example.com" it is what begins behind the first dot.
+func (e *entity) zone() string {
+	switch e.kind {
+	case zoneName:
+		return e.name
+	case suffixName:
+		_, zone, _ := strings.Cut(e.name, ".")
+		return zone
+	default:
+		return ""
+	}
 }
 
 // linear reports whether the rule has to be looked at by itself for every decision.
@@ -125,8 +140,8 @@ func (x *index) add(r *Rule, i int32, prefixes map[netip.Prefix]*bucket) {
 		case exactName:
 			file(x.exact, e.name, i)
 			x.needName.add(i, r.Action)
-		case zoneName:
-			file(x.zones, e.name, i)
+		case zoneName, suffixName:
+			file(x.zones, e.zone(), i)
 			x.needName.add(i, r.Action)
 		case countryEntity:
 			file(x.countries, e.name, i)

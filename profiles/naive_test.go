@@ -248,7 +248,7 @@ func drawWantedEntity(t *rapid.T, depth int) wantedEntity {
 		{"address", "192.0.2.0/24 192.0.0.0/16 0.0.0.0/0 2001:db8::/32 ::/0"}, {"address", "192.0.2.1-192.0.2.7 192.0.2.8-203.0.113.9 2001:db8::-2001:db8::7"},
 		{"scope", "LAN LAN,Internet Localhost Localhost,LAN,Internet"}, {"country", "US DE RU"}, {"continent", "C:EU C:NA"}, {"asn", "AS1 AS64500"},
 		{"list", "L:ads L:TRAC L:ads,mal"}, {"exact", "a.example www.a.example b.example"}, {"zone", ".a.example .example .b.example"},
-		{"suffix", "*.a.example *ample"}, {"prefix", "www.* a*"}, {"contains", "*a.ex* *cdn*"}, {"regex", "/^www/ /b/"},
+		{"suffix", "*.a.example *ample *w.a.example *example"}, {"prefix", "www.* a*"}, {"contains", "*a.ex* *cdn*"}, {"regex", "/^www/ /b/"},
 	}
 	n := len(pools)
 	if depth < 3 {

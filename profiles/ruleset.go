@@ -11,7 +11,7 @@ import (
 // RuleSet is a list of rules in which the first match wins. It is immutable but for a counter
 // and may be read by any number of goroutines.
 //
-// Rules about exact names, zones, addresses, prefixes, ranges, scopes, countries, continents,
+// Rules about exact names, zones and names below them, addresses, prefixes, ranges, scopes, countries, continents,
 // ASNs and lists are found through an index, and so are the ports of many rules about one
 // thing: their number does not matter. All others are looked at one by one.
 type RuleSet struct {

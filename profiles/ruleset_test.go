@@ -1,8 +1,6 @@
 package profiles
 
 import (
-	"fmt"
-	"net/netip"
 	"slices"
 	"testing"
 
@@ -192,80 +190,4 @@ func TestBlockNeverWidens(t *testing.T) {
 			t.Fatalf("%q at %d allows %+v", block.String(), at, f)
 		}
 	})
-}
-
-// manyRules makes n rules of one indexed kind and facts that only the last one matches.
-func manyRules(tb testing.TB, kind string, n int) (*RuleSet, Facts) {
-	tb.Helper()
-	rules := make([]Rule, n)
-	for i := range rules {
-		text := ""
-		switch kind {
-		case "exact":
-			text = fmt.Sprintf("- host%d.example TCP/443", i)
-		case "zone":
-			text = fmt.Sprintf("- .zone%d.example", i)
-		default:
-			a := netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)})
-			text = "- " + a.String()
-			if i%16 == 0 {
-				text += "/28"
-			}
-		}
-		rules[i] = mustRule(tb, text)
-	}
-	last := n - 1
-	to := netip.AddrFrom4([4]byte{11, byte(last >> 16), byte(last >> 8), byte(last)})
-	f := Facts{Entity: network.Entity{Addr: to}, Proto: packet.TCP, Port: 443, PortKnown: true, Final: true}
-	switch kind {
-	case "exact":
-		f.Entity.Domain = fmt.Sprintf("host%d.example", last)
-	case "zone":
-		f.Entity.Domain = fmt.Sprintf("www.zone%d.example", last)
-	}
-	return NewRuleSet(rules), f
-}
-
-// BenchmarkFirst shows the cost of a decision by kind and number of rules: it has to be flat.
-func BenchmarkFirst(b *testing.B) {
-	for _, kind := range []string{"exact", "zone", "prefix"} {
-		for _, n := range []int{1, 100, 1000, 100_000} {
-			b.Run(fmt.Sprintf("%s/%d", kind, n), func(b *testing.B) {
-				set, f := manyRules(b, kind, n)
-				b.ReportAllocs()
-				for b.Loop() {
-					if _, m, _ := set.First(&f, nil); m != Matched {
-						b.Fatal("no match")
-					}
-				}
-			})
-		}
-	}
-	b.Run("dns-stage/100000", func(b *testing.B) {
-		set, f := manyRules(b, "prefix", 100_000)
-		f = dnsFacts("www.example")
-		b.ReportAllocs()
-		for b.Loop() {
-			if _, _, skipped := set.First(&f, nil); !skipped {
-				b.Fatal("not skipped")
-			}
-		}
-	})
-}
-
-// TestFirstDoesNotAllocate guards the hot path: 0 allocations in every kind and stage.
-func TestFirstDoesNotAllocate(t *testing.T) {
-	for _, kind := range []string{"exact", "zone", "prefix"} {
-		set, f := manyRules(t, kind, 2000)
-		query := dnsFacts("www.zone1999.example", "cdn.example")
-		if n := testing.AllocsPerRun(100, func() {
-			set.First(&f, nil)
-			set.First(&query, nil)
-		}); n != 0 {
-			t.Errorf("%s: %v allocations", kind, n)
-		}
-		if rule, m, _ := set.First(&f, nil); m != Matched || rule != &set.rules[1999] && kind != "prefix" {
-			t.Errorf("%s: %v %v", kind, rule, m)
-		}
-	}
 }
