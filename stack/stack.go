@@ -39,7 +39,8 @@ type Device interface {
 }
 
 // Handler decides on new flows. Each call runs in a goroutine of its own and may block: that is
-// the hold. A Handler that returns without a verdict, or panics, has dropped the flow.
+// the hold. A Handler that returns without a verdict, or panics, has dropped the flow. One that
+// has accepted a TCP flow may return and carry the connection on elsewhere.
 type Handler interface {
 	HandleTCP(*TCPFlow)
 	HandleUDP(*UDPFlow)

@@ -3,10 +3,12 @@ package stack
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +32,7 @@ type TCPConn struct {
 	readable  notifier
 	writable  notifier
 	rd, wd    deadline
+	leave     atomic.Bool // WaitReadable is not to wait
 
 	rmu    sync.Mutex // one reader at a time
 	into   tcpip.SliceWriter
@@ -37,10 +40,11 @@ type TCPConn struct {
 	source bytes.Reader
 }
 
-// notifier wakes the one goroutine that waits for an event.
+// notifier wakes the one goroutine that waits for an event, or, where none does, calls instead.
 type notifier struct {
-	entry waiter.Entry
-	c     chan struct{}
+	entry   waiter.Entry
+	c       chan struct{}
+	instead atomic.Pointer[func()]
 }
 
 func (n *notifier) init(mask waiter.EventMask) {
@@ -51,6 +55,10 @@ func (n *notifier) init(mask waiter.EventMask) {
 // NotifyEvent implements waiter.EventListener. It never blocks: it is called under netstack's
 // locks.
 func (n *notifier) NotifyEvent(waiter.EventMask) {
+	if call := n.instead.Load(); call != nil {
+		(*call)()
+		return
+	}
 	select {
 	case n.c <- struct{}{}:
 	default:
@@ -111,7 +119,7 @@ func (c *TCPConn) endOfStream() error {
 }
 
 // WaitReadable returns nil when Read would not block: bytes, EOF or an error are there. It
-// holds no buffer. It ends early with ctx, the read deadline, or Close.
+// holds no buffer. It ends early with ctx, the read deadline, Interrupt, or Close.
 func (c *TCPConn) WaitReadable(ctx context.Context) error {
 	c.rmu.Lock()
 	defer c.rmu.Unlock()
@@ -122,6 +130,9 @@ func (c *TCPConn) WaitReadable(ctx context.Context) error {
 		if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
 			return nil
 		}
+		if c.leave.Load() {
+			return ErrInterrupted
+		}
 		select {
 		case <-c.readable.c:
 		case <-c.rd.expired():
@@ -129,6 +140,32 @@ func (c *TCPConn) WaitReadable(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+	}
+}
+
+// ErrInterrupted is what WaitReadable returns because of Interrupt.
+var ErrInterrupted = errors.New("the wait was interrupted")
+
+// Interrupt makes WaitReadable return ErrInterrupted instead of waiting, until Resume.
+func (c *TCPConn) Interrupt() {
+	c.leave.Store(true)
+	c.readable.NotifyEvent(0)
+}
+
+// Resume undoes Interrupt and Park.
+func (c *TCPConn) Resume() {
+	c.readable.instead.Store(nil)
+	c.leave.Store(false)
+}
+
+// Park makes an idle connection cost no goroutine: until Resume, ready is called whenever Read
+// might not block any more, and at once where that is so already. ready is called under
+// netstack's locks: it must not block and must not use the connection. Nobody may be waiting in
+// Read or WaitReadable meanwhile. Close and Abort do not call it.
+func (c *TCPConn) Park(ready func()) {
+	c.readable.instead.Store(&ready)
+	if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
+		ready()
 	}
 }
 

@@ -40,10 +40,11 @@ func (e killedError) Error() string { return string(e) }
 // errProgramGone ends a dial because the program waits no more.
 var errProgramGone = errors.New(causeGaveUp)
 
-// TCP dials, accepts when the server did, and copies until both sides have closed. It returns
-// the close cause. When ctx ends, or the link is killed, both sides see a reset.
-func (r *Relay) TCP(ctx context.Context, f *stack.TCPFlow, l *network.Link) string {
-	return r.connectAndCopy(ctx, f, l, func() (program, error) {
+// TCP dials, accepts when the server did, and copies until both sides have closed; then the end
+// is reported. When ctx ends while it dials, when Run ends, or when the link is killed, both sides
+// see a reset. TCP returns when the connection ends or falls idle; an idle one has no goroutine.
+func (r *Relay) TCP(ctx context.Context, f *stack.TCPFlow, l *network.Link) {
+	r.connectAndCopy(ctx, f, l, func() (program, error) {
 		c, err := f.Accept()
 		if err != nil {
 			return nil, err // not a nil pointer in an interface
@@ -52,22 +53,23 @@ func (r *Relay) TCP(ctx context.Context, f *stack.TCPFlow, l *network.Link) stri
 	})
 }
 
-func (r *Relay) connectAndCopy(ctx context.Context, f heldTCP, l *network.Link, accept func() (program, error)) string {
+func (r *Relay) connectAndCopy(ctx context.Context, f heldTCP, l *network.Link, accept func() (program, error)) {
 	owner := ownerOf(l)
 	if err := r.Files.Acquire(owner); err != nil {
 		r.counts.tcpRefused.Add(1)
 		r.log.Debug("connection refused", zap.Stringer("flow", f.Flow()), zap.Error(err))
 		f.Reject()
-		return err.Error()
+		r.ended(l, err.Error())
+		return
 	}
-	defer r.Files.Release(owner)
 	t, cause := r.establish(ctx, f, l, accept)
 	if t == nil {
-		return cause
+		r.Files.Release(owner)
+		r.ended(l, cause)
+		return
 	}
-	r.tcp.add(t)
-	defer r.tcp.remove(t)
-	return t.run(ctx)
+	t.owner = owner
+	t.begin()
 }
 
 // establish dials, then accepts. It returns nil and the close cause where that came to nothing.
@@ -85,7 +87,7 @@ func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accep
 		up.Abort()
 		return nil, causeGaveUp
 	}
-	t := &tcpRelay{prog: prog, up: up, link: l, buffers: &r.buffers, panicked: r.panicked}
+	t := &tcpRelay{r: r, prog: prog, up: up, link: l}
 	l.OnKill(t.abort)
 	if dialing.Err() != nil { // killed between the two
 		t.abort(causeOf(dialing))

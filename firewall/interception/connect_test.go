@@ -68,7 +68,7 @@ func TestDialErrors(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			r, h := newRig(t), newHeldSYN()
 			r.net.dial = func(context.Context) (*fakeUp, error) { return nil, tc.err }
-			cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return endedProgram{h: h}, nil })
+			cause := r.relayTCP(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return endedProgram{h: h}, nil })
 			if !slices.Equal(h.answer, []string{tc.answer}) || cause != tc.cause {
 				t.Errorf("program sees %q, cause %q; want %q, %q", h.answer, cause, tc.answer, tc.cause)
 			}
@@ -102,7 +102,7 @@ func TestDialEnds(t *testing.T) {
 				return nil, ctx.Err()
 			}
 			got := make(chan string, 1)
-			go func() { got <- r.connectAndCopy(ctx, h, l, nil) }()
+			go func() { got <- r.relayTCP(ctx, h, l, nil) }()
 			<-dialing
 			tc.end(stop, giveUp, l.Kill)
 			select {
@@ -122,7 +122,7 @@ func TestProgramGoneBeforeAccept(t *testing.T) {
 	r, h := newRig(t), newHeldSYN()
 	up := &fakeUp{}
 	r.net.dial = func(context.Context) (*fakeUp, error) { return up, nil }
-	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return nil, errors.New("gone") })
+	cause := r.relayTCP(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return nil, errors.New("gone") })
 	if cause != causeGaveUp || up.aborts.Load() != 1 {
 		t.Errorf("cause %q, upstream reset %d times", cause, up.aborts.Load())
 	}
@@ -144,7 +144,7 @@ func TestPanicEndsOneFlow(t *testing.T) {
 	r, h := newRig(t), newHeldSYN()
 	up, prog := &fakeUp{}, &panicky{}
 	r.net.dial = func(context.Context) (*fakeUp, error) { return up, nil }
-	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
+	cause := r.relayTCP(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
 	if cause != "internal error" || up.aborts.Load() != 1 || prog.aborts != 1 || r.Counters().Panics != 1 {
 		t.Errorf("cause %q, resets %d and %d, %+v", cause, up.aborts.Load(), prog.aborts, r.Counters())
 	}
@@ -183,14 +183,18 @@ func (p *writer) CloseWrite() error                  { p.saw = append(p.saw, "FI
 func (p *writer) Close() error                       { return nil }
 func (p *writer) Abort()                             { p.saw = append(p.saw, "RST") }
 func (p *writer) Broken() bool                       { return false }
+func (p *writer) Interrupt()                         {}
+func (p *writer) Park(func())                        {}
+func (p *writer) Resume()                            {}
 
 // TestServerResetIsNoFIN: a reset that a write has met first is still a reset for the program,
 // behind all that the server had sent.
 func TestServerResetIsNoFIN(t *testing.T) {
 	r, prog := newRig(t), &writer{}
 	up := &resetServer{wrote: make(chan struct{}), answers: []string{"half ", "an answer"}}
-	relay := &tcpRelay{prog: prog, up: up, link: r.link(newHeldSYN().flow, 1), buffers: &r.buffers, panicked: r.panicked}
-	cause := relay.run(context.Background())
+	h := newHeldSYN()
+	r.up.tcp = func(context.Context, netip.Addr, netip.AddrPort, uint8) (Upstream, error) { return up, nil }
+	cause := r.relayTCP(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
 	if !slices.Equal(prog.saw, []string{"half ", "an answer", "RST"}) || cause != causeServerReset {
 		t.Errorf("program sees %q, cause %q", prog.saw, cause)
 	}
@@ -204,7 +208,7 @@ func TestNoFileNoDial(t *testing.T) {
 		defer r.Files.Release(other)
 	}
 	r.net.dial = func(context.Context) (*fakeUp, error) { t.Error("dialled"); return nil, errors.New("x") }
-	cause := r.connectAndCopy(context.Background(), h, r.link(h.flow, 9), nil)
+	cause := r.relayTCP(context.Background(), h, r.link(h.flow, 9), nil)
 	if !slices.Equal(h.answer, []string{"reset"}) || r.Counters().TCPRefused != 1 {
 		t.Errorf("program sees %q, cause %q, %+v", h.answer, cause, r.Counters())
 	}

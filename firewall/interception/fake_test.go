@@ -59,6 +59,11 @@ func (n *fakeNet) ListenEcho(_, _ netip.Addr) (*fakeEcho, error) {
 	return s, nil
 }
 
+func (n *fakeNet) Watch(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 // sockets waits until every opened UDP socket is served and returns them.
 func (n *fakeNet) sockets() []*fakeUDP {
 	n.mu.Lock()
@@ -77,6 +82,9 @@ func (c *fakeUp) CloseWrite() error                                     { return
 func (c *fakeUp) Close() error                                          { return nil }
 func (c *fakeUp) Abort()                                                { c.aborts.Add(1) }
 func (c *fakeUp) Broken() bool                                          { return false }
+func (c *fakeUp) Interrupt()                                            {}
+func (c *fakeUp) Park(func()) bool                                      { return false }
+func (c *fakeUp) Resume() error                                         { return nil }
 
 type sentDatagram struct {
 	b        string
@@ -272,6 +280,18 @@ func (r *rig) udpPair(pid int, local, remote string) (*fakeFlow, *network.Link) 
 	l := r.link(f.flow, pid)
 	r.udp.start(f, l)
 	return f, l
+}
+
+// relayTCP carries a connection until it is over and returns the reported cause.
+func (r *rig) relayTCP(ctx context.Context, h *heldSYN, l *network.Link, accept func() (program, error)) string {
+	r.connectAndCopy(ctx, h, l, accept)
+	r.workers.wait()
+	causes := r.causesOf(h.flow)
+	if len(causes) != 1 {
+		r.t.Errorf("reported ends: %q", causes)
+		return ""
+	}
+	return causes[0]
 }
 
 func (r *rig) causesOf(f packet.Flow) []string {

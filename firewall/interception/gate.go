@@ -111,7 +111,7 @@ func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Ow
 	}
 }
 
-// HandleTCP decides on a held SYN and carries the verdict out. It blocks while the flow lives.
+// HandleTCP decides on a held SYN and carries the verdict out. The Relay reports the end.
 func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 	l, known := g.Table.Link(f.Flow())
 	if known {
@@ -128,7 +128,7 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 	d, owner := g.judge(f.Context(), l)
 	switch d.Verdict {
 	case network.Accept, network.PermanentAccept:
-		g.Table.End(l, g.Relay.TCP(g.ctx, f, l))
+		g.Relay.TCP(g.ctx, f, l)
 	case network.RerouteToNameserver:
 		g.Table.End(l, g.nameserverTCP(f, l, owner))
 	case network.Drop, network.PermanentDrop:

@@ -60,8 +60,7 @@ func (p permit) link(f packet.Flow) *network.Link {
 }
 
 func (p permit) HandleTCP(f *stack.TCPFlow) {
-	l := p.link(f.Flow())
-	p.l.ended(l, p.l.relay.TCP(p.ctx, f, l))
+	p.l.relay.TCP(p.ctx, f, p.link(f.Flow()))
 }
 func (p permit) HandleUDP(f *stack.UDPFlow)     { p.l.relay.UDP(f, p.link(f.Flow())) }
 func (p permit) HandlePing(f *stack.PingFlow)   { p.l.relay.Ping(f, p.link(f.Flow())) }

@@ -80,8 +80,8 @@ type relayCounts struct {
 	pingRefused, pingEvicted, panics atomic.Uint64
 }
 
-// NewRelay makes a Relay that opens its sockets with d and reports the end of UDP pairs and
-// pings to ended. It starts nothing.
+// NewRelay makes a Relay that opens its sockets with d and reports the end of what it carries to
+// ended. It starts nothing.
 func NewRelay[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E], log *zap.Logger, ended func(*network.Link, string)) *Relay {
 	r := &Relay{
 		Limits: DefaultLimits(), Files: NewFileBudget(fileLimit()),
@@ -95,21 +95,32 @@ func NewRelay[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E], log 
 	return r
 }
 
-// Run ends idle flows until ctx ends, then closes every UDP pair and ping and returns when
-// their goroutines have ended. TCP connections end with the context they were relayed under.
+// Run parks idle connections and ends idle flows until ctx ends, then resets or closes all that
+// the Relay carries and returns when their goroutines have ended.
 func (r *Relay) Run(ctx context.Context) error {
-	t := time.NewTicker(tick)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		if err := r.up.watch(ctx); err != nil && ctx.Err() == nil {
+			r.log.Warn("idle connections are no longer parked", zap.Error(err))
+		}
+	})
+	t, look := time.NewTicker(tick), time.NewTicker(lookEvery)
 	defer t.Stop()
+	defer look.Stop()
 	for {
 		select {
 		case <-t.C:
 			r.now.Add(1)
 			r.sweep()
+		case <-look.C:
+			r.tcp.park()
 		case <-ctx.Done():
+			r.tcp.endAll(causeStopped)
 			r.workers.stop()
-			r.udp.endAll("gatun stopped")
-			r.pings.endAll("gatun stopped")
+			r.udp.endAll(causeStopped)
+			r.pings.endAll(causeStopped)
 			r.workers.wait()
+			watch.Wait()
 			return ctx.Err()
 		}
 	}

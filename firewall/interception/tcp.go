@@ -4,28 +4,30 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"gatun/network"
+	"gatun/stack"
 )
 
 // program is the program's end of a connection. *stack.TCPConn is one.
 type program interface {
 	Read([]byte) (int, error)
 	Write([]byte) (int, error)
-	// WaitReadable blocks without a buffer until Read would not.
+	// WaitReadable blocks without a buffer until Read would not, or returns stack.ErrInterrupted.
 	WaitReadable(context.Context) error
+	Interrupt()        // no waiting until Resume
+	Park(ready func()) // until Resume, ready is called when Read might not block
+	Resume()
 	CloseWrite() error
 	Close() error
 	Abort()       // RST; ends blocked calls
 	Broken() bool // reset or timed out, seen without reading
-}
-
-// Meter counts payload. *network.Link is one.
-type Meter interface {
-	Sent(n int)
-	Received(n int)
-	Bytes() (sent, received uint64)
 }
 
 const (
@@ -65,53 +67,114 @@ func (p *buffers) sized(n int) func() []byte {
 	return p.getSmall
 }
 
-// tcpRelay copies one connection. Each direction has one goroutine; a FIN passes on alone, and
-// a reset of either side resets the other.
+// tcpRelay copies one connection. Each direction has one goroutine while the connection is in
+// use, and none while it is parked (tcppark.go); a FIN passes on alone, and a reset of either side
+// resets the other.
 type tcpRelay struct {
-	prog     program
-	up       Upstream
-	link     Meter
-	buffers  *buffers
-	panicked func(what string, p any)
+	r     *Relay
+	prog  program
+	up    Upstream
+	link  *network.Link
+	owner OwnerKey
 
 	end       atomic.Pointer[ending]
 	upDone    atomic.Bool // the program's FIN was passed on
 	downDone  atomic.Bool // the server's FIN was passed on
 	sending   atomic.Bool // in a write to the server, perhaps for long
+	receiving atomic.Bool // in a write to the program, perhaps for long
 	serverRST atomic.Bool // seen by a write; what the server sent before is still delivered
+
+	mu       sync.Mutex
+	running  direction   // those that have a goroutine
+	finished direction   // those that have ended
+	leave    atomic.Bool // the goroutines are to end where they would wait; written under mu
+	parking  atomic.Int32
 
 	lastMoved uint64 // bytes at the last sweep; the sweeper's own
 	idle      uint32 // ticks without a byte; the sweeper's own
+	lastLook  uint64 // bytes at the last look for idle connections; the looker's own
 }
 
-// run copies until both directions have ended and returns the close cause.
-func (t *tcpRelay) run(ctx context.Context) string {
-	stop := context.AfterFunc(ctx, func() { t.abort(causeOf(ctx)) })
-	defer stop()
-	down := make(chan struct{})
-	go func() {
-		defer close(down)
-		defer t.guard()
-		t.copyDown()
+// direction is a set of directions.
+type direction uint8
+
+const (
+	upward   direction = 1 << iota // from the program to the server
+	downward                       // from the server to the program
+	bothWays = upward | downward
+)
+
+// begin copies until the connection is over or idle. The goroutine of the caller carries one
+// direction.
+func (t *tcpRelay) begin() {
+	t.running = bothWays
+	if !t.r.tcp.add(t) {
+		t.abort(causeStopped)
+	}
+	t.start(downward)
+	t.carry(upward)
+}
+
+// start gives a direction a goroutine of its own.
+func (t *tcpRelay) start(d direction) {
+	if !t.r.workers.start(func() { t.carry(d) }) {
+		t.abort(causeStopped)
+		t.exit(d, true)
+	}
+}
+
+// carry copies in one direction until that is over, or parked.
+func (t *tcpRelay) carry(d direction) {
+	for !t.exit(d, t.copy(d)) {
+	}
+}
+
+// copy returns whether the direction is over; else it has only been interrupted. A panic ends
+// the flow.
+func (t *tcpRelay) copy(d direction) (over bool) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.r.panicked("tcp relay", p)
+			t.abort("internal error")
+			over = true
+		}
 	}()
-	t.runUp(ctx)
-	<-down
+	if d == upward {
+		return t.copyUp()
+	}
+	return t.copyDown()
+}
+
+// exit takes the goroutine of a direction out. False: it was called back meanwhile.
+func (t *tcpRelay) exit(d direction, over bool) bool {
+	t.mu.Lock()
+	if !over && !t.leave.Load() {
+		t.mu.Unlock()
+		return false
+	}
+	t.running &^= d
+	if over {
+		t.finished |= d
+	}
+	last, ended := t.running == 0, t.finished == bothWays
+	t.mu.Unlock()
+	switch {
+	case !last:
+	case ended || t.aborted():
+		t.finish()
+	default:
+		t.park()
+	}
+	return true
+}
+
+// finish is called once, when no goroutine carries the connection any more.
+func (t *tcpRelay) finish() {
 	t.prog.Close()
 	t.up.Close()
-	return t.end.Load().cause
-}
-
-func (t *tcpRelay) runUp(ctx context.Context) {
-	defer t.guard()
-	t.copyUp(ctx)
-}
-
-// guard ends the flow when a direction panicked; otherwise it has ended in order.
-func (t *tcpRelay) guard() {
-	if p := recover(); p != nil {
-		t.panicked("tcp relay", p)
-		t.abort("internal error")
-	}
+	t.r.tcp.remove(t)
+	t.r.Files.Release(t.owner)
+	t.r.ended(t.link, t.end.Load().cause)
 }
 
 // ending is how a connection ended; a reset is the last word.
@@ -135,6 +198,7 @@ func (t *tcpRelay) abort(cause string) {
 		if t.end.CompareAndSwap(old, e) {
 			t.prog.Abort()
 			t.up.Abort()
+			t.wake()
 			return
 		}
 	}
@@ -146,31 +210,34 @@ func (t *tcpRelay) aborted() bool {
 }
 
 // copyUp carries the program's bytes to the server.
-func (t *tcpRelay) copyUp(ctx context.Context) {
-	last := 0
+func (t *tcpRelay) copyUp() (over bool) {
+	buffers, last := &t.r.buffers, 0
 	for {
-		if err := t.prog.WaitReadable(ctx); err != nil {
-			t.abort(clientCause(ctx, err))
-			return
+		if err := t.prog.WaitReadable(context.Background()); err != nil {
+			if errors.Is(err, stack.ErrInterrupted) {
+				return false
+			}
+			t.abort(clientCause(err))
+			return true
 		}
-		b := t.buffers.sized(last)()
+		b := buffers.sized(last)()
 		n, err := t.prog.Read(b)
 		last = n
 		if n > 0 && !t.send(b[:n]) {
-			t.buffers.put(b)
-			return
+			buffers.put(b)
+			return true
 		}
-		t.buffers.put(b)
+		buffers.put(b)
 		switch {
 		case err == nil:
 		case err == io.EOF:
 			t.note("client closed")
 			_ = t.up.CloseWrite() // a server that has reset meanwhile is the other direction's news
 			t.upDone.Store(true)
-			return
+			return true
 		default:
-			t.abort(clientCause(ctx, err))
-			return
+			t.abort(clientCause(err))
+			return true
 		}
 	}
 }
@@ -178,6 +245,7 @@ func (t *tcpRelay) copyUp(ctx context.Context) {
 // send writes to the server and reports whether to go on.
 func (t *tcpRelay) send(b []byte) bool {
 	t.sending.Store(true)
+	t.stay()
 	n, err := t.up.Write(b)
 	t.sending.Store(false)
 	t.link.Sent(n)
@@ -196,31 +264,36 @@ func (t *tcpRelay) send(b []byte) bool {
 }
 
 // copyDown carries the server's bytes to the program.
-func (t *tcpRelay) copyDown() {
-	last := 0
+func (t *tcpRelay) copyDown() (over bool) {
+	buffers, last := &t.r.buffers, 0
 	for {
-		b, n, err := t.up.Fill(t.buffers.sized(last), t.buffers.put)
+		b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
 		switch {
 		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return false
 		case err == io.EOF && !t.serverRST.Load():
 			t.note("server closed")
 			_ = t.prog.CloseWrite()
 			t.downDone.Store(true)
-			return
+			return true
 		case err == io.EOF:
 			t.abort(causeServerReset)
-			return
+			return true
 		default:
 			t.abort(serverCause(err))
-			return
+			return true
 		}
 		last = n
+		t.receiving.Store(true)
+		t.stay()
 		wrote, err := t.prog.Write(b[:n])
-		t.buffers.put(b)
+		t.receiving.Store(false)
+		buffers.put(b)
 		t.link.Received(wrote)
 		if err != nil {
-			t.abort(clientCause(context.Background(), err))
-			return
+			t.abort(clientCause(err))
+			return true
 		}
 	}
 }
@@ -229,10 +302,8 @@ func isReset(err error) bool {
 	return isErrno(err, syscall.ECONNRESET, wsaECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
-func clientCause(ctx context.Context, err error) string {
+func clientCause(err error) string {
 	switch {
-	case ctx.Err() != nil:
-		return causeOf(ctx)
 	case errors.Is(err, syscall.ETIMEDOUT):
 		return "client timed out"
 	default:
@@ -251,31 +322,58 @@ func serverCause(err error) string {
 	}
 }
 
-// tcpRelays is what the sweeper looks at.
+// tcpRelays holds all connections.
 type tcpRelays struct {
-	mu   sync.Mutex
-	live map[*tcpRelay]struct{}
-	look []*tcpRelay // the sweeper's own
+	mu    sync.Mutex
+	ended bool                   // no more are taken
+	live  map[*tcpRelay]struct{} // all
+	awake map[*tcpRelay]struct{} // those that are not parked
+	look  []*tcpRelay            // the sweeper's own
 }
 
-func (s *tcpRelays) init() { s.live = map[*tcpRelay]struct{}{} }
+func (s *tcpRelays) init() { s.live, s.awake = map[*tcpRelay]struct{}{}, map[*tcpRelay]struct{}{} }
 
-func (s *tcpRelays) add(t *tcpRelay) {
+// add reports whether the connection may live.
+func (s *tcpRelays) add(t *tcpRelay) bool {
 	s.mu.Lock()
-	s.live[t] = struct{}{}
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	s.live[t], s.awake[t] = struct{}{}, struct{}{}
+	return !s.ended
 }
 
 func (s *tcpRelays) remove(t *tcpRelay) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.live, t)
+	delete(s.awake, t)
 	if len(s.live) == 0 {
 		s.init() // a Go map never shrinks
 	}
 }
 
-// sweep looks after the connections that one of their goroutines cannot look after: half-closed
+// setAwake notes whether the connection, if it still lives, has goroutines.
+func (s *tcpRelays) setAwake(t *tcpRelay, awake bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, lives := s.live[t]; lives && awake {
+		s.awake[t] = struct{}{}
+		return
+	}
+	delete(s.awake, t)
+}
+
+// endAll resets all connections, and lets no other begin.
+func (s *tcpRelays) endAll(cause string) {
+	s.mu.Lock()
+	s.ended = true
+	all := slices.Collect(maps.Keys(s.live))
+	s.mu.Unlock()
+	for _, t := range all {
+		t.abort(cause)
+	}
+}
+
+// sweep looks after the connections that none of their goroutines can look after: half-closed
 // ones, and those that wait for a full window to open.
 func (s *tcpRelays) sweep(halfClosed uint32) {
 	s.mu.Lock()

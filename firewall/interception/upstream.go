@@ -18,6 +18,10 @@ type Upstream interface {
 	Close() error
 	Abort()       // RST, in both directions; ends blocked calls
 	Broken() bool // reset or timed out, seen without reading
+
+	Interrupt()             // Fill returns os.ErrDeadlineExceeded instead of waiting, until Resume
+	Park(ready func()) bool // until Resume, ready is called when Fill might not block; false: it cannot
+	Resume() error
 }
 
 // UDPUpstream is our unconnected socket for one socket of a program. *route.UDPSocket is one.
@@ -41,6 +45,7 @@ type Dialer[T Upstream, U UDPUpstream, E EchoUpstream] interface {
 	DialTCP(ctx context.Context, local netip.Addr, remote netip.AddrPort, ttl uint8) (T, error)
 	ListenUDP(local netip.Addr) (U, error)
 	ListenEcho(local, remote netip.Addr) (E, error)
+	Watch(ctx context.Context) error // looks after parked connections
 }
 
 // upstreams is a Dialer without its type parameters.
@@ -48,10 +53,13 @@ type upstreams struct {
 	tcp  func(ctx context.Context, local netip.Addr, remote netip.AddrPort, ttl uint8) (Upstream, error)
 	udp  func(local netip.Addr) (UDPUpstream, error)
 	echo func(local, remote netip.Addr) (EchoUpstream, error)
+
+	watch func(ctx context.Context) error
 }
 
 func upstreamsOf[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E]) upstreams {
 	return upstreams{
+		watch: d.Watch,
 		tcp: func(ctx context.Context, local netip.Addr, remote netip.AddrPort, ttl uint8) (Upstream, error) {
 			c, err := d.DialTCP(ctx, local, remote, ttl)
 			if err != nil {

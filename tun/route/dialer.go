@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -41,6 +42,7 @@ type Dialer struct {
 
 	sends   sync.Pool // *sendOp
 	batches sync.Pool // *recvBatch
+	watch   atomic.Pointer[watcher]
 }
 
 // DialTCP connects to remote for a program at local. ttl is that of the program's SYN: it is

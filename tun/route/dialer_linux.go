@@ -64,7 +64,7 @@ func (d *Dialer) dialTCP(ctx context.Context, source netip.Addr, remote netip.Ad
 		f.Close()
 		return nil, err
 	}
-	return newTCPConn(f, raw, remote), nil
+	return newTCPConn(d, f, raw, remote), nil
 }
 
 func (d *Dialer) prepareTCP(fd int, fam family, source netip.Addr, ttl uint8) error {

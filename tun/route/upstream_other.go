@@ -3,6 +3,7 @@
 package route
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -41,6 +42,24 @@ func (c *TCPConn) Abort() {
 
 // Broken reports whether a read has failed; this system does not tell more without reading.
 func (c *TCPConn) Broken() bool { return c.broken.Load() }
+
+// watcher is not needed on this system: no connection is ever parked.
+type watcher struct{}
+
+// Watch waits for the end of ctx.
+func (d *Dialer) Watch(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// Interrupt does nothing: no connection is ever parked.
+func (c *TCPConn) Interrupt() {}
+
+// Park reports that the connection cannot be parked.
+func (c *TCPConn) Park(func()) bool { return false }
+
+// Resume does nothing.
+func (c *TCPConn) Resume() error { return nil }
 
 // UDPSocket is an unconnected upstream socket. This system's portable interface has neither
 // TTL nor TOS nor ICMP errors of unconnected sockets.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -13,15 +14,21 @@ import (
 
 // TCPConn is an upstream connection: a net.Conn that can also be half-closed, aborted, and
 // read without holding a buffer while nothing is there. One goroutine may read and one write;
-// Close, Abort and Broken may be called from any.
+// Close, Abort and Broken may be called from any. While nobody needs it, it can be parked.
 //
 // It is not a *net.TCPConn because turning our socket into one costs a second descriptor and
 // some fifteen system calls per connection.
 type TCPConn struct {
-	f      *os.File
-	raw    syscall.RawConn
+	d      *Dialer
 	remote netip.AddrPort
 	fill   fillState
+
+	mu     sync.Mutex
+	f      *os.File // nil while parked
+	raw    syscall.RawConn
+	fd     int      // notParked, or the descriptor
+	w      *watcher // while parked
+	closed bool
 }
 
 // fillState is the state of one Fill. It lives here because a closure per read would allocate.
@@ -34,8 +41,8 @@ type fillState struct {
 	read func(fd uintptr) bool
 }
 
-func newTCPConn(f *os.File, raw syscall.RawConn, remote netip.AddrPort) *TCPConn {
-	c := &TCPConn{f: f, raw: raw, remote: remote}
+func newTCPConn(d *Dialer, f *os.File, raw syscall.RawConn, remote netip.AddrPort) *TCPConn {
+	c := &TCPConn{d: d, f: f, raw: raw, fd: notParked, remote: remote}
 	c.fill.read = c.tryFill
 	return c
 }
@@ -95,21 +102,21 @@ func (c *TCPConn) tryFill(fd uintptr) bool {
 // CloseWrite sends our FIN; reading goes on.
 func (c *TCPConn) CloseWrite() error {
 	var err error
-	if e := c.raw.Control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) }); e != nil {
+	if e := c.control(func(fd uintptr) { err = unix.Shutdown(int(fd), unix.SHUT_WR) }); e != nil {
 		return closedError(e)
 	}
 	return os.NewSyscallError("shutdown", err)
 }
 
 // Close closes both directions in good order, or resets where unread bytes are left.
-func (c *TCPConn) Close() error { return c.f.Close() }
+func (c *TCPConn) Close() error { return c.close() }
 
 // Abort resets the connection: the server sees RST, and no TIME_WAIT stays behind.
 func (c *TCPConn) Abort() {
-	_ = c.raw.Control(func(fd uintptr) {
+	_ = c.control(func(fd uintptr) {
 		_ = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	})
-	_ = c.f.Close()
+	_ = c.close()
 }
 
 // Broken reports whether the connection is over, as after a RST or a time-out, without
@@ -117,7 +124,7 @@ func (c *TCPConn) Abort() {
 func (c *TCPConn) Broken() bool {
 	const stateClose = 7 // TCP_CLOSE of tcp_states.h
 	broken := true
-	_ = c.raw.Control(func(fd uintptr) {
+	_ = c.control(func(fd uintptr) {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 		broken = err == nil && info.State == stateClose
 	})
@@ -127,7 +134,7 @@ func (c *TCPConn) Broken() bool {
 // LocalAddr is the address that the server sees, nil when the socket is closed.
 func (c *TCPConn) LocalAddr() net.Addr {
 	var local netip.AddrPort
-	_ = c.raw.Control(func(fd uintptr) {
+	_ = c.control(func(fd uintptr) {
 		if sa, err := unix.Getsockname(int(fd)); err == nil {
 			local = addrPort(sa)
 		}

@@ -1,0 +1,230 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// watcher looks after the parked connections of a Dialer with one epoll instance. The runtime's
+// poller needs a goroutine for each connection that it watches, and keeps the memory of both, and
+// of its own bookkeeping (about 2 KiB together), for ever.
+type watcher struct {
+	f   *os.File // the epoll instance, itself in the runtime's poller
+	raw syscall.RawConn
+
+	mu     sync.Mutex
+	parked []func() // by descriptor: what to call
+	count  int
+}
+
+const watchBatch = 128
+
+// Watch looks after parked connections until ctx ends. Without it no connection can be parked.
+func (d *Dialer) Watch(ctx context.Context) error {
+	w, err := newWatcher()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { w.f.Close() })()
+	d.watch.Store(w)
+	defer d.watch.Store(nil)
+	err = w.run()
+	w.f.Close()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func newWatcher() (*watcher, error) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("epoll_create1", err)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil { // so that NewFile hands it to the poller
+		unix.Close(fd)
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	w := &watcher{f: os.NewFile(uintptr(fd), "epoll")}
+	if w.raw, err = w.f.SyscallConn(); err != nil {
+		w.f.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *watcher) run() error {
+	events := make([]unix.EpollEvent, watchBatch)
+	var failed error
+	err := w.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err := unix.EpollWait(int(fd), events, 0)
+			if err != nil && err != unix.EINTR {
+				failed = os.NewSyscallError("epoll_wait", err)
+				return true
+			}
+			if err == nil && n == 0 {
+				return false
+			}
+			for i := range max(n, 0) {
+				w.dispatch(int(events[i].Fd))
+			}
+		}
+	})
+	return errors.Join(err, failed)
+}
+
+// dispatch may meet another connection than the one the event was for, on the same descriptor:
+// that one looks, finds nothing, and is parked again.
+func (w *watcher) dispatch(fd int) {
+	w.mu.Lock()
+	var ready func()
+	if fd < len(w.parked) {
+		ready = w.parked[fd]
+	}
+	w.mu.Unlock()
+	if ready != nil {
+		ready()
+	}
+}
+
+// add arms fd for one event.
+func (w *watcher) add(fd int, ready func()) error {
+	w.mu.Lock()
+	for fd >= len(w.parked) {
+		w.parked = append(w.parked, nil)
+	}
+	w.parked[fd] = ready
+	w.count++
+	w.mu.Unlock()
+	err := w.control(unix.EPOLL_CTL_ADD, fd)
+	if err != nil {
+		w.forget(fd)
+	}
+	return err
+}
+
+// remove takes fd out, while it is still open.
+func (w *watcher) remove(fd int) {
+	w.forget(fd)
+	_ = w.control(unix.EPOLL_CTL_DEL, fd)
+}
+
+func (w *watcher) forget(fd int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.parked[fd] = nil
+	if w.count--; w.count == 0 {
+		w.parked = nil
+	}
+}
+
+func (w *watcher) control(op, fd int) error {
+	var err error
+	e := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLONESHOT, Fd: int32(fd)}
+	if cerr := w.raw.Control(func(ep uintptr) { err = unix.EpollCtl(int(ep), op, fd, &e) }); cerr != nil {
+		return cerr
+	}
+	return err
+}
+
+const notParked = -1
+
+// Interrupt makes Fill return os.ErrDeadlineExceeded instead of waiting, until Resume.
+func (c *TCPConn) Interrupt() { _ = c.f.SetReadDeadline(time.Unix(1, 0)) }
+
+// Park makes an idle connection cost no goroutine and nothing of the runtime's poller: ready is
+// called when something can be read or the connection broke. ready must not block. Nobody may
+// be using the connection but for Close, Abort and Broken, which do not call ready; before any
+// other use comes Resume. False says that it cannot be parked.
+func (c *TCPConn) Park(ready func()) bool {
+	w := c.d.watch.Load()
+	if w == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	fd, err := notParked, error(nil)
+	cerr := c.raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
+	if cerr != nil || err != nil {
+		return false
+	}
+	// From here on only the copy holds the connection open.
+	c.f.Close()
+	c.f, c.raw, c.fd, c.w = nil, nil, fd, w
+	if w.add(fd, ready) == nil {
+		return true
+	}
+	_ = c.unpark()
+	return false
+}
+
+// Resume undoes Interrupt and Park.
+func (c *TCPConn) Resume() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return os.ErrClosed
+	case c.fd != notParked:
+		c.w.remove(c.fd)
+		return c.unpark()
+	default:
+		return c.f.SetReadDeadline(time.Time{})
+	}
+}
+
+// unpark hands the descriptor back to the runtime's poller.
+func (c *TCPConn) unpark() error {
+	f := os.NewFile(uintptr(c.fd), "tcp")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		c.closed = true
+	}
+	c.f, c.raw, c.fd, c.w = f, raw, notParked, nil
+	return err
+}
+
+// control calls f with the descriptor, parked or not.
+func (c *TCPConn) control(f func(fd uintptr)) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return os.ErrClosed
+	case c.fd != notParked:
+		f(uintptr(c.fd))
+		return nil
+	default:
+		return c.raw.Control(f)
+	}
+}
+
+// close closes the descriptor once.
+func (c *TCPConn) close() error {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return os.ErrClosed
+	}
+	c.closed = true
+	if c.fd == notParked {
+		c.mu.Unlock()
+		return c.f.Close()
+	}
+	defer c.mu.Unlock()
+	c.w.remove(c.fd)
+	err := unix.Close(c.fd)
+	c.w = nil
+	return err
+}
