@@ -47,7 +47,7 @@ type hop struct {
 func (k *kernel) look() (Snapshot, error) {
 	k.mu.Lock()
 	broken, allLost := k.broken, k.allLost
-	k.broken, k.allLost, k.looking = map[int]bool{}, false, true
+	k.broken, k.allLost, k.seen.looking = map[int]bool{}, false, true
 	k.mu.Unlock()
 	for n := range k.macs {
 		if allLost || broken[n.index] {
@@ -181,9 +181,13 @@ func (k *kernel) assemble(l listing) Snapshot {
 	}
 	sortInterfaces(s.Interfaces)
 	s.Gateways = k.routers(l, names)
+	gateways := map[neighbour]bool{}
+	for _, h := range l.hops {
+		gateways[h.neighbour] = true
+	}
 	k.mu.Lock()
-	k.vpns, k.looking = vpns, false
-	k.mu.Unlock()
+	defer k.mu.Unlock()
+	k.seen = seen{gateways: gateways, vpns: vpns}
 	return s
 }
 
@@ -202,22 +206,19 @@ func (k *kernel) routers(l listing, names map[int]string) []Gateway {
 		return cmp.Or(a.metric-b.metric, a.addr.Compare(b.addr), a.index-b.index)
 	})
 	var out []Gateway
-	gateways, macs := map[neighbour]bool{}, map[neighbour]string{}
+	listed, macs := map[neighbour]bool{}, map[neighbour]string{}
 	for _, h := range l.hops {
 		name := names[h.index]
-		if name == "" || gateways[h.neighbour] {
+		if name == "" || listed[h.neighbour] {
 			continue
 		}
-		gateways[h.neighbour] = true
+		listed[h.neighbour] = true
 		if mac := cmp.Or(now[h.neighbour], k.macs[h.neighbour]); mac != "" {
 			macs[h.neighbour] = mac
 		}
 		out = append(out, Gateway{Addr: h.addr, MAC: macs[h.neighbour], Interface: name})
 	}
 	k.macs = macs
-	k.mu.Lock()
-	k.gateways = gateways
-	k.mu.Unlock()
 	return out
 }
 

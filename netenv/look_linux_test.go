@@ -234,7 +234,7 @@ func TestWhichNotificationsMatter(t *testing.T) {
 		{"cut neighbour", netlink.Message{Header: netlink.Header{Type: unix.RTM_NEWNEIGH}, Data: []byte{2}}, true, 0},
 	} {
 		k := kernelOf()
-		k.gateways, k.vpns = map[neighbour]bool{{gw, 2}: true}, map[int]bool{4: true}
+		k.seen = seen{gateways: map[neighbour]bool{{gw, 2}: true}, vpns: map[int]bool{4: true}}
 		if got := k.matter([]netlink.Message{c.m}); got != c.matters {
 			t.Errorf("%s: matters %v, want %v", c.name, got, c.matters)
 		}
@@ -242,7 +242,7 @@ func TestWhichNotificationsMatter(t *testing.T) {
 			t.Errorf("%s: broken links %v", c.name, k.broken)
 		}
 		if !c.matters { // while a look is on, what it will find is not known yet
-			k.looking = true
+			k.seen.looking = true
 			if !k.matter([]netlink.Message{c.m}) {
 				t.Errorf("%s: passed over during a look", c.name)
 			}

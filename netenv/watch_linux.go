@@ -39,12 +39,17 @@ type kernel struct {
 
 	macs map[neighbour]string // of gateways, since they are there without a break; look's own
 
-	mu       sync.Mutex
-	looking  bool               // a look has begun, so what is below is about to be replaced
-	gateways map[neighbour]bool // those of the last look
-	vpns     map[int]bool       // indexes of VPN interfaces at the last look
-	broken   map[int]bool       // indexes of links that went away since the last look
-	allLost  bool               // notifications were lost: any link may have gone away
+	mu      sync.Mutex
+	seen    seen
+	broken  map[int]bool // indexes of links that went away since the last look began
+	allLost bool         // notifications were lost: any link may have gone away
+}
+
+// seen is what the last look found, by which notifications are measured. Its maps never change.
+type seen struct {
+	looking  bool // another look has begun, so this is about to be replaced
+	gateways map[neighbour]bool
+	vpns     map[int]bool // indexes of VPN interfaces
 }
 
 func open(o Options) (source, error) { return openKernel(o, eventBuffer) }
@@ -118,45 +123,54 @@ func (k *kernel) loseAll() {
 	k.allLost = true
 }
 
-// matter reports whether a look may find something new after these notifications. Busy
-// networks have many that say nothing: neighbours that are no gateways, foreign routes.
+// matter reports whether a look may find something new after these notifications, and notes the
+// links that went away. Busy networks have many notifications that say nothing: neighbours that
+// are no gateways, foreign routes.
 func (k *kernel) matter(msgs []netlink.Message) bool {
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	matters := k.looking
+	last := k.seen
+	k.mu.Unlock()
+	matters := last.looking
+	var broken []int
 	for _, m := range msgs {
 		switch m.Header.Type {
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			matters = k.linkMatters(m) || matters
+			index, gone, counts := readLink(m)
+			if gone {
+				broken = append(broken, index)
+			}
+			matters = matters || counts
 		case unix.RTM_NEWADDR, unix.RTM_DELADDR, unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 			matters = true
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			matters = k.routeMatters(m.Data) || matters
+			matters = matters || last.routeMatters(m.Data)
 		case unix.RTM_NEWNEIGH:
-			matters = k.neighbourMatters(m.Data) || matters
+			matters = matters || last.neighbourMatters(m.Data)
 		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, index := range broken {
+		k.broken[index] = true
 	}
 	return matters
 }
 
-// linkMatters notes the links that went away, be it for a moment only.
-func (k *kernel) linkMatters(m netlink.Message) bool {
+// readLink reads which link it is about, and whether that went away, be it for a moment only.
+func readLink(m netlink.Message) (index int, gone, counts bool) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
-		return true
+		return 0, false, true
 	}
 	if m.Data[0] == unix.AF_BRIDGE { // about a port of a bridge; the link itself is told apart
-		return false
+		return 0, false, false
 	}
-	index, flags := int(nlenc.Int32(m.Data[4:8])), nlenc.Uint32(m.Data[8:12])
-	if m.Header.Type == unix.RTM_DELLINK || flags&unix.IFF_RUNNING == 0 {
-		k.broken[index] = true
-	}
-	return true
+	flags := nlenc.Uint32(m.Data[8:12])
+	return int(nlenc.Int32(m.Data[4:8])), m.Header.Type == unix.RTM_DELLINK || flags&unix.IFF_RUNNING == 0, true
 }
 
 // routeMatters is true for default routes, for what leads or may lead into a VPN, and for what
 // is not understood.
-func (k *kernel) routeMatters(b []byte) bool {
+func (s seen) routeMatters(b []byte) bool {
 	if len(b) < unix.SizeofRtMsg {
 		return true
 	}
@@ -169,14 +183,14 @@ func (k *kernel) routeMatters(b []byte) bool {
 	}
 	for _, a := range attrs {
 		if a.Type == unix.RTA_OIF && len(a.Data) == 4 {
-			return k.vpns[int(nlenc.Uint32(a.Data))]
+			return s.vpns[int(nlenc.Uint32(a.Data))]
 		}
 	}
 	return true // several next hops, or one of the kernel's objects
 }
 
 // neighbourMatters is true for what the neighbour table learns about a gateway.
-func (k *kernel) neighbourMatters(b []byte) bool {
+func (s seen) neighbourMatters(b []byte) bool {
 	if len(b) < unix.SizeofNdMsg {
 		return true
 	}
@@ -190,7 +204,7 @@ func (k *kernel) neighbourMatters(b []byte) bool {
 	}
 	for _, a := range attrs {
 		if addr, ok := netip.AddrFromSlice(a.Data); ok && a.Type == unix.NDA_DST {
-			return k.gateways[neighbour{addr, index}]
+			return s.gateways[neighbour{addr, index}]
 		}
 	}
 	return false
