@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 func checkPath(v any) (message, suggestion string) {
@@ -24,6 +25,14 @@ func checkPath(v any) (message, suggestion string) {
 func checkFailOpen(v any) (message, suggestion string) {
 	if v == true {
 		return "on is not available in this version: it always fails closed", ""
+	}
+	return "", ""
+}
+
+// checkAskTimeout refuses what nobody could answer in, and what outlives every connection.
+func checkAskTimeout(v any) (message, suggestion string) {
+	if d := v.(time.Duration); d < time.Second || d > time.Hour {
+		return fmt.Sprintf("want 1s to 1h, got %s", d), ""
 	}
 	return "", ""
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"path/filepath"
 	"strings"
 	"time"
@@ -63,7 +64,8 @@ type Value struct {
 	// Inactive says why a stored value is not used, "" if it is. The value is then the default.
 	Inactive string
 
-	v any
+	v      any
+	stored any // what Inactive speaks of
 }
 
 // Any returns the value as the Go type that the setting's Type names.
@@ -79,6 +81,7 @@ func (v Value) Rules() []RuleText {
 type Config struct {
 	values   map[string]Value
 	profiles []ProfileSpec
+	byName   map[string]int // -> index of profiles
 	preset   string
 	warnings Problems
 	lines    map[string][]string // of every file, for excerpts
@@ -171,39 +174,55 @@ func lineOf(lines map[string][]string, p Position) string {
 
 // fingerprint digests all that Equal compares, in an order that does not depend on maps.
 func (c *Config) fingerprint() {
-	h := sha256.New()
+	h, table := sha256.New(), Table()
 	fmt.Fprintf(h, "%q %q\n", c.preset, c.paths)
 	digest := func(values map[string]Value) {
-		for _, s := range Table() {
+		for _, s := range table {
 			if v, ok := values[s.Key]; ok {
-				fmt.Fprintf(h, "%s %#v\n", s.Key, v)
+				fmt.Fprintf(h, "%s %#v %q %s", s.Key, v.Origin, v.Inactive, FormatValue(v.v))
+				digestPositions(h, v.v)
 			}
 		}
 	}
 	digest(c.values)
-	for _, p := range c.profiles {
-		fmt.Fprintf(h, "%#v %q %#v\n", p.Position, p.Name, p.Match)
+	for i := range c.profiles {
+		p := &c.profiles[i]
+		fmt.Fprintf(h, "%#v %q %#v %q %d %q %q\n", p.Position, p.Name, p.Match, p.Layers, p.Origin, p.Created.Format(time.RFC3339Nano), p.Facts)
+		if p.When != nil {
+			fmt.Fprintf(h, "%#v %s\n", p.When.Position, p.When.flow())
+		}
 		digest(p.values)
 	}
 	h.Sum(c.sum[:0])
+}
+
+// digestPositions tells lists apart that say the same in different places.
+func digestPositions(h io.Writer, v any) {
+	switch v := v.(type) {
+	case []RuleText:
+		for _, item := range v {
+			fmt.Fprintf(h, " %#v", item)
+		}
+	case []RatingRule:
+		for _, r := range v {
+			fmt.Fprintf(h, " %#v", r.Position)
+		}
+	}
+	fmt.Fprintln(h)
 }
 
 // LayersOf returns the profiles that lie under one, the nearest first, with those that lie under
 // these: each layer is followed by its own layers, and what is named twice counts where it is
 // named first. Profiles with a condition are not among them.
 func (c *Config) LayersOf(name string) []string {
-	byName := make(map[string]*ProfileSpec, len(c.profiles))
-	for i := range c.profiles {
-		byName[c.profiles[i].Name] = &c.profiles[i]
-	}
 	seen, order := map[string]bool{name: true}, []string(nil)
 	var visit func(name string)
 	visit = func(name string) {
-		p := byName[name]
-		if p == nil {
+		i, ok := c.byName[name]
+		if !ok {
 			return
 		}
-		for _, layer := range p.Layers {
+		for _, layer := range c.profiles[i].Layers {
 			if !seen[layer] {
 				seen[layer] = true
 				order = append(order, layer)

@@ -1,8 +1,17 @@
 package config
 
 import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
+
+	"go.yaml.in/yaml/v3"
 )
 
 const (
@@ -35,3 +44,249 @@ func (d *Data) Paths() []string {
 }
 
 func (d *Data) path(name string) string { return filepath.Join(d.dir, name) }
+
+// profilePath is the file of a new profile: a name that every file system takes, and a digest
+// that tells names apart that look alike there.
+func (d *Data) profilePath(name string) string {
+	safe := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '_' {
+			return r
+		}
+		return '-'
+	}, name)
+	sum := sha256.Sum256([]byte(name))
+	return d.path(filepath.Join(profilesDir, fmt.Sprintf("%s-%x.yaml", strings.Trim(safe[:min(len(safe), 40)], "-"), sum[:4])))
+}
+
+// read returns config.json and the profiles, as far as they are there.
+func (d *Data) read(w *walker) []file {
+	if d.dir == "" {
+		return d.readMemory(w)
+	}
+	var files []file
+	if !w.safeDir(d.dir) {
+		return nil
+	}
+	if data, ok := w.readFile(d.path(runtimeFile), true); ok {
+		files = append(files, file{path: d.path(runtimeFile), data: data})
+	}
+	for _, path := range w.listProfiles(d.path(profilesDir)) {
+		if data, ok := w.readFile(path, false); ok {
+			files = append(files, file{path: path, data: data})
+		}
+	}
+	return files
+}
+
+func (d *Data) readMemory(w *walker) []file {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var files []file
+	for path, data := range d.memory {
+		if path != temporaryFile {
+			files = append(files, file{path: path, data: data})
+			w.keepLines(path, data)
+		}
+	}
+	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.path, b.path) })
+	return files
+}
+
+// safeDir reports whether a directory is there that nobody else can write to.
+func (w *walker) safeDir(dir string) bool {
+	f, err := os.Open(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	if err == nil {
+		defer f.Close()
+		err = checkDir(f)
+	}
+	if err != nil {
+		w.problem(Position{File: dir}, "", explain(err), "")
+	}
+	return err == nil
+}
+
+// listProfiles returns profiles/*.yaml in lexical order.
+func (w *walker) listProfiles(dir string) []string {
+	if !w.safeDir(dir) {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		w.problem(Position{File: dir}, "", explain(err), "")
+		return nil
+	}
+	var paths []string
+	for _, e := range entries { // sorted by name
+		path := filepath.Join(dir, e.Name())
+		switch ext := filepath.Ext(path); {
+		case strings.HasPrefix(e.Name(), "."): // an editor's own files, and ours while they are written
+		case ext == ".yaml":
+			paths = append(paths, path)
+		case !strings.HasPrefix(ext, copySuffix):
+			w.warn(Position{File: path}, "", "ignored: only files named *.yaml are read here")
+		}
+	}
+	return paths
+}
+
+// document is one file of the Data.
+type document struct {
+	path    string
+	before  []byte // as it is stored; nil: it is not
+	after   []byte // what an Edit makes of it
+	removed bool   // by an Edit
+	touched bool   // by an Edit, in its tree
+
+	root    *yaml.Node
+	broken  *Problem     // why it cannot be decoded
+	old     bool         // it was migrated
+	version int          // before that
+	name    string       // of the profile
+	spec    *ProfileSpec // what an Edit makes of the profile
+}
+
+func (m *merger) documents(d *Data) []*document {
+	var docs []*document
+	for _, f := range d.read(m.w) {
+		doc := &document{path: f.path, before: f.data}
+		doc.put(f.data)
+		doc.version, doc.old = m.w.migrate(doc.root)
+		docs = append(docs, doc)
+	}
+	return docs
+}
+
+// put replaces the text.
+func (doc *document) put(data []byte) {
+	doc.after, doc.spec = data, nil
+	doc.root, doc.broken = decode(doc.path, data)
+	doc.name = nameIn(doc.root)
+}
+
+// nameIn finds the name of the profile in a tree that may have any other fault.
+func nameIn(root *yaml.Node) string {
+	list := child(root, "profiles")
+	if list == nil || list.Kind != yaml.SequenceNode || len(list.Content) != 1 {
+		return ""
+	}
+	if name := child(resolve(list.Content[0]), "name"); name != nil && name.Kind == yaml.ScalarNode {
+		return name.Value
+	}
+	return ""
+}
+
+// child returns the value of a key, nil if there is none.
+func child(n *yaml.Node, key string) *yaml.Node {
+	if n == nil || n.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			return resolve(n.Content[i+1])
+		}
+	}
+	return nil
+}
+
+// data reads the Data, tries changes of it, and merges it. It returns what the changes are.
+func (m *merger) data(d *Data, ops []operation) *plan {
+	docs := m.documents(d)
+	if ops != nil { // an Edit, if only to bring old files up to date
+		e := &editor{m: m, data: d, docs: docs}
+		for i := range ops {
+			e.do(&ops[i])
+		}
+		e.finish()
+		docs = e.docs
+	}
+	var specs []ProfileSpec
+	for _, doc := range docs {
+		switch {
+		case doc.removed:
+		case doc.broken != nil:
+			m.w.problem(doc.broken.Position, doc.broken.Key, doc.broken.Message+"; mend the file, or remove it with all that it holds", "")
+		case doc.path == d.path(runtimeFile):
+			m.runtimeSettings(doc)
+		default:
+			specs = append(specs, m.w.profileFile(doc)...)
+		}
+		if doc.old && !doc.removed {
+			m.w.warn(Position{File: doc.path}, "version", fmt.Sprintf("version %d is read as %d; the next change writes it anew and keeps a copy", doc.version, fileVersion))
+		}
+	}
+	layers := make(map[string][]string, len(specs))
+	for i := range specs {
+		layers[specs[i].Name] = specs[i].Layers
+	}
+	m.addStored(specs)
+	return newPlan(docs, layers)
+}
+
+// runtimeSettings merges config.json below what people set in their files.
+func (m *merger) runtimeSettings(doc *document) {
+	s := &scope{file: doc.path, kind: FromRuntime, keys: []string{"version"}, values: map[string]Value{}}
+	m.w.root(s, doc.root, false, func(name string, key, value *yaml.Node) {
+		if m.w.children[name] != nil {
+			m.w.subsection(s, name, key, value)
+		} else {
+			m.w.unknown(s, "", key)
+		}
+	})
+	for key := range s.values {
+		if m.v.Get(key).(Value).Origin.Kind > FromRuntime {
+			delete(s.values, key)
+		}
+	}
+	m.merge(s.values)
+}
+
+// profileFile reads the one profile of a file.
+func (w *walker) profileFile(doc *document) []ProfileSpec {
+	before := len(w.problems)
+	list := w.profileDocument(&scope{file: doc.path, kind: FromRuntime}, doc.root)
+	if len(list) != 1 && len(w.problems) == before {
+		w.problem(Position{File: doc.path, Line: 1, Col: 1}, "profiles", fmt.Sprintf("want one profile in each file here, got %d", len(list)), "")
+	}
+	return list
+}
+
+// profileDocument reads a file that has profiles only.
+func (w *walker) profileDocument(s *scope, root *yaml.Node) (list []ProfileSpec) {
+	s.keys, s.bare = []string{"version", "profiles"}, true
+	w.root(s, root, false, func(name string, key, value *yaml.Node) {
+		if name == "profiles" {
+			list = w.profileList(s, value)
+		} else {
+			w.unknown(s, "", key)
+		}
+	})
+	if root != nil && root.Kind == yaml.MappingNode && child(root, "profiles") == nil {
+		w.problem(Position{File: s.file, Line: 1, Col: 1}, "profiles", "missing; want profiles: with a list of profiles", "")
+	}
+	return list
+}
+
+// addStored adds the profiles of the Data behind those of the human's file, first what people
+// made. One that the program made gives way to one of the same name.
+func (m *merger) addStored(specs []ProfileSpec) {
+	slices.SortStableFunc(specs, func(a, b ProfileSpec) int {
+		if a.Origin != b.Origin {
+			return int(a.Origin) - int(b.Origin)
+		}
+		return strings.Compare(a.Name, b.Name)
+	})
+	for _, p := range specs {
+		other := m.profile(p.Name)
+		switch {
+		case other == nil:
+			m.add(p)
+		case other.Origin == Pinned && p.Origin == Automatic:
+			m.w.warn(p.Position, fmt.Sprintf("profiles[%s]", p.Name), fmt.Sprintf("not used: the profile of that name at %s:%d counts", other.File, other.Line))
+		default:
+			m.sameName(p, other)
+		}
+	}
+}

@@ -18,13 +18,6 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// document is one file as a tree of nodes with positions. root is nil if the file is empty.
-type document struct {
-	file   string
-	dropIn bool // a file of conf.d: needs no version
-	root   *yaml.Node
-}
-
 // decode reads one file by its extension. A problem of a decoder has the line it names.
 func decode(file string, data []byte) (*yaml.Node, *Problem) {
 	if !utf8.Valid(data) {
@@ -139,6 +132,9 @@ func decodeTOML(file string, data []byte) (*yaml.Node, *Problem) {
 			t.names[strings.ToLower(name)] = name
 		}
 	}
+	for _, name := range conditionKeys() {
+		t.names[strings.ToLower(name)] = name
+	}
 	settings := v.AllSettings()
 	if len(settings) == 0 {
 		return nil, nil
@@ -178,6 +174,8 @@ func (t *tomlTree) node(path string, v any) *yaml.Node {
 		n.Tag, n.Value = "!!bool", strconv.FormatBool(v)
 	case int64:
 		n.Tag, n.Value = "!!int", strconv.FormatInt(v, 10)
+	case nil:
+		n.Tag = "!!null"
 	case time.Time:
 		n.Tag, n.Value = "!!timestamp", v.String()
 	default:
@@ -186,7 +184,7 @@ func (t *tomlTree) node(path string, v any) *yaml.Node {
 	return n
 }
 
-func sortedKeys(m map[string]any) []string {
+func sortedKeys[V any](m map[string]V) []string {
 	names := make([]string, 0, len(m))
 	for name := range m {
 		names = append(names, name)

@@ -67,7 +67,7 @@ func (w *walker) readFile(path string, optional bool) ([]byte, bool) {
 		w.problem(at, "", explain(err), "")
 		return nil, false
 	}
-	w.lines[path] = strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n")
+	w.keepLines(path, data)
 	return data, true
 }
 

@@ -5,95 +5,20 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
 
-const maxProfileName = 64
-
 // tagNames are the tags that attribution can tell in this version; missingTags come later.
 var (
-	tagNames    = []string{"systemd-unit", "container", "user", "special"}
-	missingTags = []string{"cgroup", "flatpak", "snap", "appimage", "script", "device"}
+	tagNames    = []string{"systemd-unit", "container", "cgroup", "flatpak", "snap", "appimage", "script", "user", "special"}
+	missingTags = []string{"device"}
 )
 
 // SpecialProfiles are the values of the tag "special": identities that stand in where there
 // is no program.
-func SpecialProfiles() []string { return []string{"unidentified", "unsolicited", "system", "self"} }
-
-// profileList reads the key "profiles" of one file.
-func (w *walker) profileList(file string, n *yaml.Node) []ProfileSpec {
-	s := &scope{file: file}
-	if n.Tag == "!!null" {
-		return nil
-	}
-	if n.Kind != yaml.SequenceNode {
-		w.problem(s.at(n), "profiles", "want a list of profiles, each with name and match, got "+describe(n.Value, n.Tag), "")
-		return nil
-	}
-	var list []ProfileSpec
-	for i, item := range n.Content {
-		item = resolve(item)
-		if item.Kind != yaml.MappingNode {
-			w.problem(s.at(item), fmt.Sprintf("profiles[%d]", i), "want a profile with name and match, got "+describe(item.Value, item.Tag), "")
-			continue
-		}
-		list = append(list, w.profile(file, i, item))
-	}
-	return list
-}
-
-func (w *walker) profile(file string, index int, n *yaml.Node) ProfileSpec {
-	s := &scope{file: file, app: true, prefix: fmt.Sprintf("profiles[%d]", index), keys: []string{"name", "match"}, values: map[string]Value{}}
-	p := ProfileSpec{Position: s.at(n), values: s.values}
-	hasName, hasMatch := false, false
-	for i := 0; i+1 < len(n.Content); i += 2 { // the messages name the profile
-		if v := resolve(n.Content[i+1]); n.Content[i].Value == "name" && v.Tag == "!!str" && validName(v.Value) {
-			s.prefix = fmt.Sprintf("profiles[%s]", v.Value)
-		}
-	}
-	w.fields(s, "", n, func(name string, key, value *yaml.Node) {
-		switch {
-		case name == "name":
-			hasName = true
-			p.Name = w.profileName(s, value)
-		case name == "match":
-			hasMatch = true
-			p.Match = w.matchList(s, value)
-		case w.children[name] != nil:
-			w.subsection(s, name, key, value)
-		default:
-			w.unknown(s, "", key)
-		}
-	})
-	if !hasName {
-		w.problem(p.Position, s.prefix, "want a name", "")
-	}
-	if !hasMatch {
-		w.problem(p.Position, s.prefix, "want match: without it the profile would never apply", "")
-	}
-	return p
-}
-
-func (w *walker) profileName(s *scope, n *yaml.Node) string {
-	switch {
-	case n.Kind != yaml.ScalarNode || n.Tag != "!!str":
-		w.problem(s.at(n), s.name("name"), "want text in quotes, got "+describe(n.Value, n.Tag), "")
-	case !validName(n.Value):
-		w.problem(s.at(n), s.name("name"), fmt.Sprintf("want 1 to %d printable characters without spaces around them, got %q", maxProfileName, n.Value), "")
-	case slices.Contains(SpecialProfiles(), n.Value) || n.Value == "global":
-		w.problem(s.at(n), s.name("name"), fmt.Sprintf("%q is the name of a built-in profile; match it with {tag: special, equals: …} under a name of your own", n.Value), "")
-	default:
-		return n.Value
-	}
-	return ""
-}
-
-func validName(s string) bool {
-	return s != "" && utf8.RuneCountInString(s) <= maxProfileName && strings.TrimSpace(s) == s &&
-		!strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+func SpecialProfiles() []string {
+	return []string{"unidentified", "unsolicited", "system", "system-resolver", "self"}
 }
 
 func (w *walker) matchList(s *scope, n *yaml.Node) []Fingerprint {

@@ -87,14 +87,11 @@ func TestProblems(t *testing.T) {
 			`gatun.yaml:18:12: core/logLevel: want text, got nothing`,
 		}},
 		{"not there yet", "version: 1\npreset: gateway\ntunnels: []\ngateway: {}\nlists: []\ngeo: {}\nfilter:\n  lists: [TRAC]\n  askTimeout: 5s\n  defaultAction: ask\ntunnel: {use: on}\ncore: {listenAddress: \"127.0.0.1:1\"}\ndns: {nameservers: [\"dot://192.0.2.53\"]}\n", []string{
-			`gatun.yaml:2:9: preset: "gateway" is not available in this version: it needs the gateway mode`,
 			`gatun.yaml:3:1: tunnels: not available in this version: it needs tunnels`,
 			`gatun.yaml:4:1: gateway: not available in this version: it needs the gateway mode`,
 			`gatun.yaml:5:1: lists: not available in this version: it needs filter lists`,
 			`gatun.yaml:6:1: geo: not available in this version: it needs country and ASN data`,
 			`gatun.yaml:8:3: filter/lists: not available in this version: it needs filter lists`,
-			`gatun.yaml:9:3: filter/askTimeout: not available in this version: it needs prompts`,
-			`gatun.yaml:10:18: filter/defaultAction: "ask" is not available in this version: it needs prompts`,
 			`gatun.yaml:11:10: tunnel/use: not available in this version: it needs tunnels`,
 			`gatun.yaml:12:8: core/listenAddress: not available in this version: it needs the API over TCP`,
 			`gatun.yaml:13:22: dns/nameservers[0]: dot:// is not available in this version: it needs encrypted resolvers`,
@@ -145,7 +142,6 @@ func TestProfileProblems(t *testing.T) {
 		{"no map", "profiles: [curl]", []string{`gatun.yaml:2:12: profiles[0]: want a profile with name and match, got "curl"`}},
 		{"bare", "profiles:\n  - {}", []string{
 			"gatun.yaml:3:5: profiles[0]: want a name",
-			"gatun.yaml:3:5: profiles[0]: want match: without it the profile would never apply",
 		}},
 		{"names", "profiles:\n  - {name: 7, match: [{path: /a}]}\n  - {name: \" a\", match: [{path: /a}]}\n  - {name: unidentified, match: [{path: /a}]}\n  - {name: a, match: [{path: /a}]}\n  - {name: a, match: [{path: /b}]}", []string{
 			"gatun.yaml:3:12: profiles[0]/name: want text in quotes, got the number 7",
@@ -153,7 +149,7 @@ func TestProfileProblems(t *testing.T) {
 			`gatun.yaml:5:12: profiles[unidentified]/name: "unidentified" is the name of a built-in profile; match it with {tag: special, equals: …} under a name of your own`,
 			"gatun.yaml:7:5: profiles[a]: there is already a profile of that name at FILE:6",
 		}},
-		{"match", "profiles:\n  - name: a\n    match:\n      - /usr/bin/curl\n      - {}\n      - {paths: /x}\n      - {path: curl}\n      - {path: /a, cmdline: b}\n      - {path: /a, prefix: /b}\n      - {path: {prefx: /b}}\n      - {tag: systemd-unit}\n      - {tag: systemdunit, equals: x}\n      - {tag: flatpak, equals: x}\n      - {tag: special, equals: unidentifed}\n      - {cmdline: {regex: \"a(\"}}\n      - {equals: x}\n      - {env: [A], equals: x}\n      - {path: \"\"}", []string{
+		{"match", "profiles:\n  - name: a\n    match:\n      - /usr/bin/curl\n      - {}\n      - {paths: /x}\n      - {path: curl}\n      - {path: /a, cmdline: b}\n      - {path: /a, prefix: /b}\n      - {path: {prefx: /b}}\n      - {tag: systemd-unit}\n      - {tag: systemdunit, equals: x}\n      - {tag: device, equals: x}\n      - {tag: special, equals: unidentifed}\n      - {cmdline: {regex: \"a(\"}}\n      - {equals: x}\n      - {env: [A], equals: x}\n      - {path: \"\"}", []string{
 			`gatun.yaml:5:9: profiles[a]/match[0]: want {path: …}, {cmdline: …}, {env: NAME, equals: …} or {tag: NAME, equals: …}, got "/usr/bin/curl"`,
 			`gatun.yaml:6:9: profiles[a]/match[1]: want path, cmdline, env or tag`,
 			`gatun.yaml:7:10: profiles[a]/match[2]/paths: unknown key (did you mean "path"?)`,
@@ -162,9 +158,9 @@ func TestProfileProblems(t *testing.T) {
 			`gatun.yaml:10:20: profiles[a]/match[5]: has equals and prefix; want one of them (did you mean "{path: {prefix: /b}}"?)`,
 			`gatun.yaml:11:17: profiles[a]/match[6]/path/prefx: unknown key (did you mean "prefix"?)`,
 			`gatun.yaml:12:9: profiles[a]/match[7]: want equals, prefix or regex with a value`,
-			`gatun.yaml:13:9: profiles[a]/match[8]: unknown tag "systemdunit"; want systemd-unit, container, user or special (did you mean "systemd-unit"?)`,
-			`gatun.yaml:14:9: profiles[a]/match[9]: tag flatpak is not available in this version`,
-			`gatun.yaml:15:9: profiles[a]/match[10]: want equals: unidentified, unsolicited, system or self (did you mean "unidentified"?)`,
+			`gatun.yaml:13:9: profiles[a]/match[8]: unknown tag "systemdunit"; want systemd-unit, container, cgroup, flatpak, snap, appimage, script, user or special (did you mean "systemd-unit"?)`,
+			`gatun.yaml:14:9: profiles[a]/match[9]: tag device is not available in this version`,
+			`gatun.yaml:15:9: profiles[a]/match[10]: want equals: unidentified, unsolicited, system, system-resolver or self (did you mean "unidentified"?)`,
 			"gatun.yaml:16:27: profiles[a]/match[11]/cmdline/regex: not a regular expression: missing closing ): `a(`",
 			`gatun.yaml:17:9: profiles[a]/match[12]: want path, cmdline, env or tag`,
 			`gatun.yaml:18:15: profiles[a]/match[13]/env: want text in quotes, got a list`,

@@ -123,15 +123,39 @@ type Setting struct {
 	Check func(v any) (message, suggestion string)
 
 	// Missing names the part of the program that will give the setting its effect, "" if it
-	// is there. Setting it is refused until then: nothing may look enforced that is not.
+	// is there. Changing it is refused until then, and stating the default is worth a warning:
+	// nothing may look enforced that is not.
 	Missing string
 	// Outside says how to set what a file cannot, "" for all others: the client commands need
 	// it as well, and they do not read the daemon's file.
 	Outside string
 	// MissingPerApp is the same for the setting in a profile.
 	MissingPerApp string
-	// MissingValues are the values of PossibleValues that need a part which is not there.
-	MissingValues map[string]string
+}
+
+// refusal says why the setting cannot be set in a file, or in a profile of one.
+func (s *Setting) refusal(app bool) string {
+	switch {
+	case s.Outside != "":
+		return "cannot be set in a file, because the client commands need it too; use " + s.Outside
+	case app && !s.PerApp:
+		return "cannot be set per app; set it at the top of the file"
+	case app && s.MissingPerApp != "":
+		return "cannot be set per app in this version: it needs " + s.MissingPerApp
+	}
+	return ""
+}
+
+// Values lists what the setting can be, for completion; nil where that is open.
+func (s *Setting) Values() []string {
+	switch s.Type {
+	case TypeBool:
+		return []string{"on", "off"}
+	case TypeGrade:
+		return []string{"off", "trusted", "untrusted", "danger", "on"}
+	default:
+		return s.PossibleValues
+	}
 }
 
 // parse reads a scalar as the file spells it. tag is the YAML tag of an unquoted scalar, or
@@ -174,7 +198,7 @@ func parseGrade(text string) (any, string, string) {
 	case "off", "false":
 		return Off, "", ""
 	}
-	names := []string{"off", "trusted", "untrusted", "danger", "on"}
+	names := (&Setting{Type: TypeGrade}).Values()
 	for g, name := range names {
 		if text == name {
 			return Grade(g), "", ""
@@ -227,13 +251,9 @@ func (s *Setting) parseString(text, tag string) (any, string, string) {
 		return text, "", ""
 	}
 	for _, v := range s.PossibleValues {
-		if text != v {
-			continue
+		if text == v {
+			return text, "", ""
 		}
-		if part := s.MissingValues[v]; part != "" {
-			return nil, fmt.Sprintf("%q is not available in this version: it needs %s", v, part), ""
-		}
-		return text, "", ""
 	}
 	return nil, fmt.Sprintf("want %s, got %q", oneOf(s.PossibleValues), text), nearest(text, s.PossibleValues)
 }

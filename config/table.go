@@ -7,19 +7,15 @@ import (
 
 // The parts of the program that a setting may wait for.
 const (
-	needsPrompts    = "prompts"
 	needsLists      = "filter lists"
 	needsBypass     = "bypass prevention"
 	needsHeuristics = "domain heuristics"
-	needsRelated    = "auto-permit of related domains"
 	needsInspection = "inspection"
 	needsHistory    = "the history"
 	needsResolvers  = "the resolver selection"
 	needsTunnels    = "tunnels"
 	needsGateway    = "the gateway mode"
-	needsRatings    = "rating rules"
 	needsGeo        = "country and ASN data"
-	needsProfiles   = "automatic profiles"
 	needsTCPAPI     = "the API over TCP"
 	needsHandback   = "hand-back to the kernel"
 	needsScopes     = "the check of resolver scopes"
@@ -35,9 +31,8 @@ func Table() []Setting {
 func filterTable() []Setting {
 	return []Setting{
 		{Key: "filter/defaultAction", Name: "Default action", Type: TypeString, Default: "permit", PerApp: true,
-			Description:    "What happens to an outgoing connection that no rule mentions.",
-			PossibleValues: []string{"permit", "block", "ask"}, MissingValues: map[string]string{"ask": needsPrompts}},
-		{Key: "filter/askTimeout", Name: "Prompt time-out", Type: TypeDuration, Default: 60 * time.Second, Missing: needsPrompts,
+			Description: "What happens to an outgoing connection that no rule mentions.", PossibleValues: []string{"permit", "block", "ask"}},
+		{Key: "filter/askTimeout", Name: "Prompt time-out", Type: TypeDuration, Default: 60 * time.Second, Check: checkAskTimeout,
 			Description: "How long a connection is held for an answer before the default action is applied once."},
 		{Key: "filter/blockInternet", Name: "Block Internet access", Type: TypeGrade, Default: Off, PerApp: true,
 			Description: "Blocks connections to public addresses."},
@@ -69,7 +64,7 @@ func filterTable() []Setting {
 			Description: "Blocks generated names and tunnels through DNS."},
 		{Key: "filter/preventBypassing", Name: "Prevent bypassing", Type: TypeBool, Default: true, PerApp: true, Missing: needsBypass,
 			Description: "Blocks other ways to resolve names."},
-		{Key: "filter/autoPermitRelated", Name: "Permit related domains", Type: TypeBool, Default: false, PerApp: true, Release: Beta, Missing: needsRelated,
+		{Key: "filter/autoPermitRelated", Name: "Permit related domains", Type: TypeBool, Default: false, PerApp: true, Release: Beta,
 			Description: "Permits names that belong to the program's maker."},
 		{Key: "filter/requireEncryption", Name: "Require encryption", Type: TypeGrade, Default: Off, PerApp: true, Missing: needsInspection,
 			Description: "Blocks connections that turn out not to be encrypted."},
@@ -79,7 +74,7 @@ func filterTable() []Setting {
 			Description: "Every query on port 53 is answered by the built-in nameserver, whatever server was asked."},
 		{Key: "filter/reevaluate", Name: "Decide live connections again", Type: TypeBool, Default: true, Expertise: Expert,
 			Description: "On a change live connections are decided again and those that are no longer allowed are closed."},
-		{Key: "filter/geoMissing", Name: "Missing country data", Type: TypeString, Default: "nomatch", Expertise: Expert, Missing: needsGeo,
+		{Key: "filter/geoMissing", Name: "Missing country data", Type: TypeString, Default: "nomatch", Expertise: Expert,
 			Description: "What a rule with a country or ASN means where nothing is known of the address.", PossibleValues: []string{"nomatch", "block"}},
 		{Key: "filter/ping", Name: "Ping", Type: TypeString, Default: "permit", Expertise: Expert,
 			Description: "permit relays every ping and does not show it; rules decides and shows it like any flow.", PossibleValues: []string{"permit", "rules"}},
@@ -128,8 +123,8 @@ func otherTable() []Setting {
 	return []Setting{
 		{Key: "network/rating", Name: "Network rating", Type: TypeString, Default: "trusted",
 			Description: "How far the network is trusted; graded settings are active from their rating on.", PossibleValues: []string{"trusted", "untrusted", "danger"}},
-		{Key: "network/ratingRules", Name: "Rating rules", Type: TypeObjects, Missing: needsRatings,
-			Description: "Rate the network by what is known of it."},
+		{Key: "network/ratingRules", Name: "Rating rules", Type: TypeObjects,
+			Description: "Rate the network by what is known of it: the first rule whose conditions all hold counts, before network/rating of the file."},
 		{Key: "history/enable", Name: "History", Type: TypeBool, Default: false, PerApp: true, Missing: needsHistory,
 			Description: "Keeps ended connections on disk."},
 		{Key: "history/keep", Name: "Keep history", Type: TypeDuration, Default: 30 * 24 * time.Hour, PerApp: true, Missing: needsHistory,
@@ -145,7 +140,7 @@ func coreTable() []Setting {
 	return []Setting{
 		{Key: "core/failOpen", Name: "Fail open", Type: TypeBool, Default: false, Expertise: Expert, RestartRequired: true, Check: checkFailOpen,
 			Description: "Lets traffic pass when gatun fails. Off: a failure closes the network until `recover`."},
-		{Key: "core/autoProfiles", Name: "Automatic profiles", Type: TypeBool, Default: true, Expertise: Expert, Missing: needsProfiles,
+		{Key: "core/autoProfiles", Name: "Automatic profiles", Type: TypeBool, Default: true, Expertise: Expert,
 			Description: "Makes a profile when a program is first seen."},
 		{Key: "core/state", Name: "State directory", Type: TypeString, Default: "/var/lib/gatun", Expertise: Developer, RestartRequired: true, Check: checkPath,
 			Outside:     "--state or GATUN_STATE",
@@ -176,18 +171,21 @@ func missingSections() map[string]string {
 }
 
 // preset returns the defaults that a preset changes; ok is false for an unknown one.
-func preset(name string) (values map[string]any, missing string, ok bool) {
+func preset(name string) (values map[string]any, ok bool) {
 	switch name {
 	case "desktop":
-		return map[string]any{}, "", true
+		return map[string]any{}, true
 	case "server":
-		return map[string]any{"filter/blockInbound": Off}, "", true
-	case "gateway":
-		return nil, needsGateway, true
+		return map[string]any{"filter/blockInbound": Off, "core/autoProfiles": false}, true
+	case "gateway": // its devices are applications, so profiles are made for them
+		return map[string]any{"filter/blockInbound": Off}, true
 	default:
-		return nil, "", false
+		return nil, false
 	}
 }
+
+// missingPresets names the part of the program that a preset is made for and that is not there.
+func missingPresets() map[string]string { return map[string]string{"gateway": needsGateway} }
 
 // presets lists the names that preset knows.
 func presets() []string { return []string{"desktop", "server", "gateway"} }

@@ -16,7 +16,8 @@ type walker struct {
 	problems Problems
 	warnings Problems
 
-	checkRule func(text string) (col int, message, suggestion string) // or nil
+	checkRule  func(text string) (col int, message, suggestion string) // or nil
+	migrations map[int]migration
 }
 
 func newWalker() *walker {
@@ -32,6 +33,17 @@ func newWalker() *walker {
 		}
 	}
 	return w
+}
+
+// silent returns a walker that shares all but what it finds.
+func (w *walker) silent() *walker {
+	c := *w
+	c.problems, c.warnings = nil, nil
+	return &c
+}
+
+func (w *walker) keepLines(path string, data []byte) {
+	w.lines[path] = strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n")
 }
 
 func join(section, name string) string {
@@ -52,13 +64,21 @@ func (w *walker) warn(p Position, key, message string) {
 // scope is the place in the tree that is walked: a whole file, or one profile of it.
 type scope struct {
 	file   string
+	fixed  *Position // of everything, where it is not in a file
+	kind   OriginKind
 	app    bool   // a profile: only settings that can be set per app
+	bare   bool   // a file that has no settings
 	prefix string // of the keys in messages: "profiles[curl]"
 	keys   []string
 	values map[string]Value
 }
 
-func (s *scope) at(n *yaml.Node) Position { return Position{File: s.file, Line: n.Line, Col: n.Column} }
+func (s *scope) at(n *yaml.Node) Position {
+	if s.fixed != nil {
+		return *s.fixed
+	}
+	return Position{File: s.file, Line: n.Line, Col: n.Column}
+}
 
 func (s *scope) name(key string) string { return join(s.prefix, key) }
 
@@ -120,6 +140,10 @@ func (w *walker) unknown(s *scope, section string, key *yaml.Node) {
 		w.problem(s.at(key), key.Value, "not available in this version: it needs "+part, "")
 		return
 	}
+	if s.bare {
+		w.problem(s.at(key), key.Value, "unknown key; this file has version and profiles only", nearest(key.Value, s.keys))
+		return
+	}
 	candidates := w.children[section]
 	if section == "" {
 		candidates = slices.Concat(candidates, s.keys)
@@ -139,42 +163,47 @@ func (w *walker) unknown(s *scope, section string, key *yaml.Node) {
 
 // setting checks one value and keeps it.
 func (w *walker) setting(s *scope, set *Setting, key, value *yaml.Node) {
-	refuse := func(n *yaml.Node, message, suggestion string) {
+	message := set.refusal(s.app)
+	if message != "" {
+		w.problem(s.at(key), s.name(set.Key), message, "")
+		return
+	}
+	v, ok := w.value(s, set, value)
+	if ok && w.effective(s.at(key), s.name(set.Key), set, v) {
+		s.values[set.Key] = Value{Origin: Origin{Kind: s.kind, Position: s.at(key)}, v: v}
+	}
+}
+
+// effective refuses to change what has no effect yet. To state the default is allowed.
+func (w *walker) effective(at Position, name string, set *Setting, v any) bool {
+	switch {
+	case set.Missing == "":
+		return true
+	case FormatValue(v) == FormatValue(defaultOf(set)):
+		w.warn(at, name, "has no effect in this version: it needs "+set.Missing)
+		return true
+	default:
+		w.problem(at, name, "not available in this version: it needs "+set.Missing, "")
+		return false
+	}
+}
+
+// value reads a value of the type that the setting has.
+func (w *walker) value(s *scope, set *Setting, n *yaml.Node) (v any, ok bool) {
+	switch {
+	case set.Type == TypeObjects:
+		return w.ratingRules(s, set, n)
+	case set.Type == TypeStrings || set.Type == TypeRules:
+		return w.list(s, set, n)
+	case n.Kind != yaml.ScalarNode:
+		w.problem(s.at(n), s.name(set.Key), wanted(set)+", got "+describe("", n.Tag), "")
+		return nil, false
+	}
+	v, message, suggestion := set.parse(n.Value, n.Tag)
+	if message != "" {
 		w.problem(s.at(n), s.name(set.Key), message, suggestion)
 	}
-	switch {
-	case set.Missing != "":
-		refuse(key, "not available in this version: it needs "+set.Missing, "")
-		return
-	case set.Outside != "":
-		refuse(key, "cannot be set in a file, because the client commands need it too; use "+set.Outside, "")
-		return
-	case s.app && !set.PerApp:
-		refuse(key, "cannot be set per app; set it at the top of the file", "")
-		return
-	case s.app && set.MissingPerApp != "":
-		refuse(key, "cannot be set per app in this version: it needs "+set.MissingPerApp, "")
-		return
-	}
-	v := Value{Origin: Origin{Kind: FromFile, Position: s.at(key)}}
-	var message, suggestion string
-	switch {
-	case set.Type == TypeStrings || set.Type == TypeRules:
-		list, ok := w.list(s, set, value)
-		if !ok {
-			return
-		}
-		v.v = list
-	case value.Kind != yaml.ScalarNode:
-		message = wanted(set) + ", got " + describe("", value.Tag)
-	default:
-		v.v, message, suggestion = set.parse(value.Value, value.Tag)
-	}
-	if message != "" {
-		refuse(value, message, suggestion)
-		return
-	}
-	s.values[set.Key] = v
+	return v, message == ""
 }
 
 // wanted names the form of a scalar setting.
@@ -231,16 +260,20 @@ func (w *walker) item(set *Setting, name string, text RuleText) bool {
 	case set.Type == TypeRules && w.checkRule != nil:
 		col, message, suggestion = w.checkRule(text.Text)
 	}
-	if message != "" {
-		w.problem(place(w.lines, text, col), name, message, suggestion)
+	if message == "" {
+		return true
 	}
-	return message == ""
+	if text.Line == 0 && col > 1 { // not in a file: the caret has no line to stand under
+		message = fmt.Sprintf("character %d of %q: %s", col, text.Text, message)
+	}
+	w.problem(place(w.lines, text, col), name, message, suggestion)
+	return false
 }
 
 // textStart is the position of a scalar's first character, behind its quote.
 func textStart(s *scope, n *yaml.Node) Position {
 	p := s.at(n)
-	if n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0 {
+	if n.Style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0 && s.fixed == nil {
 		p.Col++
 	}
 	return p
