@@ -1,11 +1,13 @@
-// Package status interprets graded settings by the network rating.
+// Package status rates the network and interprets graded settings by the rating.
 //
-// profiles asks it while it resolves settings; nobody else compares grades with ratings. It
-// keeps no state and decides nothing.
+// cmd lets it Judge what netenv knows whenever that or the configuration changes; profiles asks
+// it while it resolves settings; nobody else compares grades with ratings, or looks at network
+// conditions. It also has the states of the program's parts. It keeps no state and decides nothing.
 package status
 
 import (
 	"fmt"
+	"maps"
 	"time"
 
 	"gatun/config"
@@ -68,4 +70,22 @@ type State struct {
 	Origin string          // where the rating comes from: "default", "gatun.yaml:3", "rule gatun.yaml:9"
 	Holds  map[string]bool // by name of a network-conditional profile: whether its condition holds
 	Next   time.Time       // when a condition on the time of day may change; zero: never
+}
+
+// look is how long Wait waits at most. The machine may sleep and its clock may be set, and then
+// a timer for hours comes late.
+const look = time.Minute
+
+// Equal reports whether both judge the same, whenever that may change.
+func (s State) Equal(o State) bool {
+	return s.Rating == o.Rating && s.Origin == o.Origin && maps.Equal(s.Holds, o.Holds)
+}
+
+// Wait returns after how long to Judge again because of the time of day; ok is false where no
+// condition speaks of it.
+func (s State) Wait(now time.Time) (d time.Duration, ok bool) {
+	if s.Next.IsZero() {
+		return 0, false
+	}
+	return min(max(s.Next.Sub(now.Round(0)), 0), look), true
 }
