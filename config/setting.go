@@ -131,6 +131,8 @@ type Setting struct {
 	Outside string
 	// MissingPerApp is the same for the setting in a profile.
 	MissingPerApp string
+	// MissingValues are the values of PossibleValues that need a part which is not there.
+	MissingValues map[string]string
 }
 
 // refusal says why the setting cannot be set in a file, or in a profile of one.
@@ -251,9 +253,13 @@ func (s *Setting) parseString(text, tag string) (any, string, string) {
 		return text, "", ""
 	}
 	for _, v := range s.PossibleValues {
-		if text == v {
-			return text, "", ""
+		if text != v {
+			continue
 		}
+		if part := s.MissingValues[v]; part != "" {
+			return nil, fmt.Sprintf("%q is not available in this version: it needs %s", v, part), ""
+		}
+		return text, "", ""
 	}
 	return nil, fmt.Sprintf("want %s, got %q", oneOf(s.PossibleValues), text), nearest(text, s.PossibleValues)
 }
