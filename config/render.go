@@ -100,19 +100,19 @@ func plain(v any) any {
 }
 
 // FormatValue writes a value for people: on, 60s, [a, b]. It takes what Value.Any and
-// SettingState.Value hold.
+// SettingState.Value hold, also after they were JSON.
 func FormatValue(v any) string {
-	switch v := plain(v).(type) {
+	switch v := widen(plain(v)).(type) {
 	case bool:
 		return formatSwitch(v)
-	case []string:
-		return "[" + strings.Join(v, ", ") + "]"
-	case []map[string]any:
+	case []any:
 		items := make([]string, len(v))
 		for i, item := range v {
-			items[i] = flow(item)
+			items[i] = FormatValue(item)
 		}
 		return "[" + strings.Join(items, ", ") + "]"
+	case map[string]any:
+		return flow(v)
 	default:
 		return fmt.Sprint(v)
 	}
