@@ -2,7 +2,8 @@ package profiles
 
 import (
 	"regexp"
-	"slices"
+	"regexp/syntax"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -17,9 +18,12 @@ type fingerprint struct {
 	config.Fingerprint
 	regex   *regexp.Regexp
 	score   int
-	profile int // whose it is
+	profile int                  // whose it is
+	origin  config.ProfileOrigin // who made that profile
 }
 
+// newFingerprint computes the score of policy.md section 2: the type counts most, then the
+// operation, then the length.
 func newFingerprint(f config.Fingerprint) (fingerprint, error) {
 	c := fingerprint{Fingerprint: f, score: min(utf8.RuneCountInString(f.Value), maxLengthScore)}
 	switch f.Type {
@@ -45,6 +49,14 @@ func newFingerprint(f config.Fingerprint) (fingerprint, error) {
 	return c, err
 }
 
+// String formats f for people: "path equals /usr/bin/curl", "tag systemd-unit prefix apt".
+func (f *fingerprint) String() string {
+	if f.Name != "" {
+		return f.Type + " " + f.Name + " " + f.Op + " " + f.Value
+	}
+	return f.Type + " " + f.Op + " " + f.Value
+}
+
 func (f *fingerprint) matchText(s string) bool {
 	switch f.Op {
 	case "equals":
@@ -56,108 +68,112 @@ func (f *fingerprint) matchText(s string) bool {
 	}
 }
 
-// match holds the fingerprint against a process. What stands in where there is no program is
-// recognised by the tag special only: it never gets another program's rules.
-func (f *fingerprint) match(p *attribution.Process, environ func(*attribution.Process) []string) bool {
-	if f.Type == "tag" && f.Name == "special" {
-		return p.Kind != attribution.KindProgram && f.Value == specialName(p.Kind)
+// tagOf returns what a process carries as that tag, "" if nothing. What stands in where there is
+// no program carries only the tag special, so that it never gets a program's rules.
+func tagOf(p *attribution.Process, name string) string {
+	if name == "special" {
+		return specialOf(p)
 	}
 	if p.Kind != attribution.KindProgram {
-		return false
+		return ""
 	}
-	switch f.Type {
-	case "path":
-		return p.Path != "" && f.matchText(p.Path)
-	case "cmdline":
-		return len(p.Args) > 0 && f.matchText(strings.Join(p.Args, " "))
-	case "env":
-		return slices.ContainsFunc(environ(p), func(entry string) bool {
-			name, value, _ := strings.Cut(entry, "=")
-			return name == f.Name && f.matchText(value)
-		})
-	default:
-		tag := tagOf(p, f.Name)
-		return tag != "" && f.matchText(tag)
-	}
-}
-
-func tagOf(p *attribution.Process, name string) string {
 	switch name {
 	case "systemd-unit":
 		return p.Unit
 	case "container":
 		return p.Container
+	case "cgroup":
+		return p.CGroup
+	case "flatpak":
+		return p.Flatpak
+	case "snap":
+		return p.Snap
+	case "appimage":
+		return p.AppImage
+	case "script":
+		return p.Script
 	case "user":
+		if p.User == "" {
+			return strconv.FormatUint(uint64(p.UID), 10) // a user without a name
+		}
 		return p.User
 	default:
 		return ""
 	}
 }
 
-// specialName is the name of the profile that an identity without a program has.
-func specialName(k attribution.Kind) string {
-	switch k {
+// The names of the profiles that identities without a program of their own have.
+const (
+	unidentifiedName   = "unidentified"
+	unsolicitedName    = "unsolicited"
+	systemName         = "system"
+	systemResolverName = "system-resolver"
+	selfName           = "self"
+	globalName         = "global"
+)
+
+// specialOf is the value of the tag special: the name of a built-in profile, "" for an ordinary
+// program.
+func specialOf(p *attribution.Process) string {
+	switch p.Kind {
+	case attribution.KindProgram:
+		if isSystemResolver(p.Path) {
+			return systemResolverName
+		}
+		return ""
 	case attribution.KindUnsolicited:
-		return "unsolicited"
+		return unsolicitedName
 	case attribution.KindSystem:
-		return "system"
+		return systemName
 	case attribution.KindSelf:
-		return "self"
+		return selfName
 	default:
-		return "unidentified"
+		return unidentifiedName
 	}
 }
 
-// profile is one profile of the configuration with its resolved settings.
-type profile struct {
-	name     string
-	settings *Settings
+// isSystemResolver knows the resolver daemons that ask for everybody by where distributions
+// install them (package dns has the same list). Only root can put a program there; a binary of
+// that name elsewhere, or in a mount namespace of its own, has another path.
+func isSystemResolver(path string) bool {
+	switch path {
+	case "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved", "/usr/sbin/nscd", "/usr/sbin/dnsmasq",
+		"/usr/bin/dnsmasq", "/usr/sbin/unbound", "/usr/bin/unbound", "/usr/sbin/named", "/usr/bin/named",
+		"/usr/sbin/kresd", "/usr/bin/stubby", "/usr/sbin/stubby":
+		return true
+	}
+	return false
 }
 
-// profileIndex finds the profile of a process. Paths that are named exactly are looked up, all
-// other fingerprints are tried.
-type profileIndex struct {
-	profiles []profile
-	byPath   map[string][]pathEntry
-	others   []fingerprint // all that do not say path equals
-	environ  func(*attribution.Process) []string
+// required returns a text that every match of the regular expression contains, "" if none is
+// known.
+func required(expression string) string {
+	re, err := syntax.Parse(expression, syntax.Perl)
+	if err != nil {
+		return ""
+	}
+	return requiredBy(re.Simplify())
 }
 
-type pathEntry struct {
-	profile int
-	score   int
-}
-
-// find returns the profile with the best score, nil if none fits. Of equal scores the profile
-// that stands first wins, and tied names the other.
-func (x *profileIndex) find(p *attribution.Process) (best *profile, tied string) {
-	top, at := 0, -1
-	offer := func(score, i int) {
-		switch {
-		case score > top || score == top && i < at:
-			if score == top {
-				tied = x.profiles[at].name
-			} else {
-				tied = ""
+func requiredBy(re *syntax.Regexp) string {
+	switch re.Op {
+	case syntax.OpLiteral:
+		text := string(re.Rune)
+		if re.Flags&syntax.FoldCase != 0 || strings.ContainsRune(text, utf8.RuneError) {
+			return "" // that rune also stands for every byte that is not UTF-8
+		}
+		return text
+	case syntax.OpCapture, syntax.OpPlus:
+		return requiredBy(re.Sub[0])
+	case syntax.OpConcat:
+		longest := ""
+		for _, sub := range re.Sub {
+			if text := requiredBy(sub); len(text) > len(longest) {
+				longest = text
 			}
-			top, at = score, i
-		case score == top && i != at:
-			tied = x.profiles[i].name
 		}
+		return longest
+	default:
+		return ""
 	}
-	if p.Kind == attribution.KindProgram {
-		for _, e := range x.byPath[p.Path] {
-			offer(e.score, e.profile)
-		}
-	}
-	for i := range x.others {
-		f := &x.others[i]
-		if f.score >= top && f.match(p, x.environ) {
-			offer(f.score, f.profile)
-		}
-	}
-	if at < 0 {
-		return nil, ""
-	}
-	return &x.profiles[at], tied
 }

@@ -2,9 +2,6 @@ package profiles
 
 import (
 	"time"
-
-	"gatun/config"
-	"gatun/status"
 )
 
 // Origin says for people where a value comes from: "default", "preset server",
@@ -43,6 +40,7 @@ type Settings struct {
 	Revision    uint64 // of the policy; grows with every change
 	ProfileID   string // "" where only the global settings hold
 	ProfileName string
+	LayerNames  []string // what the settings were made of, the first on top: "curl", "browsers", "global"
 
 	DefaultAction        Action // Allow, Block or Ask
 	DefaultActionOrigin  Origin
@@ -70,74 +68,47 @@ type Settings struct {
 	RemoveBlockedDNS     bool
 }
 
-// resolver makes Settings of one profile, or of none, over the global values.
-type resolver struct {
-	cfg     *config.Config
-	profile *config.ProfileSpec // nil: the global settings alone
-	rating  status.Rating
-}
-
-// value returns the value of the first layer that sets it, and that layer's profile.
-func (r *resolver) value(key string) (v config.Value, profile string) {
-	if r.profile != nil {
-		if v, ok := r.profile.Value(key); ok {
-			return v, r.profile.Name
-		}
-	}
-	return r.cfg.Value(key), ""
-}
-
-func (r *resolver) origin(v config.Value, profile string) Origin {
-	if profile == "" {
-		return Origin(v.Origin.String())
-	}
-	return Origin("profile " + profile + " (" + v.Origin.String() + ")")
-}
-
-func (r *resolver) toggle(key string) Switch {
-	v, profile := r.value(key)
-	g, ok := v.Any().(config.Grade)
-	return Switch{Active: !ok || status.Active(g, r.rating), Origin: r.origin(v, profile), Profile: profile}
-}
-
-func (r *resolver) on(key string) bool {
-	v, _ := r.value(key)
-	return v.Any() == true
-}
-
-func (r *resolver) text(key string) string {
-	v, _ := r.value(key)
-	s, _ := v.Any().(string)
-	return s
-}
-
-// settings resolves everything but the rules.
-func (r *resolver) settings() Settings {
+// settings resolves what the layers say.
+func (o overlay) settings() Settings {
 	s := Settings{
-		BlockInternet: r.toggle("filter/blockInternet"), BlockLAN: r.toggle("filter/blockLAN"), BlockLocal: r.toggle("filter/blockLocal"),
-		BlockP2P: r.toggle("filter/blockP2P"), BlockInbound: r.toggle("filter/blockInbound"),
-		PermanentVerdicts: r.on("filter/permanentVerdicts"), DNSQueryInterception: r.on("filter/dnsQueryInterception"),
-		Reevaluate: r.on("filter/reevaluate"), RemoveOutOfScopeDNS: r.on("filter/removeOutOfScopeDNS"), RemoveBlockedDNS: r.on("filter/removeBlockedDNS"),
+		BlockInternet: o.toggle("filter/blockInternet"), BlockLAN: o.toggle("filter/blockLAN"), BlockLocal: o.toggle("filter/blockLocal"),
+		BlockP2P: o.toggle("filter/blockP2P"), BlockInbound: o.toggle("filter/blockInbound"),
+		PermanentVerdicts: o.on("filter/permanentVerdicts"), DNSQueryInterception: o.on("filter/dnsQueryInterception"),
+		Reevaluate: o.on("filter/reevaluate"), RemoveOutOfScopeDNS: o.on("filter/removeOutOfScopeDNS"), RemoveBlockedDNS: o.on("filter/removeBlockedDNS"),
+		AutoPermitRelated: o.on("filter/autoPermitRelated"), GeoMissingBlocks: o.text("filter/geoMissing") == "block",
+		DefaultActionForNames: o.on(keyOnly),
+		Endpoints:             o.endpoints, ServiceEndpoints: o.services, LayerNames: o.names,
 	}
-	if r.profile != nil {
-		s.ProfileID, s.ProfileName = r.profile.Name, r.profile.Name
-	}
-	v, profile := r.value("filter/defaultAction")
-	s.DefaultActionOrigin, s.DefaultActionProfile = r.origin(v, profile), profile
-	switch v.Any() {
+	s.AskTimeout, _ = o.set["filter/askTimeout"].value.(time.Duration)
+	action := o.set["filter/defaultAction"]
+	s.DefaultActionOrigin, s.DefaultActionProfile = action.origin, action.profile
+	switch action.value {
 	case "permit":
 		s.DefaultAction = Allow
 	case "ask":
 		s.DefaultAction = Ask
 	}
-	if r.text("filter/ping") == "rules" {
+	if o.text("filter/ping") == "rules" {
 		s.Ping = PingRules
 	}
-	switch r.text("dns/blockStyle") {
+	switch o.text("dns/blockStyle") {
 	case "refused":
 		s.BlockStyle = Refused
 	case "zero":
 		s.BlockStyle = Zero
 	}
 	return s
+}
+
+// toggle reads a graded setting. What is not there counts as active: graded settings restrict.
+func (o overlay) toggle(key string) Switch {
+	v := o.set[key]
+	return Switch{Active: v.value != false, Origin: v.origin, Profile: v.profile}
+}
+
+func (o overlay) on(key string) bool { return o.set[key].value == true }
+
+func (o overlay) text(key string) string {
+	text, _ := o.set[key].value.(string)
+	return text
 }

@@ -4,18 +4,18 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
 	"gatun/attribution"
 	"gatun/config"
-	"gatun/network"
 	"gatun/status"
 )
 
 // maxCached bounds the processes whose settings are remembered. It is several times the
 // processes of a busy machine; past it the memory starts anew.
-const maxCached = 1 << 16
+const maxCached = 1 << 15
 
 // Options is what a Store needs beside the configuration.
 type Options struct {
@@ -25,40 +25,58 @@ type Options struct {
 	// Environ returns the environment of a process, nil if it cannot be read. Without it
 	// profiles that are recognised by their environment are refused.
 	Environ func(*attribution.Process) []string
-	Logger  *zap.Logger // nil: nothing is logged
+	// Created is told each profile that was made because an application without one was seen
+	// for the first time; it must not block, and gets a copy. The profile is in force already
+	// and stays so until it is in the configuration, or core/autoProfiles is off. nil: none
+	// are made.
+	Created func(config.ProfileSpec)
+	Clock   func() time.Time // nil: time.Now
+	Logger  *zap.Logger      // nil: nothing is logged
 }
 
 // Store holds the policy in force and knows which settings hold for whom. Its methods may be
-// called from any goroutine; For takes no lock.
+// called from any goroutine; For takes no lock for a process that is known.
 type Store struct {
 	opt  Options
 	only []Rule
 
 	swapping sync.Mutex // one Swap at a time
 	current  atomic.Pointer[snapshot]
+	seen     census
+
+	mu            sync.Mutex // guards what follows, and every change of current
+	pending       pending
+	lastTemporary int
+	geoMissing    uint64 // counted by rules that are no longer in force
 }
 
-// snapshot is one revision of the policy.
+// snapshot is one revision of the policy, with what holds for a while. But for its caches it
+// is immutable.
 type snapshot struct {
-	revision uint64
-	index    profileIndex
-	global   *Settings
-	special  [5]*Settings // by attribution.Kind
-	warnings config.Problems
+	revision    uint64
+	policy      *policy
+	temporaries []temporary // the newest first
+	paused      time.Time   // until when; zero: not
+	deadline    time.Time   // when the first of these ends; zero: never
 
+	resolved  []atomic.Pointer[Settings] // by profile of the policy, once somebody needs them
+	automatic sync.Map                   // the same by name for profiles that are not in the policy yet
 	// processes remembers the settings by *attribution.Process, which is immutable, so that
 	// its address stands for all its facts.
 	processes sync.Map
 	cached    atomic.Int64
 }
 
-// NewStore returns a store of that configuration, in a network of that state. The error is config.Problems with every
-// rule and profile that is wrong.
+// NewStore returns a store of that configuration, in a network of that state. The error is
+// config.Problems with every rule and profile that is wrong.
 func NewStore(cfg *config.Config, st status.State, o Options) (*Store, error) {
 	if o.Logger == nil {
 		o.Logger = zap.NewNop()
 	}
-	s := &Store{opt: o}
+	if o.Clock == nil {
+		o.Clock = time.Now
+	}
+	s := &Store{opt: o, pending: pending{}}
 	var problems config.Problems
 	for _, text := range o.Only {
 		r, err := ParseRule("+ "+text, refOf("+ "+text, "", 0, 0))
@@ -88,196 +106,203 @@ func onlyProblem(text string, err error) config.Problem {
 }
 
 // Swap puts another configuration or network state in force, at once and as a whole. An error is
-// config.Problems, and the policy in force stays what it was.
+// config.Problems, and the policy in force stays what it was. Where nothing changes for anybody
+// the revision stays too, and with it every decision that was kept.
 func (s *Store) Swap(cfg *config.Config, st status.State) error {
 	s.swapping.Lock()
 	defer s.swapping.Unlock()
-	b := builder{cfg: cfg, rating: st.Rating, opt: &s.opt, only: s.only, next: &snapshot{revision: 1}}
-	if old := s.current.Load(); old != nil {
-		b.next.revision = old.revision + 1
+	var before *policy
+	if c := s.current.Load(); c != nil {
+		before = c.policy
 	}
-	if problems := b.build(); len(problems) > 0 {
-		return problems.Sort()
+	next, problems := newPolicy(cfg, st, &s.opt, s.only, before)
+	if len(problems) > 0 {
+		return problems
 	}
-	s.current.Store(b.next)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.current.Load()
+	if c == nil {
+		s.publish(next, 1, nil, time.Time{})
+		return nil
+	}
+	were := make(pending, len(s.pending))
+	for f, spec := range s.pending {
+		were[f] = spec
+	}
+	s.adopt(next)
+	s.geoMissing += before.geoMissing(next)
+	revision := c.revision
+	if !before.same(next, were, s.pending) {
+		revision++
+	}
+	s.publish(next, revision, c.temporaries, c.paused)
 	return nil
 }
 
-// Revision returns the number of the policy in force. It grows with every Swap.
-func (s *Store) Revision() uint64 { return s.current.Load().revision }
+// publish makes a snapshot the current one. The caller holds mu, or is the first.
+func (s *Store) publish(p *policy, revision uint64, temporaries []temporary, paused time.Time) {
+	c := &snapshot{revision: revision, policy: p, temporaries: temporaries, paused: paused, deadline: paused}
+	c.resolved = make([]atomic.Pointer[Settings], len(p.profiles))
+	for i := range temporaries {
+		if until := temporaries[i].Until; !until.IsZero() && (c.deadline.IsZero() || until.Before(c.deadline)) {
+			c.deadline = until
+		}
+	}
+	s.current.Store(c)
+}
+
+// now returns the snapshot in force, without what has come to its end.
+func (s *Store) now() *snapshot {
+	c := s.current.Load()
+	if !c.deadline.IsZero() {
+		if now := s.clock(); !now.Before(c.deadline) {
+			s.Expire(now, nil)
+			c = s.current.Load()
+		}
+	}
+	return c
+}
+
+func (s *Store) clock() time.Time { return s.opt.Clock() }
+
+// Revision returns the number of the policy in force. It grows with every change that may change
+// a decision.
+func (s *Store) Revision() uint64 { return s.now().revision }
 
 // Warnings returns what is doubtful in the policy in force.
-func (s *Store) Warnings() config.Problems { return s.current.Load().warnings }
+func (s *Store) Warnings() config.Problems { return s.current.Load().policy.warnings }
+
+// GeoMissing returns how many decisions a rule about a country, continent or ASN had no part
+// in, or blocked by filter/geoMissing, because the data says nothing about the address.
+func (s *Store) GeoMissing() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.geoMissing + s.current.Load().policy.geoMissing(nil)
+}
+
+// geoMissing is what was counted by the rules of p that next, which may be nil, has not.
+func (p *policy) geoMissing(next *policy) (n uint64) {
+	for id, set := range p.lists {
+		if next == nil || next.lists[id] != set {
+			n += set.GeoMissing()
+		}
+	}
+	return n
+}
 
 // For returns the settings that hold for an owner, never nil. An owner that is not one process
 // for sure is judged as unidentified, never by a program's profile.
 func (s *Store) For(o attribution.Owner) *Settings {
-	c := s.current.Load()
-	p := o.Process
-	switch {
-	case int(p.Kind) >= len(c.special):
-		return c.special[attribution.KindUnidentified]
-	case p.Kind != attribution.KindProgram:
-		return c.special[p.Kind]
-	case o.Confidence != attribution.Exact && o.Confidence != attribution.Inherited:
-		return c.special[attribution.KindUnidentified]
+	c := s.now()
+	if !isOne(o) {
+		return c.settings(c.policy.special(o.Process.Kind))
 	}
-	if v, ok := c.processes.Load(p); ok {
+	if v, ok := c.processes.Load(o.Process); ok {
 		return v.(*Settings)
 	}
-	return s.find(c, p)
+	return s.find(o.Process)
 }
 
-func (s *Store) find(c *snapshot, p *attribution.Process) *Settings {
-	settings := c.global
-	best, tied := c.index.find(p)
-	if best != nil {
-		settings = best.settings
-	}
-	if tied != "" {
-		s.opt.Logger.Warn("two profiles fit a program equally well; the first one counts",
-			zap.String("path", p.Path), zap.String("profile", best.name), zap.String("other", tied))
-	}
-	if c.cached.Add(1) > maxCached {
-		c.processes.Clear()
-		c.cached.Store(1)
-	}
-	c.processes.Store(p, settings)
-	return settings
+// isOne reports whether the owner is one program for sure.
+func isOne(o attribution.Owner) bool {
+	return o.Process.Kind == attribution.KindProgram && (o.Confidence == attribution.Exact || o.Confidence == attribution.Inherited)
 }
 
-// builder makes a snapshot of a configuration and collects all problems.
-type builder struct {
-	cfg      *config.Config
-	rating   status.Rating
-	opt      *Options
-	only     []Rule
-	next     *snapshot
-	problems config.Problems
-}
-
-func (b *builder) build() config.Problems {
-	var globalOut, globalIn []Layer
-	if len(b.only) > 0 {
-		globalOut = append(globalOut, Layer{Rules: NewRuleSet(b.only)})
+// find looks for the profile of a process that was not seen before.
+func (s *Store) find(p *attribution.Process) *Settings {
+	for {
+		c := s.now()
+		settings, current := s.match(c, p)
+		if !current {
+			continue // the policy was changed meanwhile
+		}
+		if c.cached.Add(1) > maxCached {
+			c.processes.Clear()
+			c.cached.Store(1)
+		}
+		c.processes.Store(p, settings)
+		s.seen.add(p, settings.ProfileName)
+		return settings
 	}
-	onlyLayers := len(globalOut)
-	globalOut = b.appendLayer(globalOut, "", "filter/endpoints", b.cfg.Value("filter/endpoints"))
-	globalIn = b.appendLayer(globalIn, "", "filter/serviceEndpoints", b.cfg.Value("filter/serviceEndpoints"))
+}
 
-	b.next.global = b.settings(&resolver{cfg: b.cfg, rating: b.rating}, globalOut, globalIn)
-	b.next.global.ProfileName = "global"
-	b.next.index = profileIndex{byPath: map[string][]pathEntry{}, environ: b.opt.Environ}
-	specs := b.cfg.Profiles()
-	for i := range specs {
-		p := &specs[i]
-		out := b.appendLayer(globalOut[:onlyLayers:onlyLayers], p.Name, "filter/endpoints", valueOf(p, "filter/endpoints"))
-		in := b.appendLayer(nil, p.Name, "filter/serviceEndpoints", valueOf(p, "filter/serviceEndpoints"))
-		r := &resolver{cfg: b.cfg, profile: p, rating: b.rating}
-		b.addProfile(i, p, b.settings(r, append(out, globalOut[onlyLayers:]...), append(in, globalIn...)))
+// match returns the settings of a program; current is false if c is no longer in force.
+func (s *Store) match(c *snapshot, p *attribution.Process) (settings *Settings, current bool) {
+	i, m := c.policy.profileOf(p)
+	if len(m.tied) > 0 {
+		s.opt.Logger.Warn("two profiles fit a program equally well; the first one counts", zap.String("path", p.Path),
+			zap.String("profile", c.policy.profiles[i].name), zap.String("other", c.policy.profiles[m.tied[0]].name))
 	}
-	b.specials()
-	b.ties(specs)
-	b.next.warnings = b.next.warnings.Sort()
-	return b.problems
+	if i == c.policy.nobody {
+		name, current := s.automatic(c, p)
+		if !current {
+			return nil, false
+		}
+		if name != "" {
+			return c.settingsOfNew(name, p), true
+		}
+	}
+	if c.forOne(p) {
+		return c.resolve(c.policy.layers(i), c.policy.profiles[i].name, p), true
+	}
+	return c.settings(i), true
 }
 
-func valueOf(p *config.ProfileSpec, key string) config.Value {
-	v, _ := p.Value(key)
-	return v
+// profileOf returns the profile of a program: the one that fits best, else that of the system's
+// resolver, else that of nobody.
+func (p *policy) profileOf(q *attribution.Process) (int, match) {
+	m := p.matcher.find(q)
+	switch {
+	case m.best != nil:
+		return m.best.profile, m
+	case specialOf(q) != "":
+		return p.byName[specialOf(q)], m
+	default:
+		return p.nobody, m
+	}
 }
 
-func (b *builder) settings(r *resolver, out, in []Layer) *Settings {
-	s := r.settings()
-	s.Revision, s.Endpoints, s.ServiceEndpoints = b.next.revision, out, in
-	if len(b.only) > 0 {
-		s.DefaultAction, s.DefaultActionOrigin, s.DefaultActionProfile, s.DefaultActionForNames = Block, "flag only", "", true
+// forOne reports whether a temporary rule is for that process alone.
+func (c *snapshot) forOne(p *attribution.Process) bool {
+	for i := range c.temporaries {
+		if c.temporaries[i].PID != 0 && c.temporaries[i].concerns("", p) {
+			return true
+		}
+	}
+	return false
+}
+
+// settings returns those of a profile of the policy; they are made when they are needed.
+func (c *snapshot) settings(i int) *Settings {
+	if made := c.resolved[i].Load(); made != nil {
+		return made
+	}
+	c.resolved[i].CompareAndSwap(nil, c.resolve(c.policy.layers(i), c.policy.profiles[i].name, nil))
+	return c.resolved[i].Load()
+}
+
+// settingsOfNew returns those of a profile that is not in the policy yet and sets nothing.
+func (c *snapshot) settingsOfNew(name string, p *attribution.Process) *Settings {
+	o := c.policy.layers(c.policy.nobody)
+	o.names = append([]string{name}, o.names...)
+	if c.forOne(p) {
+		return c.resolve(o, name, p)
+	}
+	if made, ok := c.automatic.Load(name); ok {
+		return made.(*Settings)
+	}
+	made, _ := c.automatic.LoadOrStore(name, c.resolve(o, name, nil))
+	return made.(*Settings)
+}
+
+// resolve makes the settings of a profile, or of one process of it.
+func (c *snapshot) resolve(o overlay, name string, p *attribution.Process) *Settings {
+	s := temporaryLayer(c.temporaries, name, p).over(o).settings()
+	s.Revision, s.Paused = c.revision, !c.paused.IsZero()
+	s.ProfileName = name
+	if name != globalName {
+		s.ProfileID = name
 	}
 	return &s
-}
-
-// appendLayer parses a list and appends it. The slice that is appended to is not written.
-func (b *builder) appendLayer(layers []Layer, profile, key string, v config.Value) []Layer {
-	texts := v.Rules()
-	if len(texts) == 0 {
-		return layers
-	}
-	if profile != "" {
-		key = "profiles[" + profile + "]/" + key
-	}
-	rules := make([]Rule, 0, len(texts))
-	for i, t := range texts {
-		name := fmt.Sprintf("%s[%d]", key, i)
-		r, err := ParseRule(t.Text, network.RuleRef{Text: t.Text, File: t.File, Line: t.Line, Col: t.Col})
-		if err != nil {
-			b.problems = append(b.problems, b.ruleProblem(t, name, err))
-			continue
-		}
-		if e := unavailable(&r); e != nil {
-			b.problems = append(b.problems, b.ruleProblem(t, name, e))
-		}
-		if r.app != "" {
-			b.next.warnings = append(b.next.warnings, b.cfg.Problem(t.Position, name, "never matches in this version: app= needs inspection", ""))
-		}
-		rules = append(rules, r)
-	}
-	return append(layers[:len(layers):len(layers)], Layer{Profile: profile, Rules: NewRuleSet(rules)})
-}
-
-func (b *builder) ruleProblem(t config.RuleText, key string, err error) config.Problem {
-	e, ok := err.(*RuleError)
-	if !ok {
-		return b.cfg.Problem(t.Position, key, err.Error(), "")
-	}
-	return b.cfg.Problem(b.cfg.At(t, e.Col), key, e.Message, e.Suggestion)
-}
-
-func (b *builder) addProfile(i int, spec *config.ProfileSpec, s *Settings) {
-	for _, f := range spec.Match {
-		c, err := newFingerprint(f)
-		switch {
-		case err != nil:
-			b.problems = append(b.problems, b.cfg.Problem(f.Position, "profiles["+spec.Name+"]/match", err.Error(), ""))
-		case f.Type == "env" && b.opt.Environ == nil:
-			b.problems = append(b.problems, b.cfg.Problem(f.Position, "profiles["+spec.Name+"]/match", "env is not available here: the environment of programs cannot be read", ""))
-		case f.Type == "path" && f.Op == "equals":
-			b.next.index.byPath[f.Value] = append(b.next.index.byPath[f.Value], pathEntry{profile: i, score: c.score})
-		default:
-			c.profile = i
-			b.next.index.others = append(b.next.index.others, c)
-		}
-	}
-	b.next.index.profiles = append(b.next.index.profiles, profile{name: spec.Name, settings: s})
-}
-
-// specials resolves the identities that stand in where there is no program: the global
-// settings under a name of their own, or a profile that names them.
-func (b *builder) specials() {
-	for k := range b.next.special {
-		kind := attribution.Kind(k)
-		if best, _ := b.next.index.find(&attribution.Process{Kind: kind}); best != nil && kind != attribution.KindProgram {
-			b.next.special[k] = best.settings
-			continue
-		}
-		s := *b.next.global
-		s.ProfileID, s.ProfileName = specialName(kind), specialName(kind)
-		b.next.special[k] = &s
-	}
-}
-
-// ties reports profiles that say the same of the programs they are for.
-func (b *builder) ties(specs []config.ProfileSpec) {
-	type key struct{ typ, name, op, value string }
-	seen := map[key]int{}
-	for i, p := range specs {
-		for _, f := range p.Match {
-			k := key{f.Type, f.Name, f.Op, f.Value}
-			if j, ok := seen[k]; ok && j != i {
-				b.next.warnings = append(b.next.warnings, b.cfg.Problem(f.Position, "profiles["+p.Name+"]/match",
-					fmt.Sprintf("the profile %s at %s:%d has the same fingerprint; the first one counts", specs[j].Name, specs[j].File, specs[j].Line), ""))
-				continue
-			}
-			seen[k] = i
-		}
-	}
 }
