@@ -20,6 +20,8 @@ import (
 	"gatun/attribution"
 	"gatun/network"
 	"gatun/network/packet"
+	"gatun/profiles"
+	"gatun/status"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,9 +34,19 @@ type daemon struct {
 	reloads int
 	reload  error
 	stopped bool
+	policy  *policy
+	server  *Server
 }
 
-func (d *daemon) Status() Status { return Status{Schema: network.Schema, State: "on", PID: 7} }
+func (d *daemon) Status() Status {
+	rating := d.policy.cfg.Value("network/rating")
+	return Status{
+		Schema: network.Schema, State: "on", PID: 7, Rating: d.policy.cfg.String("network/rating"), RatingOrigin: rating.Origin.String(),
+		Temporary: []profiles.Temporary{}, Modules: []status.Module{}, Notes: []string{}, Resolvers: []string{}, Names: map[string]any{},
+		Packets: map[string]uint64{}, Owners: map[string]uint64{}, Config: ConfigStatus{Warnings: []string{}},
+	}
+}
+
 func (d *daemon) Reload(context.Context) error {
 	d.reloads++
 	return d.reload
@@ -59,9 +71,11 @@ func start(t *testing.T) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.policy = newPolicy(t, d.table)
+	d.server = &Server{Daemon: d, Flows: d.table, Why: d, Control: d.policy, Database: d.policy.database(d)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- (&Server{Daemon: d, Flows: d.table, Why: d}).Serve(ctx, l) }()
+	go func() { done <- d.server.Serve(ctx, l) }()
 	d.client = NewClient(d.socket)
 	t.Cleanup(func() {
 		cancel()
@@ -126,6 +140,7 @@ func TestKill(t *testing.T) {
 		t.Errorf("nobody carries it: %v", err)
 	}
 	var cause string
+	l = d.link(2, network.Accept)
 	l.OnKill(func(c string) { cause = c })
 	if err := kill(); err != nil || cause != "killed" {
 		t.Errorf("kill: %v, cause %q", err, cause)
@@ -200,7 +215,7 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 	if err != nil || fi.Mode().Perm() != 0o660 {
 		t.Fatalf("mode %v, %v", fi.Mode(), err)
 	}
-	h := (&Server{Daemon: d, Flows: d.table, Why: d}).handler()
+	h := d.server.handler()
 	for _, r := range []struct{ method, path string }{{"POST", "/v1/reload"}, {"POST", "/v1/down"}, {"DELETE", "/v1/flows/1"}} {
 		for _, who := range []struct {
 			name string
@@ -221,15 +236,12 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	d := start(t)
-	res, err := d.client.do(t.Context(), "GET", "/metrics", nil)
+	b, err := d.client.Raw(t.Context(), "/metrics", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close()
-	b := make([]byte, 4096)
-	n, _ := res.Body.Read(b)
-	if !strings.Contains(string(b[:n]), "gatun_links 0\n") {
-		t.Errorf("got %q", b[:n])
+	if !strings.Contains(string(b), "gatun_links 0\n") {
+		t.Errorf("got %q", b)
 	}
 }
 

@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatun/config"
 	"gatun/network"
 )
 
@@ -35,7 +35,19 @@ type Server struct {
 	Daemon Daemon
 	Flows  *network.Table
 	Why    Explainer
-	Log    *zap.Logger
+	// Control reads and changes the policy.
+	Control Control
+	// Database is the virtual database.
+	Database *network.Database
+	Log      *zap.Logger
+}
+
+// Control is all that can be asked and changed of the policy while the program runs.
+type Control interface {
+	Policy
+	Programs
+	Overrides
+	Prompts
 }
 
 // errNoDir says that the socket's folder is missing or unsafe.
@@ -85,15 +97,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, s.Daemon.Status()) })
-	mux.HandleFunc("GET /v1/flows", s.flows)
-	mux.HandleFunc("GET /v1/flows/{id}", s.flow)
-	mux.HandleFunc("DELETE /v1/flows/{id}", s.change(s.kill))
-	mux.HandleFunc("GET /v1/events", s.events)
-	mux.HandleFunc("GET /v1/why", s.why)
-	mux.HandleFunc("POST /v1/reload", s.change(s.reload))
-	mux.HandleFunc("POST /v1/down", s.change(s.down))
-	mux.HandleFunc("GET /metrics", s.metrics)
+	for _, r := range s.routes() {
+		h := r.handle
+		if r.changes {
+			h = s.change(h)
+		}
+		mux.HandleFunc(r.method+" "+r.path, h)
+	}
 	return mux
 }
 
@@ -148,6 +158,12 @@ func (s *Server) link(w http.ResponseWriter, id string) *network.Link {
 	return l
 }
 
+// Killed is the answer to DELETE /v1/flows/{id}.
+type Killed struct {
+	Schema string `json:"schema"`
+	Killed string `json:"killed"`
+}
+
 func (s *Server) kill(w http.ResponseWriter, r *http.Request) {
 	l := s.link(w, r.PathValue("id"))
 	switch {
@@ -157,16 +173,18 @@ func (s *Server) kill(w http.ResponseWriter, r *http.Request) {
 	case !l.Kill("killed"):
 		fail(w, http.StatusConflict, "the flow has no connection that could be ended")
 	default:
-		reply(w, struct {
-			Schema string `json:"schema"`
-			Killed string `json:"killed"`
-		}{network.Schema, l.ID()})
+		reply(w, Killed{Schema: network.Schema, Killed: l.ID()})
 	}
 }
 
 func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 	if err := s.Daemon.Reload(r.Context()); err != nil {
-		fail(w, http.StatusUnprocessableEntity, err.Error())
+		var problems config.Problems
+		if !errors.As(err, &problems) {
+			fail(w, http.StatusUnprocessableEntity, err.Error())
+			return
+		}
+		refuse(w, http.StatusUnprocessableEntity, err)
 		return
 	}
 	reply(w, s.Daemon.Status())
@@ -175,23 +193,4 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 func (s *Server) down(w http.ResponseWriter, _ *http.Request) {
 	reply(w, s.Daemon.Status())
 	s.Daemon.Stop()
-}
-
-func reply(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(v) // the client went away: nobody is left to tell
-}
-
-// Failure is the body of every answer that is not a success.
-type Failure struct {
-	Schema  string `json:"schema"`
-	Message string `json:"error"`
-}
-
-func fail(w http.ResponseWriter, code int, message string) {
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(Failure{Schema: network.Schema, Message: message})
 }

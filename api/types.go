@@ -7,27 +7,35 @@ import (
 	"time"
 
 	"gatun/network"
+	"gatun/profiles"
+	"gatun/status"
 )
 
 // Status is the answer to GET /v1/status.
 type Status struct {
-	Schema    string            `json:"schema"`
-	State     string            `json:"state"` // off, starting, on, reconfiguring, degraded, stopping
-	Mode      string            `json:"mode"`  // run, up
-	Version   string            `json:"version"`
-	PID       int               `json:"pid"`
-	Started   time.Time         `json:"started"`
-	Config    ConfigStatus      `json:"config"`
-	Rating    string            `json:"rating"`
-	Inbound   string            `json:"inbound"`
-	Notes     []string          `json:"notes"` // what is not enforced, in words
-	Resolvers []string          `json:"resolvers"`
-	Names     map[string]any    `json:"names"` // device, table, mark: what gatun calls its things in the kernel
-	Guard     *GuardStatus      `json:"guard,omitempty"`
-	Links     LinkCounts        `json:"links"`
-	Packets   map[string]uint64 `json:"packets"`
-	Owners    map[string]uint64 `json:"owners"` // links by owner_cause since the start
-	NetNS     string            `json:"netns"`
+	Schema       string               `json:"schema"`
+	State        string               `json:"state"` // off, starting, on, reconfiguring, degraded, stopping
+	Mode         string               `json:"mode"`  // run, up
+	Version      string               `json:"version"`
+	PID          int                  `json:"pid"`
+	Started      time.Time            `json:"started"`
+	Config       ConfigStatus         `json:"config"`
+	Rating       string               `json:"rating"`
+	RatingOrigin string               `json:"rating_origin"` // default, a place in a file, config.json, or the rule that rates
+	PausedUntil  *time.Time           `json:"paused_until"`  // null: not paused
+	Temporary    []profiles.Temporary `json:"temporary"`     // rules that end by themselves
+	Modules      []status.Module      `json:"modules"`
+	Worst        string               `json:"worst"`   // ok, info, warning, error: the worst state of a module
+	Prompts      int                  `json:"prompts"` // questions that wait for an answer
+	Inbound      string               `json:"inbound"`
+	Notes        []string             `json:"notes"` // what is not enforced, in words
+	Resolvers    []string             `json:"resolvers"`
+	Names        map[string]any       `json:"names"` // device, table, mark: what gatun calls its things in the kernel
+	Guard        *GuardStatus         `json:"guard,omitempty"`
+	Links        LinkCounts           `json:"links"`
+	Packets      map[string]uint64    `json:"packets"`
+	Owners       map[string]uint64    `json:"owners"` // links by owner_cause since the start
+	NetNS        string               `json:"netns"`
 }
 
 // ConfigStatus says which policy is in force.

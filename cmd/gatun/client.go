@@ -1,14 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/url"
-	"os"
 	"os/signal"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -16,6 +15,7 @@ import (
 
 	"gatun/api"
 	"gatun/network"
+	"gatun/profiles"
 )
 
 func printJSON(w io.Writer, v any) error {
@@ -25,22 +25,45 @@ func printJSON(w io.Writer, v any) error {
 }
 
 func statusCommand(p *places) *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	c := &cobra.Command{
 		Use: "status", Short: "Show whether gatun runs, and what it does not control", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			var s api.Status
-			if err := p.client().Get(c.Context(), "/v1/status", nil, &s); err != nil {
-				return err
+			if watch {
+				return watchStatus(c, p.client(), asJSON)
 			}
-			if asJSON {
-				return printJSON(c.OutOrStdout(), s)
-			}
-			return printStatus(c.OutOrStdout(), s)
+			return showStatus(c.Context(), c.OutOrStdout(), p.client(), asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().BoolVar(&watch, "watch", false, "print it again after every change")
 	return c
+}
+
+func showStatus(ctx context.Context, w io.Writer, cl *api.Client, asJSON bool) error {
+	var s api.Status
+	if err := cl.Get(ctx, "/v1/status", nil, &s); err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(w, s)
+	}
+	return printStatus(w, s)
+}
+
+// watchStatus prints the status whenever a part of it changed that is more than a counter.
+func watchStatus(c *cobra.Command, cl *api.Client, asJSON bool) error {
+	ctx, stop := signal.NotifyContext(c.Context(), interrupts()...)
+	defer stop()
+	changed := false
+	return cl.Watch(ctx, "status/", func(event string, _ json.RawMessage) error {
+		if event != "ready" || !changed {
+			changed = event != "ready"
+			return nil
+		}
+		changed = false
+		return showStatus(ctx, c.OutOrStdout(), cl, asJSON)
+	})
 }
 
 func printStatus(w io.Writer, s api.Status) error {
@@ -52,7 +75,18 @@ func printStatus(w io.Writer, s api.Status) error {
 	if s.Config.Problem != "" {
 		row("", "NOT IN FORCE: ", s.Config.Problem)
 	}
-	row("rating", s.Rating)
+	if s.PausedUntil != nil {
+		row("filtering", pauseText(s.PausedUntil))
+	}
+	row("rating", s.Rating, " (", firstOf(s.RatingOrigin, "default"), ")")
+	if s.Worst != "" && s.Worst != "ok" {
+		row("health", s.Worst)
+	}
+	for _, m := range s.Modules {
+		if m.Message != "" {
+			row("", m.Name, ": ", m.State, ": ", m.Message)
+		}
+	}
 	row("inbound", s.Inbound)
 	row("resolvers", strings.Join(s.Resolvers, " "))
 	row("links", s.Links.Live, " live, ", s.Links.Decided, " decided, ", s.Links.Denied, " denied")
@@ -63,6 +97,12 @@ func printStatus(w io.Writer, s api.Status) error {
 		}
 		row("guard", state, ", ", g.Repairs, " repairs, ", g.Snapshot, " older flows left on their path")
 	}
+	if s.Prompts > 0 {
+		row("questions", s.Prompts, " wait for an answer: gatun prompt")
+	}
+	for _, r := range s.Temporary {
+		row("temporary", temporaryText(r))
+	}
 	for _, n := range s.Notes {
 		row("note", n)
 	}
@@ -70,6 +110,15 @@ func printStatus(w io.Writer, s api.Status) error {
 		row("warning", n)
 	}
 	return t.Flush()
+}
+
+// temporaryText says what a temporary rule permits or blocks, for whom and until when.
+func temporaryText(r profiles.Temporary) string {
+	until := "until " + r.Until.Local().Format(time.DateTime)
+	if r.PID != 0 {
+		until = fmt.Sprintf("until process %d ends", r.PID)
+	}
+	return fmt.Sprintf("%s: %q %s, id %s", firstOf(r.Profile, "everybody"), r.Rule, until, r.ID)
 }
 
 // filters are the flags that select flows.
@@ -140,7 +189,7 @@ func printFlows(w io.Writer, flows []network.Report) error {
 
 // watchFlows prints events until the user has enough. since = nil starts now.
 func watchFlows(c *cobra.Command, cl *api.Client, asJSON bool, since *uint64) error {
-	ctx, stop := signal.NotifyContext(c.Context(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(c.Context(), interrupts()...)
 	defer stop()
 	w := c.OutOrStdout()
 	return cl.Events(ctx, since, func(b json.RawMessage) error {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"net/http"
 	"os"
 
 	"gatun/api"
@@ -41,6 +42,7 @@ func exitCode(err error) int {
 	var (
 		status   exitStatus
 		problems config.Problems
+		answer   *api.Error
 	)
 	switch {
 	case err == nil:
@@ -48,6 +50,8 @@ func exitCode(err error) int {
 	case errors.As(err, &status):
 		return status.code
 	case errors.As(err, &problems):
+		return exitConfig
+	case errors.As(err, &answer) && len(answer.Problems) > 0 && answer.Code != http.StatusConflict:
 		return exitConfig
 	case errors.Is(err, api.ErrNotRunning):
 		return exitNotRunning

@@ -73,17 +73,29 @@ func newRoot(out, talk io.Writer) *cobra.Command {
 	root.AddCommand(
 		runCommand(), upCommand(p), downCommand(p), statusCommand(p), flowsCommand(p), logCommand(p), whyCommand(p),
 		checkCommand(), killCommand(p), recoverCommand(p), reloadCommand(p), versionCommand(),
+		settingsCommand(p), profileCommand(p), allowCommand(p), blockCommand(p), pauseCommand(p), ratingCommand(p), promptCommand(p), schemaCommand(),
 	)
-	for _, c := range root.Commands() {
-		c.Args = usageArgs(c.Args)
-	}
-	root.Args = usageArgs(func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return fmt.Errorf("unknown command %q", args[0])
-		}
-		return nil
-	})
+	checkUsage(root.Commands())
+	root.Args = usageArgs(unknownSubcommand)
 	return root
+}
+
+// checkUsage gives wrong arguments of all commands the exit code of wrong usage.
+func checkUsage(commands []*cobra.Command) {
+	for _, c := range commands {
+		if c.HasSubCommands() { // what is left over is the name of a subcommand that is not there
+			c.Args = unknownSubcommand
+		}
+		c.Args = usageArgs(c.Args)
+		checkUsage(c.Commands())
+	}
+}
+
+func unknownSubcommand(c *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("unknown command %q", args[0])
+	}
+	return nil
 }
 
 // usageCode is the exit code of wrong usage. `run` keeps every code but 125 for its command.

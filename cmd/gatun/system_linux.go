@@ -9,6 +9,9 @@ import (
 // terminate is the signal that asks a command to end.
 const terminate = syscall.SIGTERM
 
+// interrupts are the signals by which a person ends a watch.
+func interrupts() []os.Signal { return []os.Signal{os.Interrupt, terminate} }
+
 // currentNetNS is the number of this process's network namespace, "" if it cannot be read.
 func currentNetNS() string {
 	fi, err := os.Stat("/proc/self/ns/net")

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gatun/api"
+	"gatun/config"
+)
+
+// completionTime is how long the shell waits for the running gatun.
+const completionTime = 500 * time.Millisecond
+
+// completeKeys completes the key of a setting, with what it is.
+func completeKeys(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return keys(func(config.Setting) bool { return true }), cobra.ShellCompDirectiveNoFileComp
+}
+
+func keys(wanted func(config.Setting) bool) []string {
+	var list []string
+	for _, s := range config.Table() {
+		if wanted(s) && s.Missing == "" {
+			list = append(list, s.Key+"\t"+s.Name)
+		}
+	}
+	return list
+}
+
+// completeValues completes a key and then the values that it can have.
+func completeValues(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return completeKeys(c, args, typed)
+	}
+	return values(args[0]), cobra.ShellCompDirectiveNoFileComp
+}
+
+// values lists what a setting can be set to, as far as that is a list.
+func values(key string) []string {
+	for _, s := range config.Table() {
+		if s.Key != key {
+			continue
+		}
+		switch s.Type {
+		case config.TypeBool:
+			return []string{"on", "off"}
+		case config.TypeGrade:
+			return []string{"off", "trusted", "untrusted", "danger", "on"}
+		}
+		var list []string
+		for _, v := range s.PossibleValues {
+			if s.MissingValues[v] == "" {
+				list = append(list, v)
+			}
+		}
+		return list
+	}
+	return nil
+}
+
+// completeProfiles completes the name of a profile of the running gatun.
+func (p *places) completeProfiles(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return p.profileNames(c.Context()), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeInProfile completes a profile, a key that it can set, and the values of that.
+func (p *places) completeInProfile(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	switch len(args) {
+	case 0:
+		return p.completeProfiles(c, args, typed)
+	case 1:
+		return keys(func(s config.Setting) bool { return s.PerApp && s.MissingPerApp == "" }), cobra.ShellCompDirectiveNoFileComp
+	default:
+		if strings.HasPrefix(c.Use, "unset") {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return values(args[1]), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+func (p *places) profileNames(ctx context.Context) []string {
+	if ctx == nil { // cobra completes without the context of Execute
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, completionTime)
+	defer cancel()
+	var list api.ProfileList
+	if p.client().Get(ctx, "/v1/profiles", nil, &list) != nil {
+		return nil // nobody to ask: nothing to offer
+	}
+	var names []string
+	for _, prof := range list.Profiles {
+		names = append(names, prof.Name)
+	}
+	return names
+}
+
+func (p *places) knowsProfile(ctx context.Context, name string) bool {
+	return contains(p.profileNames(ctx), name)
+}
