@@ -17,14 +17,16 @@ const maxLengthScore = 499
 type fingerprint struct {
 	config.Fingerprint
 	regex   *regexp.Regexp
+	part    string // what every match of regex contains, "" if nothing is known
 	score   int
 	profile int                  // whose it is
 	origin  config.ProfileOrigin // who made that profile
 }
 
 // newFingerprint computes the score of policy.md section 2: the type counts most, then the
-// operation, then the length.
-func newFingerprint(f config.Fingerprint) (fingerprint, error) {
+// operation, then the length. known, which may be nil, has the regular expressions that were
+// compiled before.
+func newFingerprint(f config.Fingerprint, known map[string]*fingerprint) (fingerprint, error) {
 	c := fingerprint{Fingerprint: f, score: min(utf8.RuneCountInString(f.Value), maxLengthScore)}
 	switch f.Type {
 	case "tag":
@@ -44,7 +46,12 @@ func newFingerprint(f config.Fingerprint) (fingerprint, error) {
 		c.score += 2_000
 	default:
 		c.score += 1_000
+		if k := known[f.Value]; k != nil {
+			c.regex, c.part = k.regex, k.part
+			break
+		}
 		c.regex, err = regexp.Compile(f.Value)
+		c.part = required(f.Value)
 	}
 	return c, err
 }

@@ -139,7 +139,7 @@ func (s *Store) Match(o attribution.Owner) MatchReport {
 		spec, made := s.pending[f]
 		s.mu.Unlock()
 		if made {
-			g, _ := newFingerprint(f)
+			g, _ := newFingerprint(f, nil)
 			r.Profile, r.Origin, r.Fingerprint, r.Score = spec.Name, spec.Origin.String(), g.String(), g.score
 		}
 	}

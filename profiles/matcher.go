@@ -19,6 +19,17 @@ type matcher struct {
 	environ      func(*attribution.Process) []string
 }
 
+// regexes are the regular expressions of m by their text.
+func (m *matcher) regexes() map[string]*fingerprint {
+	list := map[string]*fingerprint{}
+	for i := range m.fingerprints {
+		if f := &m.fingerprints[i]; f.regex != nil {
+			list[f.Value] = f
+		}
+	}
+	return list
+}
+
 // textIndex finds the fingerprints of one kind that may fit a text.
 type textIndex struct {
 	equals   map[string][]int32
@@ -71,7 +82,7 @@ func (x *textIndex) add(f *fingerprint, i int32) {
 		}
 		x.prefixes[f.Value] = append(x.prefixes[f.Value], i)
 	default:
-		x.addRegex(required(f.Value), i)
+		x.addRegex(f.part, i)
 	}
 }
 

@@ -31,7 +31,7 @@ func TestScore(t *testing.T) {
 		{config.Fingerprint{Type: "tag", Name: "user", Op: "regex", Value: "^ü$"}, 51_003},
 		{config.Fingerprint{Type: "tag", Name: "user", Op: "equals", Value: strings.Repeat("a", 600)}, 53_499},
 	} {
-		f, err := newFingerprint(c.f)
+		f, err := newFingerprint(c.f, nil)
 		if err != nil || f.score != c.want {
 			t.Errorf("%s: score %d, %v; want %d", &f, f.score, err, c.want)
 		}
@@ -137,7 +137,7 @@ func anyFingerprint(t *rapid.T) fingerprint {
 		f.Value = rapid.SampledFrom([]string{"", "^", "(?i)", "x*", ".*/"}).Draw(t, "before") + regexp.QuoteMeta(strings.ToValidUTF8(f.Value, "\uFFFD")) +
 			rapid.SampledFrom([]string{"", "$", ".", "+", "|zz"}).Draw(t, "after")
 	}
-	c, err := newFingerprint(f)
+	c, err := newFingerprint(f, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

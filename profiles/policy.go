@@ -70,6 +70,7 @@ type builder struct {
 	only     []Rule
 	before   *policy // in force until now; may be nil
 	next     *policy
+	regexes  map[string]*fingerprint // of before
 	problems config.Problems
 }
 
@@ -79,6 +80,9 @@ func newPolicy(cfg *config.Config, st status.State, opt *Options, only []Rule, b
 	b.next = &policy{
 		automatic: cfg.Bool("core/autoProfiles"), byName: map[string]int{}, lists: map[listID]*RuleSet{},
 		matcher: newMatcher(opt.Environ),
+	}
+	if before != nil {
+		b.regexes = before.matcher.regexes()
 	}
 	b.build()
 	if len(b.problems) > 0 {
@@ -211,7 +215,7 @@ func (b *builder) fingerprints(i int, spec *config.ProfileSpec) {
 		b.problems = append(b.problems, b.cfg.Problem(f.Position, "profiles["+spec.Name+"]/match", message, ""))
 	}
 	for _, f := range spec.Match {
-		c, err := newFingerprint(f)
+		c, err := newFingerprint(f, b.regexes)
 		c.profile, c.origin = i, spec.Origin
 		switch {
 		case err != nil:
