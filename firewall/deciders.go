@@ -109,9 +109,11 @@ func ownTraffic(r *request) outcome {
 	return decided(network.Decision{Verdict: network.Block, Code: "own-traffic", Reason: "gatun's own traffic came back to it: cut, so that it cannot loop"})
 }
 
-// nameserver takes over port 53, whatever server was asked; each query is then decided.
+// nameserver takes over port 53, whatever server was asked; each query is then decided. Who asks
+// this machine from elsewhere is none of its clients: a program's own server must be protected by
+// the deciders that follow, and ours must not answer the network.
 func nameserver(r *request) outcome {
-	if !r.settings.DNSQueryInterception || r.facts.Proto.IsICMP() {
+	if !r.settings.DNSQueryInterception || r.facts.Proto.IsICMP() || r.direction == network.Inbound {
 		return outcome{}
 	}
 	if !r.facts.PortKnown {
@@ -296,10 +298,11 @@ func defaultAction(r *request) outcome {
 }
 
 // invalidAddress refuses addresses that no host can have: a packet to them goes nowhere, or to
-// whoever claims them.
+// whoever claims them. A name may lead there by any of its links.
 func invalidAddress(r *request) outcome {
-	if a := r.facts.Entity.Addr; !a.IsValid() || !impossible(a.Unmap()) {
-		return outcome{}
+	a := r.facts.Entity.Addr
+	if !a.IsValid() || !impossible(a.Unmap()) {
+		return outcome{unknown: !a.IsValid()}
 	}
 	return decided(network.Decision{Verdict: network.Block, Code: "invalid-address", Reason: "no host can have this address"})
 }

@@ -112,11 +112,12 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 }
 
 func (m *Master) whyName(q Question, t *Trail) network.Decision {
-	n := Name{Owner: q.Owner, Domain: q.Entity.Domain, CNAMEs: q.Entity.CNAMEs}
+	n := Name{Owner: q.Owner, Domain: q.Entity.Domain}
 	d, _ := m.trace(m.query(n, network.StageBeforeIntel), t)
 	if d.Decided() && !d.Verdict.Permits() {
 		return d
 	}
+	n.CNAMEs = q.Entity.CNAMEs // the answer tells them
 	r := m.query(n, network.StageAfterIntel)
 	r.facts.Entity.Addr = q.Entity.Addr
 	d, _ = m.trace(r, t)
