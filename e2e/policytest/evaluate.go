@@ -1,0 +1,359 @@
+package policytest
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+const (
+	outgoing = "filter/endpoints"
+	incoming = "filter/serviceEndpoints"
+)
+
+// Evaluator judges by one policy in one network.
+type Evaluator struct {
+	p      *Policy
+	net    Network
+	rating string
+	parsed map[string]*parsed
+}
+
+// New returns the evaluator of a policy that was rendered.
+func New(p *Policy, net Network) *Evaluator {
+	e := &Evaluator{p: p, net: net, parsed: map[string]*parsed{}}
+	e.rating = e.rate()
+	return e
+}
+
+// layer is one level of settings, the nearest first; the last is the global one.
+type layer struct {
+	name     string
+	settings map[string]string
+	lists    map[string][]Rule
+}
+
+// layers are the levels that hold for a program: its own profile, those that this one names, those
+// whose condition on the network holds, the global settings.
+func (e *Evaluator) layers(prog *Program) []layer {
+	var names []string
+	if p := e.profile(prog); p != nil {
+		names = e.under(p.Name, nil)
+	}
+	for i := range e.p.Profiles {
+		if p := &e.p.Profiles[i]; p.When != nil && e.holds(p.When) {
+			names = append(names, p.Name)
+		}
+	}
+	var list []layer
+	for _, name := range names {
+		p := e.named(name)
+		list = append(list, layer{p.Name, p.Settings, p.Lists})
+	}
+	return append(list, layer{"", e.p.Settings, e.p.Lists})
+}
+
+// under returns the name of a profile and of all that lie under it, each once.
+func (e *Evaluator) under(name string, seen []string) []string {
+	if slices.Contains(seen, name) {
+		return seen
+	}
+	seen = append(seen, name)
+	for _, below := range e.named(name).Layers {
+		seen = e.under(below, seen)
+	}
+	return seen
+}
+
+func (e *Evaluator) named(name string) *Profile {
+	return &e.p.Profiles[slices.IndexFunc(e.p.Profiles, func(p Profile) bool { return p.Name == name })]
+}
+
+// profile is the one that fits best, the first of equals; nil if none fits.
+func (e *Evaluator) profile(prog *Program) *Profile {
+	var best *Profile
+	highest := 0
+	for i := range e.p.Profiles {
+		for _, f := range e.p.Profiles[i].Match {
+			if s := f.score(prog); s > highest {
+				highest, best = s, &e.p.Profiles[i]
+			}
+		}
+	}
+	return best
+}
+
+// score is 0 where the fingerprint does not fit.
+func (f *Fingerprint) score(prog *Program) int {
+	have := map[string]string{"path": prog.Path, "cmdline": prog.Cmdline}[f.Type]
+	if f.Type == "tag" {
+		have = map[string]string{"user": prog.User, "systemd-unit": prog.Unit, "container": prog.Container, "special": prog.Special}[f.Tag]
+	}
+	if prog.Special != "" && f.Tag != "special" { // nobody knows which program it is
+		return 0
+	}
+	fits := false
+	switch f.Op {
+	case "equals":
+		fits = have == f.Value
+	case "prefix":
+		fits = strings.HasPrefix(have, f.Value)
+	case "regex":
+		fits = regexp.MustCompile(f.Value).MatchString(have)
+	}
+	if have == "" || !fits {
+		return 0
+	}
+	return map[string]int{"tag": 50000, "cmdline": 40000, "env": 30000, "path": 10000}[f.Type] +
+		map[string]int{"equals": 3000, "prefix": 2000, "regex": 1000}[f.Op] + min(len(f.Value), 499)
+}
+
+// holds tells whether all that a condition says is so of one interface.
+func (e *Evaluator) holds(c *Condition) bool {
+	for name, addrs := range e.net.Interfaces {
+		gateway, ok := e.net.Gateways[name]
+		switch {
+		case c.Interface != "" && c.Interface != name:
+		case c.Gateway != "" && (!ok || gateway != netip.MustParseAddr(c.Gateway)):
+		case c.Address != "" && !slices.ContainsFunc(addrs, func(a netip.Prefix) bool { return netip.MustParsePrefix(c.Address).Contains(a.Addr()) }):
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// rate is the network's rating: the first rule that holds, else the setting.
+func (e *Evaluator) rate() string {
+	for _, r := range e.p.Ratings {
+		if e.holds(&r.When) {
+			return r.Rating
+		}
+	}
+	return e.global("network/rating")
+}
+
+// global is the value of a setting that is not per app.
+func (e *Evaluator) global(key string) string {
+	v, _ := e.value([]layer{{"", e.p.Settings, nil}}, key)
+	return v
+}
+
+// value is what the first layer that sets a setting says, and the layer's name. A value whose
+// release level is above the active one does not count.
+func (e *Evaluator) value(layers []layer, key string) (value, profile string) {
+	release := map[string]int{"filter/dnsQueryInterception": 2, "filter/permanentVerdicts": 2, "filter/autoPermitRelated": 1}[key]
+	active := slices.Index([]string{"stable", "beta", "experimental"}, e.p.Settings["core/releaseLevel"])
+	for _, l := range layers {
+		if v, ok := l.settings[key]; ok && release <= max(active, 0) {
+			return v, l.name
+		}
+	}
+	if key == "filter/blockInbound" && e.p.Preset != "" && e.p.Preset != "desktop" {
+		return "off", ""
+	}
+	return map[string]string{
+		"filter/defaultAction": "permit", "filter/blockInbound": "on", "filter/removeBlockedDNS": "on",
+		"filter/dnsQueryInterception": "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
+	}[key], ""
+}
+
+// active tells whether a graded or switched setting is in effect now, and whose value that is.
+func (e *Evaluator) active(layers []layer, key string) (on bool, profile string) {
+	v, profile := e.value(layers, key)
+	switch v {
+	case "on", "true":
+		return true, profile
+	case "", "off", "false":
+		return false, profile
+	}
+	order := []string{"trusted", "untrusted", "danger"}
+	return slices.Index(order, e.rating) >= slices.Index(order, v), profile
+}
+
+// rules goes through the lists of one key, layer by layer. waits: an allow or ask rule needs a
+// fact that is not there, so that nothing after it may decide.
+func (e *Evaluator) rules(layers []layer, key string, f *facts) (d Decision, found, waits bool) {
+	if key == outgoing {
+		var only []Rule
+		for _, text := range e.p.Only {
+			only = append(only, Rule{Text: "+ " + text})
+		}
+		layers = slices.Concat([]layer{{"", nil, map[string][]Rule{key: only}}}, layers)
+	}
+	for _, l := range layers {
+		for _, rule := range l.lists[key] {
+			r := e.parsed[rule.Text]
+			if r == nil {
+				r = parse(rule.Text)
+				e.parsed[rule.Text] = r
+			}
+			switch t := r.match(f); {
+			case t == yes:
+				verdict := map[string]string{"+": "accept", "-": "block", "--": "drop", "?": "ask"}[r.verdict]
+				if verdict == "block" && key == incoming {
+					verdict = "drop"
+				}
+				return Decision{verdict, key, l.name, rule}, true, false
+			case t == unknown && !r.takes():
+				return Decision{}, false, true
+			}
+		}
+	}
+	return Decision{}, false, false
+}
+
+// BeforeIntel decides on a name before it is resolved: accept, block, drop, or undecided where
+// addresses are needed.
+func (e *Evaluator) BeforeIntel(f *Flow) Decision {
+	return e.name(f, &facts{domain: f.Domain, port: -1, geoMissing: e.global("filter/geoMissing")})
+}
+
+// AfterIntel decides on a name with what it resolved to. removed are the addresses that the
+// program must not see; a name without any other is denied as its first one is.
+func (e *Evaluator) AfterIntel(f *Flow) (d Decision, removed []netip.Addr) {
+	fa := facts{domain: f.Domain, cnames: f.CNAMEs, port: -1, geoMissing: e.global("filter/geoMissing")}
+	if len(f.Answer) == 0 {
+		return settle(e.name(f, &fa)), nil
+	}
+	remove, _ := e.active(e.layers(&f.Program), "filter/removeBlockedDNS")
+	var first, kept *Decision
+	for _, a := range f.Answer {
+		fa.addr = a
+		d := settle(e.name(f, &fa))
+		if first == nil {
+			first = &d
+		}
+		if kept == nil && d.Permits() {
+			kept = &d
+		}
+		if remove && !d.Permits() {
+			removed = append(removed, a)
+		}
+	}
+	if kept == nil {
+		return *first, removed
+	}
+	return *kept, removed
+}
+
+// settle ends the DNS stages: what is still undecided there is decided on the connection.
+func settle(d Decision) Decision {
+	if d.Verdict == "undecided" {
+		return Decision{Verdict: "accept"}
+	}
+	return d
+}
+
+// name runs the deciders of the DNS stages: own traffic, scope, rules, invalid addresses.
+func (e *Evaluator) name(f *Flow, fa *facts) Decision {
+	layers := e.layers(&f.Program)
+	if f.Program.Special == "self" {
+		return Decision{Verdict: "block"}
+	}
+	if fa.addr.IsValid() {
+		if d, ok := e.scope(layers, fa.addr); ok {
+			return d
+		}
+	}
+	d, found, waits := e.rules(layers, outgoing, fa)
+	switch {
+	case waits:
+		return Decision{Verdict: "undecided"}
+	case found && d.Verdict == "ask": // the connection is asked
+		return Decision{Verdict: "undecided"}
+	case found:
+		return d
+	case fa.addr.IsValid() && invalid(fa.addr):
+		return Decision{Verdict: "block"}
+	case e.p.Only != nil:
+		return Decision{Verdict: "block", Setting: "filter/defaultAction"}
+	default:
+		return Decision{Verdict: "accept"}
+	}
+}
+
+func (e *Evaluator) scope(layers []layer, a netip.Addr) (Decision, bool) {
+	key := map[string]string{"Internet": "filter/blockInternet", "LAN": "filter/blockLAN", "Localhost": "filter/blockLocal"}[scope(a)]
+	if on, profile := e.active(layers, key); on {
+		return Decision{Verdict: "block", Setting: key, Profile: profile}, true
+	}
+	return Decision{}, false
+}
+
+// invalid: no host can have the address.
+func invalid(a netip.Addr) bool {
+	first := a.As16()[12]
+	return a.IsUnspecified() || a.Is4() && (first == 0 || first >= 240 && a.String() != "255.255.255.255")
+}
+
+// FirstPacket decides on a flow with all that is known of it.
+func (e *Evaluator) FirstPacket(f *Flow) Decision {
+	layers := e.layers(&f.Program)
+	intercept, _ := e.active([]layer{{"", e.p.Settings, nil}}, "filter/dnsQueryInterception")
+	switch {
+	case f.Program.Special == "self":
+		return Decision{Verdict: "block"}
+	case intercept && !f.Inbound && hasPorts(f.Proto) && f.RemotePort == 53:
+		return Decision{Verdict: "nameserver", Setting: "filter/dnsQueryInterception"}
+	case f.Inbound && f.Solicited:
+		return Decision{Verdict: "accept"}
+	}
+	if on, profile := e.active(layers, "filter/blockInbound"); on && f.Inbound && scope(f.Remote) != "Localhost" {
+		return Decision{Verdict: "drop", Setting: "filter/blockInbound", Profile: profile}
+	}
+	if on, profile := e.active(layers, "filter/blockP2P"); on && p2p(f) {
+		return Decision{Verdict: "block", Setting: "filter/blockP2P", Profile: profile}
+	}
+	if d, ok := e.scope(layers, f.Remote); ok {
+		return d
+	}
+	key, port := outgoing, f.RemotePort
+	if f.Inbound {
+		key, port = incoming, f.LocalPort
+	}
+	if !hasPorts(f.Proto) {
+		port = -1
+	}
+	fa := &facts{domain: f.Domain, cnames: f.CNAMEs, addr: f.Remote, stamp: f.Stamp, proto: f.Proto, port: port, last: true, geoMissing: e.global("filter/geoMissing")}
+	if d, found, _ := e.rules(layers, key, fa); found {
+		return d
+	}
+	if invalid(f.Remote) {
+		return Decision{Verdict: "block"}
+	}
+	return e.byDefault(layers, f)
+}
+
+// p2p: an address on the Internet that no name was resolved for, or the ports of STUN.
+func p2p(f *Flow) bool {
+	stun := hasPorts(f.Proto) && (f.RemotePort == 3478 || f.RemotePort == 5349 || f.RemotePort >= 19302 && f.RemotePort <= 19309)
+	return !f.Inbound && scope(f.Remote) == "Internet" && (f.Domain == "" || stun)
+}
+
+func (e *Evaluator) byDefault(layers []layer, f *Flow) Decision {
+	if f.Inbound {
+		return Decision{Verdict: "drop", Setting: incoming}
+	}
+	if e.p.Only != nil {
+		return Decision{Verdict: "block", Setting: "filter/defaultAction"}
+	}
+	v, profile := e.value(layers, "filter/defaultAction")
+	return Decision{Verdict: map[string]string{"permit": "accept", "block": "block", "ask": "ask"}[v], Setting: "filter/defaultAction", Profile: profile}
+}
+
+// Why decides as a flow would meet the stages, one after another.
+func (e *Evaluator) Why(f *Flow) Decision {
+	if f.Domain != "" && !f.Inbound {
+		if d := e.BeforeIntel(f); !d.Permits() {
+			return d
+		}
+		asked := *f
+		asked.Answer = []netip.Addr{f.Remote}
+		if d, _ := e.AfterIntel(&asked); !d.Permits() {
+			return d
+		}
+	}
+	return e.FirstPacket(f)
+}
