@@ -24,6 +24,7 @@ type Counters struct {
 
 	Reassembled   uint64 // packets that were whole again
 	StraySegments uint64 // TCP segments of no connection, answered with RST
+	ReusedTuples  uint64 // SYNs that took the place of a connection that was not quite over
 	AbandonedSYNs uint64 // held SYNs whose program stopped asking
 	Undecided     uint64 // flows whose handler returned without a verdict
 	Panics        uint64 // handlers that panicked
@@ -40,7 +41,7 @@ type counts struct {
 
 	heldTCPLimit, udpLimit, pingLimit, otherLimit, holdOverflow, writeErrors atomic.Uint64
 
-	reassembled, straySegments, abandonedSYNs, undecided, panics atomic.Uint64
+	reassembled, straySegments, reusedTuples, abandonedSYNs, undecided, panics atomic.Uint64
 }
 
 // Counters returns a snapshot. It may be called at any time.
@@ -54,7 +55,7 @@ func (s *Stack) Counters() Counters {
 		Fragments: c.fragments.Load(), ICMP: c.icmp.Load(),
 		HeldTCPLimit: c.heldTCPLimit.Load(), UDPLimit: c.udpLimit.Load(), PingLimit: c.pingLimit.Load(),
 		OtherLimit: c.otherLimit.Load(), HoldOverflow: c.holdOverflow.Load(), WriteErrors: c.writeErrors.Load(),
-		Reassembled: c.reassembled.Load(), StraySegments: c.straySegments.Load(),
+		Reassembled: c.reassembled.Load(), StraySegments: c.straySegments.Load(), ReusedTuples: c.reusedTuples.Load(),
 		AbandonedSYNs: c.abandonedSYNs.Load(), Undecided: c.undecided.Load(), Panics: c.panics.Load(),
 		HeldTCP: s.syns.len(), UDPFlows: s.udp.len(), Pings: s.pings.len(), Others: s.others.len(),
 	}

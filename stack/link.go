@@ -37,21 +37,34 @@ var (
 )
 
 // inject hands one TCP packet to netstack. Consecutive segments of a connection may be merged
-// until flush.
+// until flush. Only the reader calls it.
 func (l *link) inject(b []byte, six bool) {
-	d := l.dispatcher.Load()
-	if d == nil {
-		return
+	if d := l.dispatcher.Load(); d != nil {
+		pkt := received(b, six)
+		l.gro.Dispatcher = *d
+		l.gro.Enqueue(pkt)
+		pkt.DecRef()
 	}
+}
+
+// injectAlone is inject for any goroutine: the packet is merged with no other.
+func (l *link) injectAlone(b []byte, six bool) {
+	if d := l.dispatcher.Load(); d != nil {
+		pkt := received(b, six)
+		(*d).DeliverNetworkPacket(pkt.NetworkProtocolNumber, pkt)
+		pkt.DecRef()
+	}
+}
+
+// received makes netstack's form of a packet whose checksums were verified.
+func received(b []byte, six bool) *stack.PacketBuffer {
 	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
 	pkt.NetworkProtocolNumber = header.IPv4ProtocolNumber
 	if six {
 		pkt.NetworkProtocolNumber = header.IPv6ProtocolNumber
 	}
 	pkt.RXChecksumValidated = true
-	l.gro.Dispatcher = *d
-	l.gro.Enqueue(pkt)
-	pkt.DecRef()
+	return pkt
 }
 
 // flush delivers what inject has kept back.

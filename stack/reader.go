@@ -135,7 +135,7 @@ func (r *reader) whole(b []byte) {
 	}
 	switch {
 	case h.Flow.Proto == packet.TCP:
-		s.link.inject(b, h.Is6())
+		s.tcp(h, b)
 	case h.Flow.Proto == packet.UDP:
 		s.datagram(h, b)
 	case h.IsEcho():

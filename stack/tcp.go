@@ -50,7 +50,8 @@ type TCPFlow struct {
 
 	lastSYN atomic.Int64 // nanoseconds since 1970
 	decided atomic.Bool
-	req     *tcp.ForwarderRequest // set before the handler runs
+	next    atomic.Pointer[[]byte] // the SYN that took this one's place
+	req     *tcp.ForwarderRequest  // set before the handler runs
 }
 
 // Flow returns the connection's name; Local is the program.
@@ -73,7 +74,8 @@ func (f *TCPFlow) TOS() uint8 {
 }
 
 // Context ends when the program gives up, when the flow got a verdict other than Accept, or
-// when the stack ends. It stays alive for an accepted connection until the handler returns.
+// when the stack ends. It stays alive for an accepted connection until the handler returns; the
+// connection may live on.
 func (f *TCPFlow) Context() context.Context { return f.ctx }
 
 // Accept completes the handshake with the program. It fails where the program went away.
@@ -94,6 +96,9 @@ func (f *TCPFlow) Accept() (*TCPConn, error) {
 
 	c := newTCPConn(f)
 	ep, terr := f.req.CreateEndpoint(&c.wq)
+	if terr == nil {
+		ep.SocketOptions().SetMark(f.seq) // tells a retransmission of this SYN from another one, see makeRoom
+	}
 	f.complete(false)
 	if terr != nil {
 		return nil, f.goneError(translate(terr))
@@ -137,6 +142,9 @@ func (f *TCPFlow) Drop() {
 func (f *TCPFlow) complete(reset bool) {
 	f.req.Complete(reset)
 	f.s.syns.remove(f)
+	if next := f.next.Swap(nil); next != nil {
+		f.s.again(*next)
+	}
 }
 
 // abortHandshake ends an Accept that waits for the program's ACK. Shutdown, unlike Abort,
@@ -173,7 +181,7 @@ func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 // heldSYN absorbs a SYN that is held already, or holds a new one.
 func (s *Stack) heldSYN(id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
 	now := time.Unix(0, s.now.Load())
-	if s.ctx.Err() != nil || s.syns.again(id, seq, now) {
+	if s.ctx.Err() != nil || s.syns.again(id, now) {
 		return true
 	}
 	f := s.newTCPFlow(id, seq, now, pkt)
@@ -268,18 +276,13 @@ func (t *synTable) remove(f *TCPFlow) {
 	}
 }
 
-// again reports whether the SYN is held. Another sequence number means that the program's
-// port has been reused: the connection that is held is dead, and the next retransmission of
-// this SYN finds its place free.
-func (t *synTable) again(id stack.TransportEndpointID, seq uint32, now time.Time) bool {
+// again reports whether the SYN is held.
+func (t *synTable) again(id stack.TransportEndpointID, now time.Time) bool {
 	f := t.get(id)
 	if f == nil {
 		return false
 	}
 	f.lastSYN.Store(now.UnixNano())
-	if f.seq != seq {
-		f.cancel(ErrProgramGone)
-	}
 	return true
 }
 

@@ -1,0 +1,83 @@
+package stack
+
+import (
+	"bytes"
+	"net/netip"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/ports"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+
+	"gatun/network/packet"
+)
+
+// tuple names the endpoint of a program's TCP packet: its local side is the address asked for.
+func tuple(f packet.Flow) stack.TransportEndpointID {
+	return stack.TransportEndpointID{
+		LocalAddress: address(f.Remote.Addr()), LocalPort: f.Remote.Port(),
+		RemoteAddress: address(f.Local.Addr()), RemotePort: f.Local.Port(),
+	}
+}
+
+func address(a netip.Addr) tcpip.Address {
+	if a.Is4() {
+		return tcpip.AddrFrom4(a.As4())
+	}
+	return tcpip.AddrFrom16(a.As16())
+}
+
+// tcp hands one TCP packet to netstack.
+func (s *Stack) tcp(h *packet.Header, b []byte) {
+	if h.TCPFlags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn && !s.makeRoom(h, b) {
+		return
+	}
+	s.link.inject(b, h.Is6())
+}
+
+// again delivers a SYN that has waited for the end of the flow before it.
+func (s *Stack) again(b []byte) {
+	var h packet.Header
+	if err := h.Parse(b); err == nil && s.ctx.Err() == nil && s.makeRoom(&h, b) {
+		s.link.injectAlone(b, h.Is6())
+	}
+}
+
+// makeRoom ends the connection whose place a new SYN takes, and reports whether the SYN may go
+// on. The program's own kernel sends it, so that kernel has forgotten the old connection: it
+// reuses a port at once when the server closed first, within milliseconds when the others are in
+// TIME_WAIT, and after a reset that may still wait in the endpoint's queue. Netstack has no
+// listener that could take such a SYN. It would swallow it, which costs the program a second, or
+// refuse it when the endpoint ends while the SYN is in its queue.
+func (s *Stack) makeRoom(h *packet.Header, b []byte) bool {
+	id := tuple(h.Flow)
+	if f := s.syns.get(id); f != nil {
+		return f.seq == h.TCPSeq || !s.syns.replace(f, b)
+	}
+	proto := header.IPv4ProtocolNumber
+	if h.Is6() {
+		proto = header.IPv6ProtocolNumber
+	}
+	ep, ok := s.net.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
+	if !ok || ep.SocketOptions().GetMark() == h.TCPSeq {
+		return true // new, or a retransmission
+	}
+	s.counts.reusedTuples.Add(1)
+	if ep.EndpointState() != tcp.StateTimeWait {
+		ep.Abort() // its RST has an old sequence number: no harm to the new connection
+		return true
+	}
+	// Everything is said and acknowledged. Whoever still reads the last bytes may go on.
+	s.net.StartTransportEndpointCleanup([]tcpip.NetworkProtocolNumber{proto}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
+	return true
+}
+
+// replace keeps the SYN b until the flow f is over, and asks for that: the program has given up
+// its connection. It returns false if f is over already.
+func (t *synTable) replace(f *TCPFlow, b []byte) bool {
+	next := bytes.Clone(b)
+	f.next.Store(&next)
+	f.cancel(ErrProgramGone)
+	return t.get(f.id) == f || !f.next.CompareAndSwap(&next, nil)
+}
