@@ -84,9 +84,9 @@ func (p *policy) Change(f func(*config.Edit) error) error {
 func (p *policy) Profiles() []profiles.Info {
 	var list []profiles.Info
 	for _, s := range p.cfg.Profiles() {
-		list = append(list, profiles.Info{Name: s.Name, Origin: s.Origin.String()})
+		list = append(list, profiles.Info{Name: s.Name, Origin: s.Origin.String(), Match: []string{}, Layers: []profiles.LayerInfo{}})
 	}
-	return append(list, profiles.Info{Name: "unidentified", Origin: "built-in"})
+	return append(list, profiles.Info{Name: "unidentified", Origin: builtIn, Match: []string{}, Layers: []profiles.LayerInfo{}})
 }
 
 func (p *policy) ProfileOf(path string) string {
@@ -386,6 +386,9 @@ func TestRules(t *testing.T) {
 	d.want(t, 200, `["+ 192.0.2.1","- LAN"]`, "GET", "/v1/profiles/new", "")
 	// Another binary of that name gets a profile of its own, and the name is a question then.
 	d.want(t, 200, `"profile":"new (2)"`, "POST", "/v1/rules", `{"program":"/opt/new","entity":"LAN","action":"block"}`)
+	// What stands in for no program keeps no rules, but has temporary ones.
+	d.want(t, 409, "--for", "POST", "/v1/rules", `{"program":"unidentified","entity":"LAN","action":"allow"}`)
+	d.want(t, 200, `"profile":"unidentified"`, "POST", "/v1/rules", `{"program":"unidentified","entity":"LAN","action":"allow","for":"1m"}`)
 	// Everybody.
 	d.want(t, 200, `"profile":""`, "POST", "/v1/rules", `{"program":"*","entity":"RU","action":"block"}`)
 	d.want(t, 200, `["- RU"]`, "GET", "/v1/settings/filter/endpoints", "")

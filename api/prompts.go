@@ -51,8 +51,8 @@ type PromptList struct {
 
 // Answer is the body of POST /v1/prompts/{id}.
 type Answer struct {
-	Action string `json:"action"` // allow, block
-	For    string `json:"for"`    // once, a duration such as 10m, exit, always; "" is once
+	Action string `json:"action"`        // allow, block
+	For    string `json:"for,omitempty"` // once, a duration such as 10m, exit, always; "" is once
 
 	Lifetime Lifetime `json:"-"` // what For says, where Once is false
 	Once     bool     `json:"-"`

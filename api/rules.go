@@ -46,10 +46,10 @@ type RuleList struct {
 
 // NewRule is the body of POST /v1/rules.
 type NewRule struct {
-	Program string `json:"program"` // name of a profile, absolute path, name of a program that a profile is for, or * for everybody
-	Entity  string `json:"entity"`  // as in a rule, with its protocol and ports: "example.org TCP/443"
-	Action  string `json:"action"`  // allow, block
-	For     string `json:"for"`     // a duration such as 10m, exit, always; "" is always
+	Program string `json:"program"`       // name of a profile, absolute path, name of a program that a profile is for, or * for everybody
+	Entity  string `json:"entity"`        // as in a rule, with its protocol and ports: "example.org TCP/443"
+	Action  string `json:"action"`        // allow, block
+	For     string `json:"for,omitempty"` // a duration such as 10m, exit, always; "" is always
 }
 
 // RuleMade is the answer to POST /v1/rules. A rule for always has no temporary one: it is the first of

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -20,37 +21,33 @@ import (
 type policyOwner interface {
 	config() *config.Config
 	change(func(*config.Edit) error) error
-	policyChanged() int // decides the live flows again
+	policyChanged() int // decides the live flows again and tells the watchers
 }
 
 // control implements what the API asks for and changes, over the parts of an engine.
 type control struct {
-	owner   policyOwner
-	store   *profiles.Store
-	asked   *firewall.Prompts
-	table   *network.Table
-	alive   func(pid int, started time.Time) bool
-	program func(path string) attribution.Owner // as if that program had a flow
+	owner policyOwner
+	store *profiles.Store
+	asked *firewall.Prompts
+	table *network.Table
+	alive func(pid int, started time.Time) bool
 }
 
 // Config implements api.Policy.
 func (c *control) Config() *config.Config { return c.owner.config() }
 
 // Change implements api.Policy.
-func (c *control) Change(f func(*config.Edit) error) error {
-	if err := c.owner.change(f); err != nil {
-		return err
-	}
-	c.table.PublishState()
-	return nil
-}
+func (c *control) Change(f func(*config.Edit) error) error { return c.owner.change(f) }
 
 // Profiles implements api.Programs.
 func (c *control) Profiles() []profiles.Info { return c.store.Profiles() }
 
 // ProfileOf implements api.Programs.
 func (c *control) ProfileOf(path string) string {
-	m := c.store.Match(c.program(path))
+	m := c.store.Match(attribution.Owner{
+		Process:    &attribution.Process{Path: path, Name: filepath.Base(path), Kind: attribution.KindProgram},
+		Confidence: attribution.Exact,
+	})
 	if m.Fingerprint == "" {
 		return ""
 	}
@@ -64,7 +61,7 @@ func (c *control) Temporaries() []profiles.Temporary { return c.store.Temporarie
 func (c *control) AddTemporary(t profiles.Temporary) (profiles.Temporary, error) {
 	added, err := c.store.AddTemporary(t)
 	if err == nil {
-		c.overridden()
+		c.owner.policyChanged()
 	}
 	return added, err
 }
@@ -74,20 +71,14 @@ func (c *control) RemoveTemporary(id string) bool {
 	if !c.store.RemoveTemporary(id) {
 		return false
 	}
-	c.overridden()
-	return true
-}
-
-// overridden applies what holds for a time to the live flows, and tells the watchers.
-func (c *control) overridden() {
 	c.owner.policyChanged()
-	c.table.PublishState()
+	return true
 }
 
 // Pause implements api.Overrides.
 func (c *control) Pause(until time.Time) {
 	c.store.Pause(until)
-	c.overridden()
+	c.owner.policyChanged()
 }
 
 // Paused implements api.Overrides.
