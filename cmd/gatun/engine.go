@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"os"
 	"strings"
@@ -37,12 +38,18 @@ type engineOptions struct {
 	local     func(netip.Addr) bool // a source address that programs here may use
 	store     *profiles.Store
 	cfg       *config.Config
+	state     status.State              // what the network was judged to be when cfg was loaded
+	source    config.Source             // where cfg came from; its Data takes run-time changes
+	networks  *netenv.Monitor           // nil: nothing is known of the networks
+	created   <-chan config.ProfileSpec // profiles of programs that were seen first
+	environ   *environ                  // of programs, for profiles
 	resolvers dns.SystemOptions
 	netns     string
 	// namesForAll knows the programs whose names count for everybody; nil: none.
 	namesForAll func(attribution.Owner) bool
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
+	level       *zap.AtomicLevel // of log, where core/logLevel sets it; nil: fixed
 }
 
 // engine is one running firewall: the parts, wired.
@@ -58,21 +65,35 @@ type engine struct {
 	server  *dns.Server
 	stack   *stack.Stack
 
-	mu  sync.Mutex
-	cfg *config.Config
+	prompts *firewall.Prompts
+	wake    chan struct{} // something that ends with time was added
+	problem lastProblem   // why the newest edit of the file is not in force
+
+	keeping sync.Mutex
+	kept    []byte // temporary rules as they were written last
+
+	mu    sync.Mutex // held while the policy changes
+	cfg   *config.Config
+	state status.State
 }
 
 func newEngine(o engineOptions) (*engine, error) {
-	e := &engine{opt: o, started: time.Now(), table: network.NewTable(time.Now), cfg: o.cfg}
+	e := &engine{opt: o, started: time.Now(), table: network.NewTable(time.Now), cfg: o.cfg, state: o.state, wake: make(chan struct{}, 1)}
+	o.environ.finder.Store(o.owners)
 	e.master = firewall.New(o.store)
+	e.prompts = firewall.NewPrompts(time.Now)
+	e.prompts.Remember = e.remember
 	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
 	e.system = dns.NewSystem(o.resolvers, time.Now)
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate = o.translate
 	e.gate = &interception.Gate{
-		Table: e.table, Firewall: e.master, Prompts: firewall.NewPrompts(time.Now), Owners: o.owners, Names: e.names, Nameserver: e.server,
+		Table: e.table, Firewall: e.master, Prompts: e.prompts, Owners: o.owners, Names: e.names, Nameserver: e.server,
 		Relay: e.relay, Log: o.log, Clock: time.Now,
+	}
+	if err := e.restoreTemporaries(); err != nil {
+		return nil, err
 	}
 	var err error
 	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Logger: o.log})
@@ -87,40 +108,36 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.relay.Run(ctx) })
 	g.Go(func() error { return e.server.Run(ctx) })
 	g.Go(func() error { return e.stack.Run(ctx) })
-	g.Go(func() error { return giveBack(ctx, e.table.LiveCount) })
+	g.Go(func() error { return e.keepTime(ctx) })
+	g.Go(func() error { return e.keepProfiles(ctx) })
+	if e.opt.networks != nil {
+		g.Go(func() error { return e.opt.networks.Run(ctx) })
+	}
+	g.Go(func() error { return keepSmall(ctx, e.table.LiveCount, e.table.Compact) })
 	if e.opt.closings != nil {
 		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
 	}
 }
 
-// apply puts a new configuration in force and ends what it no longer permits. An error leaves
-// the running policy untouched; the same configuration changes nothing.
-func (e *engine) apply(cfg *config.Config) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if cfg.Equal(e.cfg) {
-		return nil
-	}
-	if err := e.opt.store.Swap(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now())); err != nil {
-		return err
-	}
-	e.cfg = cfg
-	e.server.Configure(dnsConfig(cfg))
-	closed := e.gate.Reevaluate()
-	e.opt.log.Info("configuration in force", zap.Uint64("revision", e.opt.store.Revision()), zap.Int("flows closed", closed))
-	return nil
+// control is what the API asks and changes.
+func (e *engine) control() *control {
+	return &control{owner: e, store: e.opt.store, asked: e.prompts, table: e.table, alive: e.opt.owners.Alive}
+}
+
+// serve makes the API of the program that runs this engine.
+func (e *engine) serve(d api.Daemon) *api.Server {
+	c := e.control()
+	return &api.Server{Daemon: d, Flows: e.table, Why: explainer{e.master}, Control: c, Database: c.database(d.Status), Log: e.opt.log}
 }
 
 // status fills what the engine knows of itself.
 func (e *engine) status() api.Status {
-	e.mu.Lock()
-	cfg := e.cfg
-	e.mu.Unlock()
+	cfg, rating := e.config(), e.rating()
 	decided, denied := e.gate.Counts()
-	return api.Status{
+	s := api.Status{
 		Schema: network.Schema, State: "on", Mode: e.opt.mode, Version: version(), PID: os.Getpid(), Started: e.started.UTC(),
-		Config:    api.ConfigStatus{File: strings.Join(cfg.Files(), " "), Revision: e.opt.store.Revision(), Warnings: warningTexts(cfg, e.opt.store)},
-		Rating:    cfg.String("network/rating"),
+		Config: api.ConfigStatus{File: strings.Join(cfg.Files(), " "), Revision: e.opt.store.Revision(), Problem: e.problem.text(), Warnings: warningTexts(cfg, e.opt.store)},
+		Rating: rating.Rating.String(), RatingOrigin: rating.Origin,
 		Inbound:   "not controlled",
 		Notes:     []string{"loopback traffic is not seen"},
 		Resolvers: e.resolvers(cfg),
@@ -129,6 +146,35 @@ func (e *engine) status() api.Status {
 		Owners:    e.gate.Causes(),
 		NetNS:     e.opt.netns,
 	}
+	e.control().status(&s)
+	s.Modules = e.modules(&s)
+	return s
+}
+
+// modules says how the engine's parts are.
+func (e *engine) modules(s *api.Status) []status.Module {
+	policy := status.Module{Name: "policy", Message: fmt.Sprintf("revision %d", s.Config.Revision)}
+	switch {
+	case s.Config.Problem != "":
+		policy.State, policy.Message = status.Error, "the newest edit is not in force: "+s.Config.Problem
+	case s.PausedUntil != nil:
+		policy.State, policy.Message = status.Warning, "paused until "+s.PausedUntil.Local().Format(time.TimeOnly)
+	case len(s.Config.Warnings) > 0:
+		policy.State, policy.Message = status.Info, fmt.Sprintf("%d warnings: see `gatun check`", len(s.Config.Warnings))
+	}
+	networks := status.Module{Name: "networks", Message: "rated " + s.Rating + " by " + s.RatingOrigin}
+	if e.opt.networks == nil {
+		networks.State, networks.Message = status.Warning, "nothing is known of the networks: rating rules about them do not hold"
+	}
+	resolvers := status.Module{Name: "nameserver", Message: fmt.Sprintf("%d resolvers", len(s.Resolvers))}
+	if len(s.Resolvers) == 0 {
+		resolvers.State, resolvers.Message = status.Warning, "no resolver is known: names cannot be resolved"
+	}
+	prompts := status.Module{Name: "prompts"}
+	if s.Prompts > 0 {
+		prompts.State, prompts.Message = status.Info, fmt.Sprintf("%d wait for an answer: gatun prompt", s.Prompts)
+	}
+	return []status.Module{policy, networks, resolvers, prompts}
 }
 
 func warningTexts(cfg *config.Config, store *profiles.Store) []string {

@@ -1,21 +1,17 @@
 package main
 
 import (
-	"fmt"
 	"sync"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
-// newLogger writes to stderr: JSON lines with a time. It never sees payloads.
-func newLogger(level string) (*zap.Logger, error) {
-	l, err := zapcore.ParseLevel(level)
-	if err != nil {
-		return nil, fmt.Errorf("core/logLevel: want debug, info, warn or error, got %q", level)
-	}
+// newLogger writes to stderr: JSON lines with a time. It never sees payloads. The level may be
+// changed while it runs.
+func newLogger(level zap.AtomicLevel) (*zap.Logger, error) {
 	c := zap.NewProductionConfig()
-	c.Level = zap.NewAtomicLevelAt(l)
+	c.Level = level
 	c.Sampling = &zap.SamplingConfig{Initial: 100, Thereafter: 1000}
 	c.EncoderConfig.EncodeTime = zapcore.RFC3339NanoTimeEncoder
 	c.DisableStacktrace = true

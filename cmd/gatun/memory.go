@@ -3,26 +3,35 @@ package main
 import (
 	"context"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
 const (
-	giveBackEvery = 5 * time.Second
+	paceEvery     = time.Second
+	giveBackEvery = 5    // paces
 	manyLinks     = 1000 // below that there is not enough to give back
 )
 
-// giveBack returns memory to the system after a flood: the runtime alone would keep it for
-// minutes, because an idle program has no reason to collect. live counts the links.
-func giveBack(ctx context.Context, live func() int) error {
-	tick := time.NewTicker(giveBackEvery)
+// keepSmall keeps the heap small, and returns memory to the system after a flood: the runtime
+// alone would keep it for minutes, because an idle program has no reason to collect. live counts
+// the links; compact frees the pages that few kept things lie on.
+func keepSmall(ctx context.Context, live func() int, compact func()) error {
+	tick := time.NewTicker(paceEvery)
 	defer tick.Stop()
 	var p peak
-	for {
+	pace := newPace()
+	defer debug.SetGCPercent(100)
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if p.over(live()) {
+			if percent, changed := pace.next(); changed {
+				debug.SetGCPercent(percent)
+			}
+			if n%giveBackEvery == 0 && p.over(live()) {
+				compact()
 				debug.FreeOSMemory()
 			}
 		}
@@ -52,4 +61,47 @@ func (p *peak) over(n int) bool {
 	}
 	p.due--
 	return true
+}
+
+// pace chooses how much garbage the collector lets gather, as GOGC.
+//
+// A large heap is one of many idle flows. The runtime never gives back the bookkeeping of the
+// largest heap it had, about 2 %: a double size would stay visible for ever. In a quiet minute
+// collecting costs next to nothing. Else the default is best.
+type pace struct {
+	sample    []metrics.Sample
+	percent   int
+	allocated uint64
+}
+
+const (
+	largeHeap  = 32 << 20 // live bytes
+	hugeHeap   = 64 << 20
+	quietBytes = 1 << 20 // allocated per pace
+)
+
+func newPace() *pace {
+	return &pace{percent: 100, sample: []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/heap/allocs:bytes"}}}
+}
+
+// next returns the percentage for the next second, and whether it is another one.
+func (p *pace) next() (percent int, changed bool) {
+	metrics.Read(p.sample)
+	live, all := p.sample[0].Value.Uint64(), p.sample[1].Value.Uint64()
+	percent = gcPercent(live, all-p.allocated)
+	p.allocated = all
+	changed = percent != p.percent
+	p.percent = percent
+	return percent, changed
+}
+
+func gcPercent(live, allocated uint64) int {
+	switch {
+	case live >= hugeHeap, allocated < quietBytes:
+		return 25
+	case live >= largeHeap:
+		return 50
+	default:
+		return 100
+	}
 }

@@ -19,10 +19,8 @@ import (
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
-	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
-	"gatun/profiles"
 	"gatun/status"
 	"gatun/tun/route"
 	"gatun/tun/sandbox"
@@ -73,15 +71,17 @@ func runCommand() *cobra.Command {
 
 // runIn runs the command and returns its exit code, or 125 and why it never ran.
 func runIn(ctx context.Context, o runOptions) (int, error) {
-	cfg, err := config.Load(configSource(o.file))
+	level, err := zap.ParseAtomicLevel(firstOf(os.Getenv("GATUN_LOG"), "error"))
+	if err != nil {
+		return exitRunFailed, fmt.Errorf("GATUN_LOG: %w", err)
+	}
+	log, err := newLogger(level)
 	if err != nil {
 		return exitRunFailed, err
 	}
-	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{Only: o.only})
-	if err != nil {
-		return exitRunFailed, err
-	}
-	log, err := newLogger(firstOf(os.Getenv("GATUN_LOG"), "error"))
+	source := configSource(o.file)
+	source.Data = config.OpenData("") // nothing is kept on disk
+	policy, err := loadPolicy(source, o.only, log)
 	if err != nil {
 		return exitRunFailed, err
 	}
@@ -95,7 +95,7 @@ func runIn(ctx context.Context, o runOptions) (int, error) {
 	}
 	defer box.Close()
 	r := &run{o: o, box: box, log: log, publish: publish}
-	if r.engine, err = r.build(engineOptions{mode: "run", store: store, cfg: cfg, log: log}); err != nil {
+	if r.engine, err = r.build(policy); err != nil {
 		return exitRunFailed, err
 	}
 	return r.serve(ctx)
@@ -128,7 +128,7 @@ func (r *run) build(o engineOptions) (*engine, error) {
 	if o.closings, err = state.AdoptClosings(r.box.Closings()); err != nil {
 		return nil, err
 	}
-	o.device, o.owners = r.box.Device(), finder
+	o.mode, o.device, o.owners = "run", r.box.Device(), finder
 	o.dialer = &route.Dialer{Own: r.ownPrefixes()}
 	o.local = func(a netip.Addr) bool { return a == sandbox.AddressV4() || a == sandbox.AddressV6() }
 	o.resolvers = dns.SystemOptions{Stub: dns.UseStub}
@@ -211,7 +211,7 @@ func (r *run) serveAPI(ctx context.Context, g *errgroup.Group) (closeAPI func(),
 	if err != nil {
 		return nil, err
 	}
-	server := &api.Server{Daemon: r, Flows: r.engine.table, Why: explainer{r.engine.master}, Log: r.log}
+	server := r.engine.serve(r)
 	g.Go(func() error { return server.Serve(ctx, l) })
 	return func() { _ = os.Remove(path) }, nil
 }
@@ -230,18 +230,13 @@ func runtimeDir() (string, error) {
 func (r *run) Status() api.Status {
 	s := r.engine.status()
 	s.Names = map[string]any{"device": sandbox.DeviceName}
+	s.Worst = status.Worst(s.Modules).State.String()
 	s.Notes = append(s.Notes, "unix sockets of the host can be reached: IP traffic is what is confined")
 	return s
 }
 
 // Reload implements api.Daemon.
-func (r *run) Reload(context.Context) error {
-	cfg, err := config.Load(configSource(r.o.file))
-	if err != nil {
-		return err
-	}
-	return r.engine.apply(cfg)
-}
+func (r *run) Reload(context.Context) error { return r.engine.reload() }
 
 // Stop implements api.Daemon: it ends the command as a terminal would.
 func (r *run) Stop() { _ = r.box.Signal(terminate) }

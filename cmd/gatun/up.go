@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,7 +20,6 @@ import (
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
-	"gatun/netenv"
 	"gatun/network/state"
 	"gatun/profiles"
 	"gatun/status"
@@ -32,14 +32,12 @@ var errDown = errors.New("down")
 
 // up is the running `gatun up`.
 type up struct {
-	source  config.Source
+	policy  engineOptions
 	places  *places
 	log     *zap.Logger
 	engine  *engine
-	store   *profiles.Store
 	manager *route.Manager
 	stop    context.CancelCauseFunc
-	last    lastProblem
 }
 
 func upCommand(p *places) *cobra.Command {
@@ -61,22 +59,22 @@ func upCommand(p *places) *cobra.Command {
 // error the guard stays, and says so.
 func bringUp(ctx context.Context, p *places, named string) error {
 	source := configSource(named)
-	cfg, err := config.Load(source)
-	if err != nil {
-		return closedBy(ctx, p, err)
-	}
-	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{})
-	if err != nil {
-		return closedBy(ctx, p, err)
-	}
-	log, err := newLogger(cfg.String("core/logLevel"))
+	source.Data = config.OpenData(p.stateDir())
+	level := zap.NewAtomicLevel()
+	log, err := newLogger(level)
 	if err != nil {
 		return err
 	}
-	u := &up{source: source, places: p, log: log, store: store}
+	policy, err := loadPolicy(source, nil, log, route.DeviceName)
+	if err != nil {
+		return closedBy(ctx, p, err)
+	}
+	policy.level = &level
+	followLevel(&level, policy.cfg)
+	u := &up{policy: policy, places: p, log: log}
 	ctx, u.stop = context.WithCancelCause(ctx)
 	defer u.stop(nil)
-	if err := u.run(ctx, cfg); err != nil && !errors.Is(err, errDown) {
+	if err := u.run(ctx); err != nil && !errors.Is(err, errDown) {
 		if u.manager != nil && u.manager.Status().State != route.Off {
 			log.Error("traffic stays closed; start gatun again, or open the machine with `gatun recover`", zap.Error(err))
 		}
@@ -122,12 +120,12 @@ func blocksLAN(s *profiles.Store) bool {
 	return s.For(attribution.Unidentified("")).BlockLAN.Active
 }
 
-func (u *up) run(ctx context.Context, cfg *config.Config) error {
-	n := names(cfg)
+func (u *up) run(ctx context.Context) error {
+	n := names(u.policy.cfg)
 	var err error
 	u.manager, err = route.New(route.Options{
 		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
-		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.store)},
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store)},
 	})
 	if err != nil {
 		return err
@@ -140,13 +138,13 @@ func (u *up) run(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	defer device.Close()
-	if err := u.build(cfg, device, n); err != nil {
+	if err := u.build(device, n); err != nil {
 		return err
 	}
 	return u.serve(ctx)
 }
 
-func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
+func (u *up) build(device tun.Device, n route.Names) error {
 	iface, err := net.InterfaceByName(n.Device)
 	if err != nil {
 		return err
@@ -160,14 +158,14 @@ func (u *up) build(cfg *config.Config, device tun.Device, n route.Names) error {
 	if err != nil {
 		return err
 	}
-	u.engine, err = newEngine(engineOptions{
-		mode: "up", device: device, owners: finder, closings: closings, local: u.manager.IsLocal, store: u.store, cfg: cfg,
-		dialer:    &route.Dialer{Mark: n.Mark, BindSource: true},
-		resolvers: dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver},
-		// Programs that ask a stub over loopback are not seen asking: its names are theirs.
-		namesForAll: dns.IsSystemResolver,
-		netns:       currentNetNS(), log: u.log,
-	})
+	o := u.policy
+	o.mode, o.device, o.owners, o.closings, o.local = "up", device, finder, closings, u.manager.IsLocal
+	o.dialer = &route.Dialer{Mark: n.Mark, BindSource: true}
+	o.resolvers = dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver}
+	// Programs that ask a stub over loopback are not seen asking: its names are theirs.
+	o.namesForAll = dns.IsSystemResolver
+	o.netns = currentNetNS()
+	u.engine, err = newEngine(o)
 	return err
 }
 
@@ -191,7 +189,7 @@ func (u *up) serve(ctx context.Context) error {
 		_ = g.Wait()
 		return err
 	}
-	server := &api.Server{Daemon: u, Flows: u.engine.table, Why: explainer{u.engine.master}, Log: u.log}
+	server := u.engine.serve(u)
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	g.Go(func() error { return u.manager.Run(ctx) })
 	g.Go(func() error { return u.watch(ctx) })
@@ -225,16 +223,12 @@ func (u *up) signals(ctx context.Context) error {
 
 // watch reloads when the file, or one beside it, was changed.
 func (u *up) watch(ctx context.Context) error {
-	return config.Watch(ctx, u.source.Paths(), func() { _ = u.Reload(ctx) })
+	return config.Watch(ctx, u.policy.source.Paths(), func() { _ = u.Reload(ctx) })
 }
 
 // Reload implements api.Daemon.
 func (u *up) Reload(context.Context) error {
-	cfg, err := config.Load(u.source)
-	if err == nil {
-		err = u.engine.apply(cfg)
-	}
-	u.last.set(err)
+	err := u.engine.reload()
 	if err != nil {
 		u.log.Error("the new configuration is not in force; the running policy goes on", zap.Error(err))
 	}
@@ -249,20 +243,35 @@ func (u *up) Status() api.Status {
 	s := u.engine.status()
 	m := u.manager.Status()
 	s.State = m.State.String()
-	s.Config.Problem = u.last.text()
 	s.Inbound = m.Inbound
 	s.Notes = append(s.Notes, m.LinkLocal)
 	s.Notes = append(s.Notes, m.Conflicts...)
 	if m.Reason != "" {
 		s.Notes = append(s.Notes, m.Reason)
 	}
+	s.Modules = append(s.Modules, captureModule(m))
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
 		"priority_link": m.Names.PriorityLink, "priority_tun": m.Names.PriorityTun,
 	}
+	s.Worst = status.Worst(s.Modules).State.String()
 	s.Guard = &api.GuardStatus{OK: m.GuardOK && m.RulesOK, Repairs: m.Repairs, Snapshot: m.Snapshot}
 	return s
+}
+
+// captureModule says whether everything that keeps traffic captured is in place.
+func captureModule(m route.Status) status.Module {
+	switch {
+	case m.State != route.On:
+		return status.Module{Name: "capture", State: status.Error, Message: m.State.String() + ": " + m.Reason}
+	case !m.GuardOK || !m.RulesOK:
+		return status.Module{Name: "capture", State: status.Error, Message: "somebody removed the guard or the routes: being repaired"}
+	case len(m.Conflicts) > 0:
+		return status.Module{Name: "capture", State: status.Warning, Message: strings.Join(m.Conflicts, "; ")}
+	default:
+		return status.Module{Name: "capture", Message: "inbound " + m.Inbound}
+	}
 }
 
 func (u *up) repaired(e route.Event) {
