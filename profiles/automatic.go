@@ -28,8 +28,31 @@ const (
 )
 
 // pending are the profiles that were made automatically and are not in the configuration yet,
-// by their only fingerprint.
-type pending map[config.Fingerprint]config.ProfileSpec
+// by their only fingerprint and by name.
+type pending struct {
+	specs map[config.Fingerprint]config.ProfileSpec
+	names map[string]config.Fingerprint
+}
+
+func newPending() pending {
+	return pending{specs: map[config.Fingerprint]config.ProfileSpec{}, names: map[string]config.Fingerprint{}}
+}
+
+func (p pending) add(f config.Fingerprint, spec config.ProfileSpec) {
+	p.specs[f], p.names[spec.Name] = spec, f
+}
+
+// without returns the pending profiles that are not in the configuration and whose name it gave
+// to no other one: that one would be made again under a free name.
+func (p pending) without(c *policy) pending {
+	next := newPending()
+	for f, spec := range p.specs {
+		if _, taken := c.byName[spec.Name]; !taken && c.automatic {
+			next.add(f, spec)
+		}
+	}
+	return next
+}
 
 // boundTo returns the fingerprint of a profile for the application of p: the path of its
 // binary, or the name of a package whose binaries have another path each time. ok is false
@@ -73,12 +96,12 @@ func (s *Store) automatic(c *snapshot, p *attribution.Process) (name string, cur
 		s.mu.Unlock()
 		return "", false
 	}
-	spec, known := s.pending[f]
-	made := !known && len(s.pending)+c.policy.automaticCount < maxAutomatic
+	spec, known := s.pending.specs[f]
+	made := !known && len(s.pending.specs)+c.policy.automaticCount < maxAutomatic
 	if made {
 		spec = config.NewProfile(s.freeName(c.policy, f), []config.Fingerprint{f}, config.Automatic, factsOf(p))
 		spec.Created = now
-		s.pending[f] = spec
+		s.pending.add(f, spec)
 	}
 	s.mu.Unlock()
 	if made {
@@ -91,13 +114,10 @@ func (s *Store) automatic(c *snapshot, p *attribution.Process) (name string, cur
 
 // freeName returns a name for people that no other profile has. The caller holds mu.
 func (s *Store) freeName(p *policy, f config.Fingerprint) string {
-	taken := map[string]bool{TemporaryLayer: true}
-	for _, spec := range s.pending {
-		taken[spec.Name] = true
-	}
 	free := func(name string) bool {
 		_, known := p.byName[name]
-		return !known && !taken[name] && utf8.RuneCountInString(name) <= maxNameRunes
+		_, made := s.pending.names[name]
+		return !known && !made && name != TemporaryLayer && utf8.RuneCountInString(name) <= maxNameRunes
 	}
 	file := strings.ReplaceAll(f.Value, `\`, "/")
 	base := path.Base(file)
@@ -162,8 +182,8 @@ func (p *policy) automatics(more pending) map[string]automaticProfile {
 			list[q.name] = automaticProfile{match: q.untouched(), index: i}
 		}
 	}
-	for f, spec := range more {
-		list[spec.Name] = automaticProfile{match: f, index: -1}
+	for name, f := range more.names {
+		list[name] = automaticProfile{match: f, index: -1}
 	}
 	return list
 }
@@ -180,17 +200,4 @@ func (p *profile) untouched() config.Fingerprint {
 func place(f config.Fingerprint) config.Fingerprint {
 	f.Position = config.Position{}
 	return f
-}
-
-// adopt forgets the pending profiles that the new configuration has, and those whose name it
-// gave to another one: they are made again under a free name. The caller holds mu.
-func (s *Store) adopt(next *policy) {
-	if !next.automatic {
-		clear(s.pending)
-	}
-	for f, spec := range s.pending {
-		if _, taken := next.byName[spec.Name]; taken {
-			delete(s.pending, f)
-		}
-	}
 }

@@ -60,7 +60,7 @@ func (s *Store) Profiles() []Info {
 	}
 	first := len(list)
 	s.mu.Lock()
-	for _, spec := range s.pending {
+	for _, spec := range s.pending.specs {
 		list = append(list, p.infoOf(spec))
 	}
 	s.mu.Unlock()
@@ -136,7 +136,7 @@ func (s *Store) Match(o attribution.Owner) MatchReport {
 	}
 	if f, ok := boundTo(o.Process); i == p.nobody && ok {
 		s.mu.Lock()
-		spec, made := s.pending[f]
+		spec, made := s.pending.specs[f]
 		s.mu.Unlock()
 		if made {
 			g, _ := newFingerprint(f, nil)

@@ -76,7 +76,7 @@ func NewStore(cfg *config.Config, st status.State, o Options) (*Store, error) {
 	if o.Clock == nil {
 		o.Clock = time.Now
 	}
-	s := &Store{opt: o, pending: pending{}}
+	s := &Store{opt: o, pending: newPending()}
 	var problems config.Problems
 	for _, text := range o.Only {
 		r, err := ParseRule("+ "+text, refOf("+ "+text, "", 0, 0))
@@ -126,11 +126,8 @@ func (s *Store) Swap(cfg *config.Config, st status.State) error {
 		s.publish(next, 1, nil, time.Time{})
 		return nil
 	}
-	were := make(pending, len(s.pending))
-	for f, spec := range s.pending {
-		were[f] = spec
-	}
-	s.adopt(next)
+	were := s.pending
+	s.pending = were.without(next)
 	s.geoMissing += before.geoMissing(next)
 	revision := c.revision
 	if !before.same(next, were, s.pending) {

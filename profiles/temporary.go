@@ -119,12 +119,8 @@ func (s *Store) knows(p *policy, name string) bool {
 	if i, known := p.byName[name]; known {
 		return i != p.nobody
 	}
-	for _, spec := range s.pending {
-		if spec.Name == name {
-			return true
-		}
-	}
-	return false
+	_, made := s.pending.names[name]
+	return made
 }
 
 // RemoveTemporary takes a temporary rule out of force; false if there is none of that ID.
