@@ -21,7 +21,9 @@ var (
 func v4(i int) netip.Addr { return netip.AddrFrom4([4]byte{11, byte(i >> 16), byte(i >> 8), byte(i)}) }
 
 // span and span6 are addresses of the ranges, which have to be others.
-func span(i int) netip.Addr { return netip.AddrFrom4([4]byte{12, byte(i >> 16), byte(i >> 8), byte(i)}) }
+func span(i int) netip.Addr {
+	return netip.AddrFrom4([4]byte{12, byte(i >> 16), byte(i >> 8), byte(i)})
+}
 
 func span6(i int) netip.Addr {
 	a := v6(i).As16()
@@ -55,7 +57,7 @@ func nthRule(kind string, i int) string {
 		lo[15], hi[15] = 1, 0xfe
 		return fmt.Sprintf("- %s-%s", netip.AddrFrom16(lo), netip.AddrFrom16(hi))
 	case "country": // 250 countries with 400 ports each
-		return fmt.Sprintf("- %s TCP/%d", countries[i%250], 1000+i/250)
+		return fmt.Sprintf("- %s TCP/%d", countries[i%250], 60_000+i/250)
 	case "asn":
 		return fmt.Sprintf("- AS%d", i+1)
 	case "list":
@@ -93,7 +95,7 @@ func matchingFacts(kind string, i int) Facts {
 	case "range":
 		f.Entity.Addr = span(i*5 + 2)
 	case "country":
-		f.Entity.Stamp, f.Port = &intel.Stamp{Country: strings.Fields(isoCountries)[i%250], Continent: "EU", ASN: 1}, uint16(1000+i/250)
+		f.Entity.Stamp, f.Port = &intel.Stamp{Country: strings.Fields(isoCountries)[i%250], Continent: "EU", ASN: 1}, uint16(60_000+i/250)
 	case "asn":
 		f.Entity.Stamp = &intel.Stamp{Country: "DE", ASN: uint32(i + 1)}
 	case "list":
