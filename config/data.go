@@ -2,9 +2,7 @@ package config
 
 import (
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -92,25 +90,9 @@ func (d *Data) readMemory(w *walker) []file {
 	return files
 }
 
-// safeDir reports whether a directory is there that nobody else can write to.
-func (w *walker) safeDir(dir string) bool {
-	f, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false
-	}
-	if err == nil {
-		defer f.Close()
-		err = checkDir(f)
-	}
-	if err != nil {
-		w.problem(Position{File: dir}, "", explain(err), "")
-	}
-	return err == nil
-}
-
 // listProfiles returns profiles/*.yaml in lexical order.
 func (w *walker) listProfiles(dir string) []string {
-	if !w.safeDir(dir) {
+	if !w.ownDir(dir) {
 		return nil
 	}
 	entries, err := os.ReadDir(dir)
@@ -207,7 +189,7 @@ func (m *merger) data(d *Data, ops []operation) *plan {
 		switch {
 		case doc.removed:
 		case doc.broken != nil:
-			m.w.problem(doc.broken.Position, doc.broken.Key, doc.broken.Message+"; mend the file, or remove it with all that it holds", "")
+			m.w.problem(doc.broken.Position, doc.broken.Key, doc.broken.Message+d.remedy(doc.path), "")
 		case doc.path == d.path(runtimeFile):
 			m.runtimeSettings(doc)
 		default:
@@ -223,6 +205,14 @@ func (m *merger) data(d *Data, ops []operation) *plan {
 	}
 	m.addStored(specs)
 	return newPlan(docs, layers)
+}
+
+// remedy says what to do with a file that cannot be read.
+func (d *Data) remedy(path string) string {
+	if _, err := os.Lstat(path + goodSuffix); path == d.path(runtimeFile) && err == nil {
+		return fmt.Sprintf("; mend the file, or restore what gatun wrote last: cp %[1]s%[2]s %[1]s", path, goodSuffix)
+	}
+	return "; mend the file, or remove it with all that it holds"
 }
 
 // runtimeSettings merges config.json below what people set in their files.
@@ -247,6 +237,9 @@ func (m *merger) runtimeSettings(doc *document) {
 func (w *walker) profileFile(doc *document) []ProfileSpec {
 	before := len(w.problems)
 	list := w.profileDocument(&scope{file: doc.path, kind: FromRuntime}, doc.root)
+	if text := strings.TrimSpace(string(doc.after)); !strings.HasSuffix(text, "\n"+strings.TrimSpace(endMark)) {
+		w.problem(Position{File: doc.path, Line: 1 + strings.Count(text, "\n")}, "", "the file is cut off: want ... on a line of its own at the end, as gatun writes it", "")
+	}
 	if len(list) != 1 && len(w.problems) == before {
 		w.problem(Position{File: doc.path, Line: 1, Col: 1}, "profiles", fmt.Sprintf("want one profile in each file here, got %d", len(list)), "")
 	}

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -30,7 +31,7 @@ func (e *editor) inProfile(op *operation) {
 		return
 	}
 	v, ok := e.value(op, set, prefix, old.Rules())
-	if ok && (!has || FormatValue(v.v) != FormatValue(old.v)) {
+	if ok && (!has || !reflect.DeepEqual(plain(v.v), plain(old.v))) {
 		spec.values[set.Key] = v
 		e.keep(doc, spec)
 	}

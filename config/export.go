@@ -72,6 +72,10 @@ const (
 	withOrigin              // as the Data keeps it
 )
 
+// endMark ends a document. YAML that was cut off between two lines is YAML still: without this
+// line a file of the Data is not used.
+const endMark = "...\n"
+
 func renderProfiles(list []*ProfileSpec, st style) []byte {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version: %d\nprofiles:", fileVersion)
@@ -84,6 +88,7 @@ func renderProfiles(list []*ProfileSpec, st style) []byte {
 		renderProfile(&b, p, st)
 		renderValues(&b, table, p.values)
 	}
+	b.WriteString(endMark)
 	return []byte(b.String())
 }
 

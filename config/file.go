@@ -41,55 +41,86 @@ func (w *walker) readFiles(src Source) []file {
 // readFile reads a file that nobody but root and the own user can have written: whoever
 // writes the policy is the policy's owner.
 func (w *walker) readFile(path string, optional bool) ([]byte, bool) {
-	at := Position{File: path}
-	if err := checkLink(path); err != nil {
-		if optional && errors.Is(err, fs.ErrNotExist) {
-			return nil, false
+	data, err := readSafe(path)
+	if err != nil {
+		if !optional || !errors.Is(err, fs.ErrNotExist) {
+			w.problem(Position{File: path}, "", explain(err), "")
 		}
-		w.problem(at, "", explain(err), "")
-		return nil, false
-	}
-	f, err := openFile(path)
-	if err != nil {
-		w.problem(at, "", explain(err), "")
-		return nil, false
-	}
-	defer f.Close()
-	if err := checkFile(f); err != nil {
-		w.problem(at, "", explain(err), "")
-		return nil, false
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(data) > maxFile {
-		err = fmt.Errorf("larger than %d MiB", maxFile>>20)
-	}
-	if err != nil {
-		w.problem(at, "", explain(err), "")
 		return nil, false
 	}
 	w.keepLines(path, data)
 	return data, true
 }
 
-// listDropIns returns conf.d/*.yaml in lexical order. Who can write to the directory can add
-// a file, so the directory has to be as safe as the files.
-func (w *walker) listDropIns(dir string) []string {
-	at := Position{File: dir}
-	d, err := os.Open(dir)
+func readSafe(path string) ([]byte, error) {
+	if err := checkLink(path); err != nil {
+		return nil, err
+	}
+	f, err := openFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := checkFile(f); err != nil {
+		return nil, err
+	}
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("larger than %d MiB", maxFile>>20)
+	}
+	return data, err
+}
+
+// checkLink refuses symbolic links: whoever can change one chooses what is read, and the file
+// that it leads to may lie where others can replace it.
+func checkLink(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&fs.ModeSymlink == 0 {
+		return err
+	}
+	target, err := os.Readlink(path)
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("is a symbolic link to %s, and links are not followed: whoever can change one chooses what is read; put the file itself here", target)
+}
+
+// ownDir is safeDir for a directory that may not be a link either.
+func (w *walker) ownDir(dir string) bool {
+	if err := checkLink(dir); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			w.problem(Position{File: dir}, "", explain(err), "")
+		}
+		return false
+	}
+	return w.safeDir(dir)
+}
+
+// safeDir reports whether a directory is there that nobody else can write to: who can could add
+// a file, or replace one.
+func (w *walker) safeDir(dir string) bool {
+	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false
 	}
 	if err == nil {
-		defer d.Close()
-		err = checkDir(d)
+		defer f.Close()
+		err = checkDir(f)
 	}
 	if err != nil {
-		w.problem(at, "", explain(err), "")
+		w.problem(Position{File: dir}, "", explain(err), "")
+	}
+	return err == nil
+}
+
+// listDropIns returns conf.d/*.yaml in lexical order.
+func (w *walker) listDropIns(dir string) []string {
+	if !w.ownDir(dir) {
 		return nil
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		w.problem(at, "", explain(err), "")
+		w.problem(Position{File: dir}, "", explain(err), "")
 		return nil
 	}
 	var paths []string
@@ -108,11 +139,15 @@ func (w *walker) listDropIns(dir string) []string {
 
 // explain drops what the position says already from a file error.
 func explain(err error) string {
+	text := err.Error()
 	var p *fs.PathError
 	if errors.As(err, &p) {
-		return p.Err.Error()
+		text = p.Err.Error()
 	}
-	return err.Error()
+	if errors.Is(err, fs.ErrPermission) {
+		text += fmt.Sprintf(": uid %d may not read it", os.Geteuid())
+	}
+	return text
 }
 
 func keysOf[V any](m map[string]V) iter.Seq[string] { return maps.Keys(m) }

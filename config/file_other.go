@@ -12,12 +12,6 @@ func openFile(path string) (*os.File, error) { return os.Open(path) }
 // syncDir does nothing: directories cannot be synced here.
 func syncDir(string) error { return nil }
 
-// checkLink reports only whether the file is there: links need administrator rights here.
-func checkLink(path string) error {
-	_, err := os.Lstat(path)
-	return err
-}
-
 // checkFile does not look at access lists yet: there are no owner and mode bits to check.
 func checkFile(f *os.File) error {
 	info, err := f.Stat()

@@ -165,9 +165,17 @@ func coreTable() []Setting {
 	}
 }
 
-// missingSections are the top-level keys of the file whose part of the program is not there.
-func missingSections() map[string]string {
-	return map[string]string{"tunnels": needsTunnels, "gateway": needsGateway, "lists": needsLists, "geo": needsGeo, "peers": needsTunnels}
+// missingSection is a top-level key of the file whose part of the program is not there.
+type missingSection struct {
+	needs string
+	list  bool // of objects, else one object
+}
+
+func missingSections() map[string]missingSection {
+	return map[string]missingSection{
+		"tunnels": {needsTunnels, true}, "peers": {needsTunnels, true}, "lists": {needsLists, true},
+		"gateway": {needsGateway, false}, "geo": {needsGeo, false},
+	}
 }
 
 // preset returns the defaults that a preset changes; ok is false for an unknown one.

@@ -137,7 +137,7 @@ func (w *walker) subsection(s *scope, path string, key, value *yaml.Node) {
 
 func (w *walker) unknown(s *scope, section string, key *yaml.Node) {
 	if part, ok := missingSections()[key.Value]; ok && section == "" && !s.app {
-		w.problem(s.at(key), key.Value, "not available in this version: it needs "+part, "")
+		w.problem(s.at(key), key.Value, "not available in this version: it needs "+part.needs, "")
 		return
 	}
 	if s.bare {
