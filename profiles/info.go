@@ -106,7 +106,11 @@ func (p *policy) layerInfos(i int) []LayerInfo {
 	for _, group := range p.profiles[i].under {
 		add(&p.profiles[group])
 	}
-	for _, name := range p.base.names {
+	below := p.base.names
+	if p.profiles[i].spec != nil {
+		below = below[slices.Index(below, p.profiles[i].name)+1:] // of a condition that holds itself
+	}
+	for _, name := range below {
 		add(&p.profiles[p.byName[name]])
 	}
 	return list
