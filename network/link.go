@@ -95,6 +95,7 @@ type Link struct {
 	abort    atomic.Pointer[func(cause string)]
 	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
 	bound    atomic.Bool            // counted by its Communication
+	done     atomic.Pointer[chan struct{}]
 }
 
 type ending struct {
@@ -136,6 +137,29 @@ func (l *Link) Bytes() (sent, received uint64) { return l.sent.Load(), l.receive
 
 // Ended reports whether the link is over.
 func (l *Link) Ended() bool { return l.ended.Load() != nil }
+
+// Done returns a channel that is closed when the link is over and its flow may be a new one.
+func (l *Link) Done() <-chan struct{} {
+	c := make(chan struct{})
+	if l.done.CompareAndSwap(nil, &c) {
+		return c
+	}
+	return *l.done.Load()
+}
+
+// finish closes what Done returns, now or later.
+func (l *Link) finish() {
+	if c := l.done.Swap(&finished); c != nil {
+		close(*c)
+	}
+}
+
+// finished is what Done returns afterwards; it saves ended links a channel of their own.
+var finished = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
 
 // OnKill names the function that ends the link's effect; it is called at most once per Kill
 // and must not block. Whoever carries the link out sets it. A link that was killed before is

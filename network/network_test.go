@@ -202,6 +202,32 @@ func TestKillOnce(t *testing.T) {
 	}
 }
 
+func TestDone(t *testing.T) {
+	table := NewTable(time.Now)
+	l, _ := table.Link(flowTo(1, "198.51.100.1:443"))
+	open := l.Done()
+	select {
+	case <-open:
+		t.Fatal("a live link is done")
+	default:
+	}
+	if l.Done() != open {
+		t.Error("two who wait have different channels")
+	}
+	table.End(l, "server closed")
+	<-open
+	<-l.Done()
+	if next, known := table.Link(l.Flow); known || next == l {
+		t.Error("the flow still has the old link")
+	}
+	late, _ := table.Link(flowTo(2, "198.51.100.1:443"))
+	table.End(late, "server closed")
+	<-late.Done()
+	hidden := table.Unlisted(flowTo(3, "198.51.100.1:443"))
+	table.End(hidden, "idle")
+	<-hidden.Done()
+}
+
 func TestReportJSON(t *testing.T) {
 	clock := func() time.Time { return time.Date(2026, 1, 2, 3, 4, 5, 6, time.FixedZone("x", 3600)) }
 	table := NewTable(clock)

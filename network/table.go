@@ -147,6 +147,7 @@ func (t *Table) End(l *Link, cause string) {
 	if !l.ended.CompareAndSwap(nil, &ending{at: t.clock(), cause: cause}) {
 		return
 	}
+	defer l.finish()
 	l.abort.Store(nil)
 	t.unbind(l)
 	if l.unlisted {

@@ -120,9 +120,7 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 			refuseTCP(f, d.Verdict)
 			return
 		}
-		// A new SYN on the tuple of a connection that netstack has already forgotten.
-		l.Kill("replaced by a new connection")
-		g.Table.End(l, "replaced by a new connection")
+		g.replace(l, f.Context().Done())
 		l, _ = g.Table.Link(f.Flow())
 	}
 	d, owner := g.judge(f.Context(), l)
@@ -138,6 +136,24 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 		f.Reject()
 		g.end(l, d)
 	}
+}
+
+// replaceWithin is how long the last bytes of a connection may hold up the next one on its
+// tuple: what it would cost if the SYN were lost.
+const replaceWithin = time.Second
+
+// replace ends l, whose tuple a new SYN has and which netstack has forgotten. Mostly l is over in
+// a moment: the program closed, and its last bytes are on their way to the server.
+func (g *Gate) replace(l *network.Link, gone <-chan struct{}) {
+	t := time.NewTimer(replaceWithin)
+	defer t.Stop()
+	select {
+	case <-l.Done():
+	case <-gone:
+	case <-t.C:
+	}
+	l.Kill("replaced by a new connection")
+	g.Table.End(l, "replaced by a new connection")
 }
 
 func refuseTCP(f *stack.TCPFlow, v network.Verdict) {
