@@ -238,6 +238,30 @@ func (c *TCPConn) shutdown(how tcpip.ShutdownFlags) error {
 	return nil
 }
 
+// Peek reports without waiting whether bytes can be read; io.EOF is the program's FIN, another
+// error the end of the connection. It takes no byte.
+func (c *TCPConn) Peek() (bytes bool, err error) {
+	c.rmu.Lock()
+	defer c.rmu.Unlock()
+	if c.isClosed() {
+		return false, c.opError("peek", net.ErrClosed)
+	}
+	var one [1]byte
+	c.into = one[:]
+	_, terr := c.ep.Read(&c.into, tcpip.ReadOptions{Peek: true})
+	c.into = nil
+	switch terr.(type) {
+	case nil:
+		return true, nil
+	case *tcpip.ErrWouldBlock:
+		return false, nil
+	case *tcpip.ErrClosedForReceive:
+		return false, c.endOfStream()
+	default:
+		return false, c.opError("peek", translate(terr))
+	}
+}
+
 // Close implements net.Conn. Bytes that were written are still delivered; bytes that were not
 // read make it a reset, as in Linux.
 func (c *TCPConn) Close() error {

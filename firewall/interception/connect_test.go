@@ -185,6 +185,7 @@ func (p *writer) Abort()                             { p.saw = append(p.saw, "RS
 func (p *writer) Broken() bool                       { return false }
 func (p *writer) Interrupt()                         {}
 func (p *writer) Park(func())                        {}
+func (p *writer) Peek() (bool, error)                { return false, nil }
 func (p *writer) Resume()                            {}
 
 // TestServerResetIsNoFIN: a reset that a write has met first is still a reset for the program,

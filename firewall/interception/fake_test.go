@@ -84,6 +84,7 @@ func (c *fakeUp) Abort()                                                { c.abor
 func (c *fakeUp) Broken() bool                                          { return false }
 func (c *fakeUp) Interrupt()                                            {}
 func (c *fakeUp) Park(func()) bool                                      { return false }
+func (c *fakeUp) Peek() (bool, error)                                   { return false, nil }
 func (c *fakeUp) Resume() error                                         { return nil }
 
 type sentDatagram struct {

@@ -23,6 +23,7 @@ type program interface {
 	WaitReadable(context.Context) error
 	Interrupt()        // no waiting until Resume
 	Park(ready func()) // until Resume, ready is called when Read might not block
+	Peek() (bytes bool, err error)
 	Resume()
 	CloseWrite() error
 	Close() error
@@ -231,9 +232,7 @@ func (t *tcpRelay) copyUp() (over bool) {
 		switch {
 		case err == nil:
 		case err == io.EOF:
-			t.note("client closed")
-			_ = t.up.CloseWrite() // a server that has reset meanwhile is the other direction's news
-			t.upDone.Store(true)
+			t.clientClosed()
 			return true
 		default:
 			t.abort(clientCause(err))
@@ -272,13 +271,8 @@ func (t *tcpRelay) copyDown() (over bool) {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return false
-		case err == io.EOF && !t.serverRST.Load():
-			t.note("server closed")
-			_ = t.prog.CloseWrite()
-			t.downDone.Store(true)
-			return true
 		case err == io.EOF:
-			t.abort(causeServerReset)
+			t.serverClosed()
 			return true
 		default:
 			t.abort(serverCause(err))
@@ -296,6 +290,24 @@ func (t *tcpRelay) copyDown() (over bool) {
 			return true
 		}
 	}
+}
+
+// clientClosed passes the program's FIN on.
+func (t *tcpRelay) clientClosed() {
+	t.note("client closed")
+	_ = t.up.CloseWrite() // a server that has reset meanwhile is the other direction's news
+	t.upDone.Store(true)
+}
+
+// serverClosed passes the server's FIN on, or the reset that a write has met before.
+func (t *tcpRelay) serverClosed() {
+	if t.serverRST.Load() {
+		t.abort(causeServerReset)
+		return
+	}
+	t.note("server closed")
+	_ = t.prog.CloseWrite()
+	t.downDone.Store(true)
 }
 
 func isReset(err error) bool {
@@ -329,6 +341,9 @@ type tcpRelays struct {
 	live  map[*tcpRelay]struct{} // all
 	awake map[*tcpRelay]struct{} // those that are not parked
 	look  []*tcpRelay            // the sweeper's own
+
+	woken    []*tcpRelay // wait for a step
+	stepping int         // goroutines that make steps
 }
 
 func (s *tcpRelays) init() { s.live, s.awake = map[*tcpRelay]struct{}{}, map[*tcpRelay]struct{}{} }

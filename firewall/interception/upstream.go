@@ -20,7 +20,8 @@ type Upstream interface {
 	Broken() bool // reset or timed out, seen without reading
 
 	Interrupt()             // Fill returns os.ErrDeadlineExceeded instead of waiting, until Resume
-	Park(ready func()) bool // until Resume, ready is called when Fill might not block; false: it cannot
+	Park(ready func()) bool // until Resume, ready is called once, when Fill might not block; false: it cannot
+	Peek() (bytes bool, err error)
 	Resume() error
 }
 

@@ -3,6 +3,7 @@ package route
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"sync"
 	"syscall"
@@ -140,9 +141,9 @@ const notParked = -1
 func (c *TCPConn) Interrupt() { _ = c.f.SetReadDeadline(time.Unix(1, 0)) }
 
 // Park makes an idle connection cost no goroutine and nothing of the runtime's poller: ready is
-// called when something can be read or the connection broke. ready must not block. Nobody may
-// be using the connection but for Close, Abort and Broken, which do not call ready; before any
-// other use comes Resume. False says that it cannot be parked.
+// called, once for each Park, when something can be read or the connection broke. ready must not
+// block. Until Resume nothing may be used but Peek, CloseWrite, Close, Abort, Broken and Park,
+// none of which calls ready. False says that it cannot be parked.
 func (c *TCPConn) Park(ready func()) bool {
 	w := c.d.watch.Load()
 	if w == nil {
@@ -152,6 +153,9 @@ func (c *TCPConn) Park(ready func()) bool {
 	defer c.mu.Unlock()
 	if c.closed {
 		return false
+	}
+	if c.fd != notParked {
+		return w.control(unix.EPOLL_CTL_MOD, c.fd) == nil
 	}
 	fd, err := notParked, error(nil)
 	cerr := c.raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) })
@@ -166,6 +170,28 @@ func (c *TCPConn) Park(ready func()) bool {
 	}
 	_ = c.unpark()
 	return false
+}
+
+// Peek reports without waiting whether bytes can be read; io.EOF is the server's FIN, another
+// error the end of the connection. It takes no byte.
+func (c *TCPConn) Peek() (bytes bool, err error) {
+	n := 0
+	cerr := c.control(func(fd uintptr) {
+		var one [1]byte
+		n, _, err = unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	})
+	switch {
+	case cerr != nil:
+		return false, cerr
+	case err == unix.EAGAIN, err == unix.EINTR:
+		return false, nil
+	case err != nil:
+		return false, os.NewSyscallError("recv", err)
+	case n == 0:
+		return false, io.EOF
+	default:
+		return true, nil
+	}
 }
 
 // Resume undoes Interrupt and Park.

@@ -58,6 +58,9 @@ func (c *TCPConn) Interrupt() {}
 // Park reports that the connection cannot be parked.
 func (c *TCPConn) Park(func()) bool { return false }
 
+// Peek is of no use here: no connection is ever parked.
+func (c *TCPConn) Peek() (bytes bool, err error) { return false, nil }
+
 // Resume does nothing.
 func (c *TCPConn) Resume() error { return nil }
 

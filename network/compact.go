@@ -1,0 +1,87 @@
+package network
+
+// Compact copies what is kept of ended links into fresh memory and makes the maps as large as
+// their content. After a flood each link that is kept, with its decision and its end, lies alone
+// between thousands that are gone, and keeps a whole page of the heap from being given back. It
+// is slow (milliseconds) and to be called when it is quiet; readers are not disturbed, but for the
+// pointer of an ended link, which is another one then.
+func (t *Table) Compact() {
+	t.compactEnded()
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.Lock()
+		s.links = fitted(s.links)
+		s.mu.Unlock()
+	}
+	t.commMu.Lock()
+	t.comms = fitted(t.comms)
+	t.commMu.Unlock()
+}
+
+// fitted is a copy of m; a Go map never shrinks.
+func fitted[K comparable, V any](m map[K]V) map[K]V {
+	n := make(map[K]V, len(m))
+	for k, v := range m {
+		n[k] = v
+	}
+	return n
+}
+
+func (t *Table) compactEnded() {
+	c := compactor{links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, l := range t.ended {
+		t.ended[i] = c.link(l)
+	}
+	for i := range t.events {
+		t.events[i].Link = c.link(t.events[i].Link)
+	}
+}
+
+// compactor copies links and lets those with the same decision share it.
+type compactor struct {
+	links     map[*Link]*Link
+	decisions map[Decision]*Decision
+}
+
+// link returns a copy of an ended link, always the same, and a live link itself.
+func (c *compactor) link(l *Link) *Link {
+	if l == nil {
+		return nil
+	}
+	end := l.ended.Load()
+	if end == nil {
+		return l
+	}
+	if n := c.links[l]; n != nil {
+		return n
+	}
+	kept := &struct {
+		Link
+		end ending
+	}{end: *end}
+	n := &kept.Link
+	n.Kind, n.Flow, n.Started, n.id, n.unlisted = l.Kind, l.Flow, l.Started, l.id, l.unlisted
+	n.comm.Store(l.comm.Load())
+	n.decision.Store(c.decision(l.decision.Load()))
+	n.sent.Store(l.sent.Load())
+	n.received.Store(l.received.Load())
+	n.killed.Store(l.killed.Load())
+	n.ended.Store(&kept.end)
+	c.links[l] = n
+	return n
+}
+
+func (c *compactor) decision(d *Decision) *Decision {
+	if d == nil {
+		return nil
+	}
+	n := c.decisions[*d]
+	if n == nil {
+		n = new(Decision)
+		*n = *d
+		c.decisions[*d] = n
+	}
+	return n
+}
