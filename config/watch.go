@@ -13,7 +13,7 @@ import (
 
 // settle is how long nothing may happen before a change counts: an editor writes, renames and
 // changes the mode in several steps.
-const settle = 150 * time.Millisecond
+const settle = 30 * time.Millisecond
 
 // Watch calls onChange after any of the paths, files or directories, was written, replaced,
 // created or removed, until ctx ends. A path need not exist. Several changes at once are

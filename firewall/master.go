@@ -91,9 +91,13 @@ func orAccepted(d network.Decision) network.Decision {
 }
 
 func (m *Master) query(n Name, st network.Stage) request {
+	s := m.profiles.For(n.Owner)
 	return request{
-		stage: st, owner: n.Owner, settings: m.profiles.For(n.Owner),
-		facts: profiles.Facts{Entity: network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs}},
+		stage: st, owner: n.Owner, settings: s,
+		facts: profiles.Facts{
+			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs},
+			GeoMissingBlocks: s.GeoMissingBlocks,
+		},
 	}
 }
 
@@ -129,10 +133,7 @@ func (m *Master) DecideOnLink(c *network.Communication, f packet.Flow) network.D
 }
 
 func (m *Master) communication(c *network.Communication) request {
-	r := request{
-		stage: network.StageCommunication, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
-		facts: profiles.Facts{Entity: c.Entity}, solicited: c.Solicited,
-	}
+	r := m.flow(c, network.StageCommunication)
 	if c.Entity.Domain != "" {
 		r.facts.Entity.Addr = netip.Addr{} // links of one name go to many addresses
 	}
@@ -140,17 +141,22 @@ func (m *Master) communication(c *network.Communication) request {
 }
 
 func (m *Master) link(c *network.Communication, f packet.Flow) request {
-	port := f.Remote.Port()
-	if c.Direction == network.Inbound {
-		port = f.Local.Port()
-	}
-	r := request{
-		stage: network.StageLink, owner: c.Owner, direction: c.Direction, settings: m.profiles.For(c.Owner),
-		facts:     profiles.Facts{Entity: c.Entity, Proto: f.Proto, Port: port, PortKnown: true, Final: true},
-		solicited: c.Solicited,
-	}
+	r := m.flow(c, network.StageLink)
 	r.facts.Entity.Addr = f.Remote.Addr()
+	r.facts.Proto, r.facts.Port, r.facts.PortKnown, r.facts.Final = f.Proto, f.Remote.Port(), true, true
+	if c.Direction == network.Inbound {
+		r.facts.Port = f.Local.Port()
+	}
 	return r
+}
+
+// flow is what all links of c share.
+func (m *Master) flow(c *network.Communication, st network.Stage) request {
+	s := m.profiles.For(c.Owner)
+	return request{
+		stage: st, owner: c.Owner, direction: c.Direction, settings: s, solicited: c.Solicited,
+		facts: profiles.Facts{Entity: c.Entity, GeoMissingBlocks: s.GeoMissingBlocks},
+	}
 }
 
 // walk runs the list. cacheable is false where a missing fact could have changed the result.

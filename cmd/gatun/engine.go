@@ -49,6 +49,7 @@ type engineOptions struct {
 	namesForAll func(attribution.Owner) bool
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
+	inForce     func()           // a new policy is in force; may be nil
 	level       *zap.AtomicLevel // of log, where core/logLevel sets it; nil: fixed
 }
 

@@ -110,6 +110,9 @@ func (e *engine) environment() netenv.Snapshot {
 // policyChanged decides live flows again and returns how many were closed. Whoever changes a
 // temporary rule or a pause in the store calls it.
 func (e *engine) policyChanged() int {
+	if e.opt.inForce != nil {
+		e.opt.inForce()
+	}
 	closed := e.gate.Reevaluate()
 	if err := e.keepTemporaries(); err != nil {
 		e.opt.log.Error("temporary rules hold, but not over a restart", zap.Error(err))

@@ -117,7 +117,8 @@ func names(cfg *config.Config) route.Names {
 
 // blocksLAN is what holds for everybody: the guard knows no programs.
 func blocksLAN(s *profiles.Store) bool {
-	return s.For(attribution.Unidentified("")).BlockLAN.Active
+	all := s.For(attribution.Unidentified(""))
+	return all.BlockLAN.Active && !all.Paused
 }
 
 func (u *up) run(ctx context.Context) error {
@@ -165,6 +166,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	// Programs that ask a stub over loopback are not seen asking: its names are theirs.
 	o.namesForAll = dns.IsSystemResolver
 	o.netns = currentNetNS()
+	o.inForce = func() { u.manager.SetBlockLAN(blocksLAN(o.store)) }
 	u.engine, err = newEngine(o)
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -113,11 +114,11 @@ func (b *bench) lateAnswer(l *lab.Lab, g *lab.Gatun) error {
 		return err
 	}
 	time.Sleep(8 * time.Second)
-	before, err := l.Seen()
+	before, err := l.Count(lab.Match{Dst: netip.MustParseAddr(lab.Second4)})
 	if err != nil {
 		return err
 	}
-	b.exactly("packets before the answer", float64(len(before)), 0)
+	b.exactly("packets before the answer", float64(before), 0)
 	if _, err := g.Client("prompt", "allow", id, "--for", "once"); err != nil {
 		return err
 	}

@@ -84,6 +84,7 @@ type Manager struct {
 	flows   map[packet.Flow]struct{} // the snapshot; owned by Up, then Run
 	last    lastPlan
 	locals  atomic.Pointer[map[netip.Addr]struct{}]
+	lan     chan bool // the newest BlockLAN that Run has not put in force yet
 
 	mu     sync.Mutex // guards status only
 	status Status
@@ -116,14 +117,41 @@ func New(o Options) (*Manager, error) {
 	if o.AfterOp == nil {
 		o.AfterOp = func(Op) error { return nil }
 	}
-	m := &Manager{opts: o, guard: NewGuard(o.Names, o.Policy)}
+	m := &Manager{opts: o, guard: NewGuard(o.Names, o.Policy), lan: make(chan bool, 1)}
 	m.locals.Store(&map[netip.Addr]struct{}{})
-	m.status = Status{Names: o.Names, Inbound: "not controlled",
-		LinkLocal: "multicast, broadcast and link-local stay on their interface and are not decided per program"}
-	if o.Policy.BlockLAN {
-		m.status.LinkLocal = "multicast, broadcast and link-local are refused"
-	}
+	m.status = Status{Names: o.Names, Inbound: "not controlled", LinkLocal: linkLocalText(o.Policy)}
 	return m, nil
+}
+
+func linkLocalText(p Policy) string {
+	if p.BlockLAN {
+		return "multicast, broadcast and link-local are refused"
+	}
+	return "multicast, broadcast and link-local stay on their interface and are not decided per program"
+}
+
+// SetBlockLAN changes what the guard does with multicast, broadcast and link-local; Run puts it
+// in force. It may be called at any time from one goroutine.
+func (m *Manager) SetBlockLAN(on bool) {
+	select {
+	case <-m.lan: // an older wish
+	default:
+	}
+	m.lan <- on
+}
+
+// blockLAN replaces the guard in one transaction, if anything changes.
+func (m *Manager) blockLAN(on bool) {
+	if m.opts.Policy.BlockLAN == on {
+		return
+	}
+	m.opts.Policy.BlockLAN = on
+	m.guard = NewGuard(m.opts.Names, m.opts.Policy)
+	if err := installGuard(m.guard, m.flowList()); err != nil {
+		m.fail(err)
+		return
+	}
+	m.update(func(s *Status) { s.LinkLocal = linkLocalText(m.opts.Policy) })
 }
 
 // Up captures the machine's traffic. The TUN device must exist and somebody must read it.

@@ -92,6 +92,8 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 		case <-routesDue:
 			routesDue = nil
 			m.check(since)
+		case on := <-m.lan:
+			m.blockLAN(on)
 		case <-poll.C:
 			m.check(time.Now())
 		case <-snapshot.C:
