@@ -66,6 +66,7 @@ s.sendto(b"x", ("10.77.0.255", 9)); s.sendto(b"x", ("255.255.255.255", 9))`,
 					t.Errorf("blockLAN %v: %s: %d packets", blockLAN, name, n)
 				}
 			}
+			stop := l.run(m)
 			m.SetBlockLAN(!blockLAN)
 			l.eventually(5*time.Second, "the guard follows the setting", func() bool {
 				return strings.Contains(m.Status().LinkLocal, "refused") != blockLAN
@@ -75,6 +76,7 @@ s.sendto(b"x", ("10.77.0.255", 9)); s.sendto(b"x", ("255.255.255.255", 9))`,
 					t.Errorf("blockLAN changed from %v: %s: %d packets", blockLAN, name, n)
 				}
 			}
+			stop()
 			if l.asUser(0, dhcp) != 1 {
 				t.Errorf("blockLAN %v: a DHCP client cannot renew its lease", blockLAN)
 			}
