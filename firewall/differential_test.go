@@ -13,8 +13,8 @@ import (
 
 const (
 	differentialSeed     = 20261122
-	differentialPolicies = 2000
-	flowsPerPolicy       = 5
+	differentialPolicies = 1250
+	flowsPerPolicy       = 8
 )
 
 // seed is fixed, so that a failure is seen again; GATUN_SEED names another.
@@ -37,7 +37,7 @@ func seed(t *testing.T) uint64 {
 func TestDifferential(t *testing.T) {
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	t.Logf("seed %d (GATUN_SEED)", base)
-	verdicts, byRule, failures := map[string]int{}, 0, 0
+	verdicts, by, layers, touched, failures := map[string]int{}, map[string]int{}, map[string]int{}, 0, 0
 	for i := range uint64(differentialPolicies) {
 		g := world.Generate(base + i)
 		p := g.Policy()
@@ -49,8 +49,10 @@ func TestDifferential(t *testing.T) {
 			f := g.Flow()
 			d := l.ref.FirstPacket(f)
 			verdicts[d.Verdict]++
-			if d.Rule.Text != "" {
-				byRule++
+			by[d.Setting]++
+			layers[d.Profile]++
+			if d.Rule.Text != "" || f.Domain != "" && (l.ref.BeforeIntel(f).Rule.Text != "" || after(l.ref, f).Rule.Text != "") {
+				touched++
 			}
 			if s := l.differ(f); s == "" {
 				continue
@@ -63,15 +65,26 @@ func TestDifferential(t *testing.T) {
 		}
 	}
 	pairs := differentialPolicies * flowsPerPolicy
-	t.Logf("%d pairs, %d of them decided by a rule; verdicts %v", pairs, byRule, verdicts)
-	for _, v := range []string{"accept", "block", "drop", "ask", "nameserver"} {
-		if verdicts[v] < pairs/100 {
-			t.Errorf("only %d of %d flows get %s: the pairs say too little", verdicts[v], pairs, v)
+	t.Logf("%d pairs, %d of them touched by a rule; verdicts %v, by %v, of layers %v", pairs, touched, verdicts, by, layers)
+	enough := func(counts map[string]int, least int, names ...string) {
+		for _, name := range names {
+			if counts[name] < least {
+				t.Errorf("only %d of %d flows have %q, want %d: the pairs say too little", counts[name], pairs, name, least)
+			}
 		}
 	}
-	if byRule < pairs*3/10 {
-		t.Errorf("only %d of %d flows are decided by a rule", byRule, pairs)
+	enough(verdicts, pairs/100, "accept", "block", "drop", "ask", "nameserver")
+	enough(by, pairs/500, "filter/endpoints", "filter/serviceEndpoints", "filter/defaultAction", "filter/blockInbound", "filter/blockP2P",
+		"filter/blockInternet", "filter/blockLAN", "filter/blockLocal")
+	enough(layers, pairs/500, "", "here", "temporary", "p0", "p1")
+	if touched < pairs/2 {
+		t.Errorf("only %d of %d flows are touched by a rule", touched, pairs)
 	}
+}
+
+func after(e *policytest.Evaluator, f *policytest.Flow) policytest.Decision {
+	d, _ := e.AfterIntel(f)
+	return d
 }
 
 // TestFoundByDifferential keeps the faults that the random pairs have found.

@@ -35,13 +35,35 @@ func load(dir string, p *policytest.Policy, in policytest.Network) (*live, error
 	if err := os.WriteFile(l.file, []byte(l.text), 0o600); err != nil {
 		return nil, err
 	}
-	cfg, err := config.Load(config.Source{File: l.file, CheckRule: profiles.CheckRule})
+	data := config.OpenData("")
+	edit := data.Edit()
+	for key, value := range p.Runtime {
+		edit.Set(key, value)
+	}
+	if len(p.Runtime) > 0 { // made before the file, which may say otherwise
+		if _, err := config.Load(config.Source{Data: data, Edit: edit}); err != nil {
+			return nil, err
+		}
+		if err := edit.Commit(); err != nil {
+			return nil, err
+		}
+	}
+	cfg, err := config.Load(config.Source{File: l.file, Data: data, CheckRule: profiles.CheckRule})
 	if err != nil {
 		return nil, err
 	}
-	store, err := profiles.NewStore(cfg, status.Judge(cfg, snapshot(in), time.Unix(1_800_000_000, 0)), profiles.Options{Only: p.Only})
+	opt := profiles.Options{Only: p.Only, Environ: environ}
+	store, err := profiles.NewStore(cfg, status.Judge(cfg, snapshot(in), time.Unix(1_800_000_000, 0)), opt)
 	if err != nil {
 		return nil, err
+	}
+	for _, r := range p.Temporary {
+		if _, err := store.AddTemporary(profiles.Temporary{Profile: r.Profile, Rule: r.Rule}); err != nil {
+			return nil, err
+		}
+	}
+	if p.Paused {
+		store.Pause(time.Now().Add(time.Hour))
 	}
 	l.master, l.ref = New(store), policytest.New(p, in)
 	return l, nil
@@ -58,16 +80,33 @@ func snapshot(in policytest.Network) netenv.Snapshot {
 	return s
 }
 
+// environ knows the program by its path only.
+func environ(p *attribution.Process) []string {
+	var list []string
+	for _, prog := range policytest.DefaultWorld().Programs {
+		for name, value := range prog.Env {
+			if prog.Path == p.Path {
+				list = append(list, name+"="+value)
+			}
+		}
+	}
+	return list
+}
+
 func ownerOf(p *policytest.Program) attribution.Owner {
-	o := attribution.Owner{Process: &attribution.Process{PID: 7, Path: p.Path, Name: filepath.Base(p.Path), User: p.User, UID: 1000, Unit: p.Unit, Container: p.Container}, Confidence: attribution.Exact}
+	o := attribution.Owner{Process: &attribution.Process{
+		PID: 7, Path: p.Path, Name: filepath.Base(p.Path), UID: 1000, User: p.Tags["user"], Unit: p.Tags["systemd-unit"],
+		Container: p.Tags["container"], Flatpak: p.Tags["flatpak"], Script: p.Tags["script"], Kind: attribution.KindProgram,
+	}, Confidence: attribution.Exact}
 	if p.Cmdline != "" {
 		o.Process.Args = strings.Split(p.Cmdline, " ")
 	}
 	switch p.Special {
-	case "":
-		o.Process.Kind = attribution.KindProgram
 	case "unidentified":
-		return attribution.Unidentified("no socket")
+		if p.Path == "" {
+			return attribution.Unidentified("no socket")
+		}
+		o.Confidence = attribution.Ambiguous
 	case "unsolicited":
 		o.Process = &attribution.Process{Kind: attribution.KindUnsolicited}
 	case "system":
@@ -193,5 +232,5 @@ func minimal(t *testing.T, p *policytest.Policy, in policytest.Network, f *polic
 	if err != nil {
 		return err.Error()
 	}
-	return fmt.Sprintf("%s\nflow: %+v\nonly: %q\n%s", l.differ(f), *f, p.Only, l.text)
+	return fmt.Sprintf("%s\nflow: %+v\nonly %q, at run time %v, temporary %v, paused %v\n%s", l.differ(f), *f, p.Only, p.Runtime, p.Temporary, p.Paused, l.text)
 }

@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -34,24 +35,42 @@ type layer struct {
 	lists    map[string][]Rule
 }
 
-// layers are the levels that hold for a program: its own profile, those that this one names, those
-// whose condition on the network holds, the global settings.
+// layers are the levels that hold for a program: temporary rules, its own profile, those that this
+// one names, those whose condition on the network holds, the global settings.
 func (e *Evaluator) layers(prog *Program) []layer {
 	var names []string
+	own := ""
 	if p := e.profile(prog); p != nil {
-		names = e.under(p.Name, nil)
+		own, names = p.Name, e.under(p.Name, nil)
 	}
 	for i := range e.p.Profiles {
 		if p := &e.p.Profiles[i]; p.When != nil && e.holds(p.When) {
 			names = append(names, p.Name)
 		}
 	}
-	var list []layer
+	temporary := layer{name: "temporary", lists: map[string][]Rule{}}
+	for _, t := range slices.Backward(e.p.Temporary) {
+		if t.Profile == "" || t.Profile == own {
+			temporary.lists[outgoing] = append(temporary.lists[outgoing], Rule{Text: t.Rule})
+		}
+	}
+	list := []layer{temporary}
 	for _, name := range names {
 		p := e.named(name)
 		list = append(list, layer{p.Name, p.Settings, p.Lists})
 	}
-	return append(list, layer{"", e.p.Settings, e.p.Lists})
+	return append(list, e.global())
+}
+
+// global is the lowest layer: the file's settings, and those that were changed at run time where
+// the file says nothing.
+func (e *Evaluator) global() layer {
+	settings := maps.Clone(e.p.Runtime)
+	if settings == nil {
+		settings = map[string]string{}
+	}
+	maps.Copy(settings, e.p.Settings)
+	return layer{"", settings, e.p.Lists}
 }
 
 // under returns the name of a profile and of all that lie under it, each once.
@@ -86,11 +105,21 @@ func (e *Evaluator) profile(prog *Program) *Profile {
 
 // score is 0 where the fingerprint does not fit.
 func (f *Fingerprint) score(prog *Program) int {
-	have := map[string]string{"path": prog.Path, "cmdline": prog.Cmdline}[f.Type]
-	if f.Type == "tag" {
-		have = map[string]string{"user": prog.User, "systemd-unit": prog.Unit, "container": prog.Container, "special": prog.Special}[f.Tag]
+	var have string
+	switch f.Type {
+	case "path":
+		have = prog.Path
+	case "cmdline":
+		have = prog.Cmdline
+	case "env":
+		have = prog.Env[f.Name]
+	case "tag":
+		have = prog.Tags[f.Name]
+		if f.Name == "special" {
+			have = prog.Special
+		}
 	}
-	if prog.Special != "" && f.Tag != "special" { // nobody knows which program it is
+	if prog.Special != "" && f.Name != "special" { // nobody knows which program it is
 		return 0
 	}
 	fits := false
@@ -124,19 +153,23 @@ func (e *Evaluator) holds(c *Condition) bool {
 	return false
 }
 
-// rate is the network's rating: the first rule that holds, else the setting.
+// rate is the network's rating: what somebody set by hand while the program ran, else the first
+// rule that holds, else the setting.
 func (e *Evaluator) rate() string {
+	if _, pinned := e.p.Settings["network/rating"]; !pinned && e.p.Runtime["network/rating"] != "" {
+		return e.p.Runtime["network/rating"]
+	}
 	for _, r := range e.p.Ratings {
 		if e.holds(&r.When) {
 			return r.Rating
 		}
 	}
-	return e.global("network/rating")
+	return e.all("network/rating")
 }
 
-// global is the value of a setting that is not per app.
-func (e *Evaluator) global(key string) string {
-	v, _ := e.value([]layer{{"", e.p.Settings, nil}}, key)
+// all is the value of a setting that is the same for all programs.
+func (e *Evaluator) all(key string) string {
+	v, _ := e.value([]layer{e.global()}, key)
 	return v
 }
 
@@ -144,7 +177,7 @@ func (e *Evaluator) global(key string) string {
 // release level is above the active one does not count.
 func (e *Evaluator) value(layers []layer, key string) (value, profile string) {
 	release := map[string]int{"filter/dnsQueryInterception": 2, "filter/permanentVerdicts": 2, "filter/autoPermitRelated": 1}[key]
-	active := slices.Index([]string{"stable", "beta", "experimental"}, e.p.Settings["core/releaseLevel"])
+	active := slices.Index([]string{"stable", "beta", "experimental"}, e.global().settings["core/releaseLevel"])
 	for _, l := range layers {
 		if v, ok := l.settings[key]; ok && release <= max(active, 0) {
 			return v, l.name
@@ -207,13 +240,13 @@ func (e *Evaluator) rules(layers []layer, key string, f *facts) (d Decision, fou
 // BeforeIntel decides on a name before it is resolved: accept, block, drop, or undecided where
 // addresses are needed.
 func (e *Evaluator) BeforeIntel(f *Flow) Decision {
-	return e.name(f, &facts{domain: f.Domain, port: -1, geoMissing: e.global("filter/geoMissing")})
+	return e.name(f, &facts{domain: f.Domain, port: -1, geoMissing: e.all("filter/geoMissing")})
 }
 
 // AfterIntel decides on a name with what it resolved to. removed are the addresses that the
 // program must not see; a name without any other is denied as its first one is.
 func (e *Evaluator) AfterIntel(f *Flow) (d Decision, removed []netip.Addr) {
-	fa := facts{domain: f.Domain, cnames: f.CNAMEs, port: -1, geoMissing: e.global("filter/geoMissing")}
+	fa := facts{domain: f.Domain, cnames: f.CNAMEs, port: -1, geoMissing: e.all("filter/geoMissing")}
 	if len(f.Answer) == 0 {
 		return settle(e.name(f, &fa)), nil
 	}
@@ -252,6 +285,9 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 	if f.Program.Special == "self" {
 		return Decision{Verdict: "block"}
 	}
+	if e.p.Paused {
+		return Decision{Verdict: "accept"}
+	}
 	if fa.addr.IsValid() {
 		if d, ok := e.scope(layers, fa.addr); ok {
 			return d
@@ -267,11 +303,26 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 		return d
 	case fa.addr.IsValid() && invalid(fa.addr):
 		return Decision{Verdict: "block"}
+	case e.isRelated(layers, f):
+		return related()
 	case e.p.Only != nil:
 		return Decision{Verdict: "block", Setting: "filter/defaultAction"}
 	default:
 		return Decision{Verdict: "accept"}
 	}
+}
+
+func related() Decision { return Decision{Verdict: "accept", Setting: "filter/autoPermitRelated"} }
+
+// isRelated: the domain that somebody registered is a word of the program's path.
+func (e *Evaluator) isRelated(layers []layer, f *Flow) bool {
+	on, _ := e.active(layers, "filter/autoPermitRelated")
+	labels := strings.Split(f.Domain, ".")
+	if !on || len(labels) < 2 || f.Program.Special != "" || f.Inbound {
+		return false
+	}
+	label := labels[len(labels)-2]
+	return len(label) >= 4 && slices.Contains(strings.Split(f.Program.Path, "/"), label)
 }
 
 func (e *Evaluator) scope(layers []layer, a netip.Addr) (Decision, bool) {
@@ -291,13 +342,13 @@ func invalid(a netip.Addr) bool {
 // FirstPacket decides on a flow with all that is known of it.
 func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	layers := e.layers(&f.Program)
-	intercept, _ := e.active([]layer{{"", e.p.Settings, nil}}, "filter/dnsQueryInterception")
+	intercept, _ := e.active([]layer{e.global()}, "filter/dnsQueryInterception")
 	switch {
 	case f.Program.Special == "self":
 		return Decision{Verdict: "block"}
 	case intercept && !f.Inbound && hasPorts(f.Proto) && f.RemotePort == 53:
 		return Decision{Verdict: "nameserver", Setting: "filter/dnsQueryInterception"}
-	case f.Inbound && f.Solicited:
+	case e.p.Paused, f.Inbound && f.Solicited:
 		return Decision{Verdict: "accept"}
 	}
 	if on, profile := e.active(layers, "filter/blockInbound"); on && f.Inbound && scope(f.Remote) != "Localhost" {
@@ -316,12 +367,15 @@ func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	if !hasPorts(f.Proto) {
 		port = -1
 	}
-	fa := &facts{domain: f.Domain, cnames: f.CNAMEs, addr: f.Remote, stamp: f.Stamp, proto: f.Proto, port: port, last: true, geoMissing: e.global("filter/geoMissing")}
+	fa := &facts{domain: f.Domain, cnames: f.CNAMEs, addr: f.Remote, stamp: f.Stamp, proto: f.Proto, port: port, last: true, geoMissing: e.all("filter/geoMissing")}
 	if d, found, _ := e.rules(layers, key, fa); found {
 		return d
 	}
 	if invalid(f.Remote) {
 		return Decision{Verdict: "block"}
+	}
+	if e.isRelated(layers, f) {
+		return related()
 	}
 	return e.byDefault(layers, f)
 }

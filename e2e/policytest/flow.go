@@ -30,9 +30,12 @@ type Stamp struct {
 }
 
 // Program is who wants it. Special is "" for a program, else the identity that stands in for
-// one: unidentified, unsolicited, system, self.
+// one: unidentified, unsolicited, system, self. An unidentified one with a path is a program of
+// which it is not sure that it is this one.
 type Program struct {
-	Path, Cmdline, User, Unit, Container, Special string
+	Path, Cmdline, Special string
+	Tags                   map[string]string // by name: user, systemd-unit, container, flatpak, script
+	Env                    map[string]string
 }
 
 // Network is what is known of the network, for conditions.
@@ -52,6 +55,7 @@ type Decision struct {
 // Permits reports whether the flow, or the query, goes through now or may later.
 func (d Decision) Permits() bool { return d.Verdict != "block" && d.Verdict != "drop" }
 
+// String tells the decision in one line.
 func (d Decision) String() string {
 	return fmt.Sprintf("%s by %q of profile %q, rule %q in line %d", d.Verdict, d.Setting, d.Profile, d.Rule.Text, d.Rule.Line)
 }

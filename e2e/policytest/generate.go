@@ -2,6 +2,7 @@ package policytest
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -23,6 +24,7 @@ type World struct {
 	Conditions bool // rating rules and profiles with conditions on the network
 	Layers     bool // profiles that lie under others
 	Only       bool // some policies are `run --only`
+	Runtime    bool // some settings and rules were made at run time, or gatun is paused
 	Ask        bool // some rules and defaults ask
 	// Fixed are settings that every policy has.
 	Fixed map[string]string
@@ -39,10 +41,12 @@ type Name struct {
 func DefaultWorld() *World {
 	return &World{
 		Programs: []Program{
-			{Path: "/usr/bin/curl", Cmdline: "curl -s https://a.example", User: "alice"},
-			{Path: "/usr/bin/wget", Cmdline: "wget -q b.example", User: "bob"},
-			{Path: "/opt/app/bin/worker", Cmdline: "worker --fast", User: "alice", Unit: "worker.service"},
-			{Path: "/opt/app/bin/helper", Cmdline: "helper", User: "carol", Container: "web"},
+			{Path: "/usr/bin/curl", Cmdline: "curl -s https://a.example", Tags: map[string]string{"user": "alice"}},
+			{Path: "/usr/bin/wget", Cmdline: "wget -q b.example", Tags: map[string]string{"user": "bob"}, Env: map[string]string{"STAGE": "test"}},
+			{Path: "/opt/app/bin/worker", Cmdline: "worker --fast", Tags: map[string]string{"user": "alice", "systemd-unit": "worker.service"}},
+			{Path: "/opt/app/bin/helper", Cmdline: "helper", Tags: map[string]string{"user": "carol", "container": "web"}, Env: map[string]string{"STAGE": "live"}},
+			{Path: "/opt/shop/bin/agent", Cmdline: "agent", Tags: map[string]string{"user": "bob", "flatpak": "test.shop.Agent"}},
+			{Path: "/usr/bin/python3", Cmdline: "python3 /srv/job.py", Tags: map[string]string{"user": "carol", "script": "/srv/job.py"}},
 		},
 		Names: []Name{
 			{"a.example", nil, []string{"198.51.100.1", "2001:db8::1"}},
@@ -52,12 +56,13 @@ func DefaultWorld() *World {
 			{"intranet.b.example", nil, []string{"10.1.2.3", "fd00::5"}},
 			{"xn--bcher-kva.example", nil, []string{"203.0.113.9", "127.0.0.1"}},
 			{"tracker.test", nil, []string{"203.0.113.7", "0.0.0.0"}},
+			{"img.shop.test", nil, []string{"198.51.100.78", "fd00::6"}},
 			{"api.shop.test", []string{"www.a.example"}, []string{"2001:db8:7::9", "198.51.100.77"}},
 		},
 		Addresses: []string{"198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.32.0.1"},
 		Ports:     []int{22, 53, 80, 443, 853, 3478, 5349, 8080, 19305, 65535},
 		Protos:    []int{6, 6, 6, 17, 17, 1, 58, 47, 132},
-		Stamps:    true, Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Ask: true,
+		Stamps:    true, Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Runtime: true, Ask: true,
 		Network: Network{
 			Interfaces: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("10.0.0.2/24")}, "wlan0": {netip.MustParsePrefix("192.168.1.20/24")}},
 			Gateways:   map[string]netip.Addr{"eth0": netip.MustParseAddr("10.0.0.1")},
@@ -82,7 +87,7 @@ func (g *Generator) chance(percent int) bool { return g.r.IntN(100) < percent }
 
 // Policy makes a policy.
 func (g *Generator) Policy() *Policy {
-	p := &Policy{Settings: g.settings(true), Lists: g.lists(5)}
+	p := &Policy{Settings: g.settings(true), Lists: g.lists(15)}
 	if g.chance(15) {
 		p.Preset = pick(g, []string{"desktop", "server"})
 	}
@@ -97,7 +102,29 @@ func (g *Generator) Policy() *Policy {
 	if g.Conditions {
 		g.conditions(p)
 	}
+	if g.Runtime {
+		g.runtime(p)
+	}
 	return p
+}
+
+func (g *Generator) runtime(p *Policy) {
+	p.Paused = g.chance(2)
+	if g.chance(20) {
+		p.Runtime = g.settings(true)
+	}
+	if p.Only != nil { // which of the two comes first is not said
+		return
+	}
+	for range max(0, g.r.IntN(6)-3) {
+		t := Temporary{Rule: g.Rule()}
+		if len(p.Profiles) > 0 && g.chance(50) {
+			t.Profile = pick(g, p.Profiles).Name
+		}
+		if !slices.Contains(p.Temporary, t) { // it would replace the one before
+			p.Temporary = append(p.Temporary, t)
+		}
+	}
 }
 
 func (g *Generator) conditions(p *Policy) {
@@ -125,13 +152,13 @@ func (g *Generator) condition() Condition {
 }
 
 func (g *Generator) addProfile(p *Policy) {
-	q := Profile{Name: fmt.Sprintf("p%d", len(p.Profiles)), Settings: g.settings(false), Lists: g.lists(4)}
+	q := Profile{Name: fmt.Sprintf("p%d", len(p.Profiles)), Settings: g.settings(false), Lists: g.lists(6)}
 	for range 1 + g.r.IntN(2) {
 		f := g.fingerprint()
 		// How long a match by a regular expression is, and which of two equal profiles wins, is not
 		// said: neither must matter here.
 		taken := func(o Fingerprint) bool {
-			return o == f || o.Type == f.Type && (o.Op == "regex" && f.Op == "regex" || o.Op == f.Op && len(o.Value) == len(f.Value))
+			return o.Type == f.Type && o.Op == f.Op && (o.Op == "regex" || len(o.Value) == len(f.Value))
 		}
 		if !slices.ContainsFunc(p.Profiles, func(o Profile) bool { return slices.ContainsFunc(o.Match, taken) }) && !slices.ContainsFunc(q.Match, taken) {
 			q.Match = append(q.Match, f)
@@ -163,12 +190,11 @@ func (g *Generator) fingerprint() Fingerprint {
 		return Fingerprint{"cmdline", "", "prefix", cut(prog.Cmdline)}
 	case n < 8 && g.Specials:
 		return Fingerprint{"tag", "special", "equals", pick(g, []string{"unidentified", "unsolicited", "system"})}
-	case prog.Unit != "":
-		return Fingerprint{"tag", "systemd-unit", "equals", prog.Unit}
-	case prog.Container != "":
-		return Fingerprint{"tag", "container", "equals", prog.Container}
+	case n < 9 && prog.Env["STAGE"] != "":
+		return Fingerprint{"env", "STAGE", "prefix", cut(prog.Env["STAGE"])}
 	default:
-		return Fingerprint{"tag", "user", "equals", prog.User}
+		name := pick(g, slices.Sorted(maps.Keys(prog.Tags)))
+		return Fingerprint{"tag", name, "equals", prog.Tags[name]}
 	}
 }
 
@@ -186,13 +212,15 @@ func (g *Generator) settings(global bool) map[string]string {
 	for _, k := range []struct {
 		key     string
 		percent int
-	}{{"blockInternet", 6}, {"blockLAN", 15}, {"blockLocal", 15}, {"blockP2P", 8}, {"blockInbound", 35}} {
+	}{{"blockInternet", 4}, {"blockLAN", 10}, {"blockLocal", 10}, {"blockP2P", 6}, {"blockInbound", 35}} {
 		if g.chance(k.percent) {
 			s["filter/"+k.key] = pick(g, grades)
 		}
 	}
-	if g.chance(15) {
-		s["filter/removeBlockedDNS"] = pick(g, []string{"on", "off"})
+	for _, key := range []string{"filter/removeBlockedDNS", "filter/autoPermitRelated"} {
+		if g.chance(20) {
+			s[key] = pick(g, []string{"on", "on", "off"})
+		}
 	}
 	if global {
 		g.globalSettings(s)
@@ -210,7 +238,7 @@ func (g *Generator) globalSettings(s map[string]string) {
 		{"filter/geoMissing", 30, []string{"nomatch", "block"}},
 		{"core/releaseLevel", 50, []string{"stable", "beta", "experimental", "experimental"}},
 		{"network/rating", 50, []string{"trusted", "untrusted", "danger"}},
-		{"filter/blockInbound", 30, []string{"off"}},
+		{"filter/blockInbound", 50, []string{"off"}},
 	} {
 		if g.chance(k.percent) {
 			s[k.key] = pick(g, k.values)
@@ -234,19 +262,22 @@ func (g *Generator) lists(most int) map[string][]Rule {
 	return lists
 }
 
+// RuleOf makes a rule of that verdict.
+func (g *Generator) RuleOf(verdict string) string { return verdict + " " + g.body() }
+
 // Rule makes a rule.
 func (g *Generator) Rule() string {
 	verdicts := []string{"+", "+", "+", "-", "-", "-", "--"}
 	if g.Ask {
 		verdicts = append(verdicts, "?")
 	}
-	return pick(g, verdicts) + " " + g.body()
+	return g.RuleOf(pick(g, verdicts))
 }
 
 // body makes a rule without its verdict.
 func (g *Generator) body() string {
 	s := g.entity(0)
-	if g.chance(40) {
+	if g.chance(33) {
 		s += " " + g.proto()
 	}
 	if g.chance(4) {
@@ -383,7 +414,11 @@ func (g *Generator) anyAddress() string {
 func (g *Generator) Flow() *Flow {
 	f := &Flow{Program: pick(g, g.Programs), Proto: pick(g, g.Protos), LocalPort: 40000}
 	if g.Specials && g.chance(15) {
-		f.Program = Program{Special: pick(g, []string{"unidentified", "unidentified", "unsolicited", "system", "self"})}
+		special := pick(g, []string{"unidentified", "unidentified", "unsolicited", "system", "self"})
+		if special != "unidentified" || g.chance(50) {
+			f.Program = Program{}
+		}
+		f.Program.Special = special
 	}
 	f.Inbound = g.Inbound && g.chance(20)
 	remote := pick(g, g.Addresses)

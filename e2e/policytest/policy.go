@@ -7,15 +7,24 @@ import (
 	"strings"
 )
 
-// Policy is a configuration. Render writes it as the file that a person would write.
+// Policy is a configuration. Render writes what of it a person would write into a file.
 type Policy struct {
 	Preset   string            // "" none
 	Settings map[string]string // global scalars by key, as YAML spells them: "filter/blockLAN": "danger"
 	Lists    map[string][]Rule // global rules by key: filter/endpoints, filter/serviceEndpoints
 	Ratings  []Rating          // network/ratingRules
 	Profiles []Profile
-	Only     []string // as `run --only`: rules without a verdict
+
+	// What follows is not in the file.
+	Only      []string          // as `run --only`: rules without a verdict
+	Runtime   map[string]string // global scalars that were changed while the program ran
+	Temporary []Temporary       // in the order in which they were made
+	Paused    bool
 }
+
+// Temporary is a rule that holds for a while, for the programs of one profile or, with "", for
+// everybody.
+type Temporary struct{ Profile, Rule string }
 
 // Rule is one rule and the line of the file it is on.
 type Rule struct {
@@ -42,8 +51,8 @@ type Profile struct {
 	Lists    map[string][]Rule
 }
 
-// Fingerprint recognises a program.
-type Fingerprint struct{ Type, Tag, Op, Value string }
+// Fingerprint recognises a program. Name is that of the tag or variable.
+type Fingerprint struct{ Type, Name, Op, Value string }
 
 // Render writes the policy as YAML and notes the line of each rule in it.
 func (p *Policy) Render() string {
@@ -129,8 +138,8 @@ func (w *writer) profile(p *Profile) {
 	}
 	for _, f := range p.Match {
 		switch f.Type {
-		case "tag":
-			w.put(fmt.Sprintf("      - {tag: %s, %s: %s}", f.Tag, f.Op, quote(f.Value)))
+		case "tag", "env":
+			w.put(fmt.Sprintf("      - {%s: %s, %s: %s}", f.Type, f.Name, f.Op, quote(f.Value)))
 		default:
 			w.put(fmt.Sprintf("      - {%s: {%s: %s}}", f.Type, f.Op, quote(f.Value)))
 		}
@@ -166,6 +175,7 @@ func (p *Policy) Clone() *Policy {
 	c := *p
 	c.Settings, c.Lists = maps.Clone(p.Settings), cloneLists(p.Lists)
 	c.Ratings, c.Only = slices.Clone(p.Ratings), slices.Clone(p.Only)
+	c.Runtime, c.Temporary = maps.Clone(p.Runtime), slices.Clone(p.Temporary)
 	c.Profiles = slices.Clone(p.Profiles)
 	for i := range c.Profiles {
 		q := &c.Profiles[i]

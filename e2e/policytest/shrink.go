@@ -34,6 +34,7 @@ func less(p *Policy) []*Policy {
 			for j := range c.Profiles {
 				c.Profiles[j].Layers = slices.DeleteFunc(c.Profiles[j].Layers, func(l string) bool { return l == name })
 			}
+			c.Temporary = slices.DeleteFunc(c.Temporary, func(t Temporary) bool { return t.Profile == name })
 		})
 	}
 	if p.Preset != "" {
@@ -45,6 +46,15 @@ func less(p *Policy) []*Policy {
 	if len(p.Only) > 0 {
 		add(func(c *Policy) { c.Only = c.Only[1:] })
 	}
+	if p.Paused {
+		add(func(c *Policy) { c.Paused = false })
+	}
+	for i := range p.Temporary {
+		add(func(c *Policy) { c.Temporary = slices.Delete(c.Temporary, i, i+1) })
+	}
+	lessOf(p.Runtime, nil, func(key string, _ int) {
+		add(func(c *Policy) { delete(c.Runtime, key) })
+	})
 	lessOf(p.Settings, p.Lists, func(key string, i int) {
 		add(func(c *Policy) { remove(c.Settings, c.Lists, key, i) })
 	})
