@@ -74,7 +74,7 @@ func (e *editor) value(op *operation, set *Setting, prefix string, list []RuleTe
 		if len(list) > 0 && list[0].Text == rule {
 			return Value{v: list}, true
 		}
-		ok := e.m.w.item(set, s.name(set.Key), RuleText{Text: rule})
+		ok := e.m.w.item(set, s.name(set.Key)+"[0]", RuleText{Text: rule})
 		return Value{v: slices.Concat([]RuleText{{Text: rule}}, list)}, ok
 	}
 	if text, ok := op.value.(string); ok {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -255,6 +256,8 @@ func (w *walker) list(s *scope, set *Setting, value *yaml.Node) ([]RuleText, boo
 func (w *walker) item(set *Setting, name string, text RuleText) bool {
 	col, message, suggestion := 1, "", ""
 	switch {
+	case !utf8.ValidString(text.Text): // from an Edit: a file could not keep it
+		message = "want UTF-8 text"
 	case set.Check != nil:
 		message, suggestion = set.Check(text.Text)
 	case set.Type == TypeRules && w.checkRule != nil:
