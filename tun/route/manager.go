@@ -84,7 +84,8 @@ type Manager struct {
 	flows   map[packet.Flow]struct{} // the snapshot; owned by Up, then Run
 	last    lastPlan
 	locals  atomic.Pointer[map[netip.Addr]struct{}]
-	lan     chan bool // the newest BlockLAN that Run has not put in force yet
+	lan     atomic.Bool   // the newest wish for Policy.BlockLAN
+	wishes  chan struct{} // Run has not seen it yet
 
 	mu     sync.Mutex // guards status only
 	status Status
@@ -117,7 +118,8 @@ func New(o Options) (*Manager, error) {
 	if o.AfterOp == nil {
 		o.AfterOp = func(Op) error { return nil }
 	}
-	m := &Manager{opts: o, guard: NewGuard(o.Names, o.Policy), lan: make(chan bool, 1)}
+	m := &Manager{opts: o, guard: NewGuard(o.Names, o.Policy), wishes: make(chan struct{}, 1)}
+	m.lan.Store(o.Policy.BlockLAN)
 	m.locals.Store(&map[netip.Addr]struct{}{})
 	m.status = Status{Names: o.Names, Inbound: "not controlled", LinkLocal: linkLocalText(o.Policy)}
 	return m, nil
@@ -131,13 +133,13 @@ func linkLocalText(p Policy) string {
 }
 
 // SetBlockLAN changes what the guard does with multicast, broadcast and link-local; Run puts it
-// in force. It may be called at any time from one goroutine.
+// in force. It may be called at any time from any goroutine.
 func (m *Manager) SetBlockLAN(on bool) {
+	m.lan.Store(on)
 	select {
-	case <-m.lan: // an older wish
+	case m.wishes <- struct{}{}:
 	default:
 	}
-	m.lan <- on
 }
 
 // blockLAN replaces the guard in one transaction, if anything changes.

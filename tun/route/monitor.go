@@ -92,8 +92,8 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 		case <-routesDue:
 			routesDue = nil
 			m.check(since)
-		case on := <-m.lan:
-			m.blockLAN(on)
+		case <-m.wishes:
+			m.blockLAN(m.lan.Load())
 		case <-poll.C:
 			m.check(time.Now())
 		case <-snapshot.C:
