@@ -59,14 +59,6 @@ func CheckRule(text string) (col int, message, suggestion string) {
 	return err.Col, err.Message, err.Suggestion
 }
 
-// unavailable refuses what the grammar has and this version cannot carry out.
-func unavailable(r *Rule) *RuleError {
-	if r.Action == Ask {
-		return &RuleError{Col: 1, Message: "? is not available in this version: it needs prompts"}
-	}
-	return nil
-}
-
 // parser walks over the text of one rule; pos is in bytes, sets counts the open braces.
 type parser struct {
 	text string

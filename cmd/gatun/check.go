@@ -3,6 +3,8 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,28 +33,59 @@ type checkProblem struct {
 }
 
 func checkCommand() *cobra.Command {
-	var asJSON bool
+	var (
+		asJSON bool
+		cases  string
+	)
 	c := &cobra.Command{
-		Use: "check [FILE]", Short: "Check a configuration file: all errors at once", Args: cobra.MaximumNArgs(1),
+		Use: "check [FILE]", Short: "Check a configuration file: all errors at once, and what is doubtful; or test its policy",
+		Long: "Checks a configuration file. Warnings do not keep it from being used.\n\n" + casesHelp,
+		Args: cobra.MaximumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			warnings, err := check(configSource(firstOf(args...)))
-			var problems config.Problems
-			if err != nil && !errors.As(err, &problems) {
-				return err
+			cfg, warnings, err := check(configSource(firstOf(args...)))
+			if err == nil && cases != "" {
+				return checkCases(c.OutOrStdout(), cfg, cases, asJSON)
 			}
-			if asJSON {
-				err = printJSON(c.OutOrStdout(), checkReport{"gatun/v1", len(problems) == 0, problemsOf(problems), problemsOf(warnings)})
-			} else {
-				_, err = fmt.Fprint(c.OutOrStdout(), problems.Render(), renderWarnings(warnings))
-			}
-			if err == nil && len(problems) > 0 {
-				err = exitStatus{code: exitConfig}
-			}
-			return err
+			return reportCheck(c.OutOrStdout(), warnings, err, asJSON)
 		},
 	}
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	c.Flags().StringVar(&cases, "cases", "", "test the policy: decide each case of this file and compare (exit code 1: one came out otherwise)")
 	return c
+}
+
+// reportCheck prints what was found. Errors end with the exit code for them.
+func reportCheck(out io.Writer, warnings config.Problems, err error, asJSON bool) error {
+	var problems config.Problems
+	if err != nil && !errors.As(err, &problems) {
+		return err
+	}
+	if asJSON {
+		err = printJSON(out, checkReport{"gatun/v1", len(problems) == 0, problemsOf(problems), problemsOf(warnings)})
+	} else {
+		_, err = fmt.Fprint(out, problems.Render(), renderWarnings(warnings))
+	}
+	if err == nil && len(problems) > 0 {
+		err = exitStatus{code: exitConfig}
+	}
+	return err
+}
+
+// checkCases tests the policy with a file of cases.
+func checkCases(out io.Writer, cfg *config.Config, file string, asJSON bool) error {
+	report, err := runCases(cfg, file)
+	switch {
+	case err != nil:
+		return reportCheck(out, nil, err, asJSON)
+	case asJSON:
+		err = printJSON(out, report)
+	default:
+		err = printCases(out, report)
+	}
+	if err == nil && !report.OK {
+		err = exitStatus{code: exitFailed}
+	}
+	return err
 }
 
 func renderWarnings(ps config.Problems) string {
@@ -63,17 +96,17 @@ func renderWarnings(ps config.Problems) string {
 }
 
 // check loads a file as `up` would, rules included.
-func check(source config.Source) (warnings config.Problems, err error) {
+func check(source config.Source) (cfg *config.Config, warnings config.Problems, err error) {
 	source.Optional = false // whoever asks wants to know that it is missing
-	cfg, err := config.Load(source)
+	cfg, err = config.Load(source)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	store, err := profiles.NewStore(cfg, status.Judge(cfg, netenv.Snapshot{}, time.Now()), profiles.Options{})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return append(cfg.Warnings(), store.Warnings()...), nil
+	return cfg, slices.Concat(cfg.Warnings(), store.Warnings(), profiles.Lint(cfg, profiles.Installed{})).Sort(), nil
 }
 
 func problemsOf(ps config.Problems) []checkProblem {
