@@ -177,6 +177,9 @@ func (c *Config) fingerprint() {
 	h, table := sha256.New(), Table()
 	fmt.Fprintf(h, "%q %q\n", c.preset, c.paths)
 	digest := func(values map[string]Value) {
+		if len(values) == 0 {
+			return
+		}
 		for _, s := range table {
 			if v, ok := values[s.Key]; ok {
 				fmt.Fprintf(h, "%s %#v %q %s", s.Key, v.Origin, v.Inactive, FormatValue(v.v))

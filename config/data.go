@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"fmt"
 	"os"
@@ -26,7 +27,18 @@ type Data struct {
 	dir string
 
 	mu     sync.Mutex
-	memory map[string][]byte // by path, where dir is ""
+	memory map[string][]byte  // by path, where dir is ""
+	parsed map[string]*parsed // by path, as Load found it last
+}
+
+// parsed is what a file of a profile says, so that thousands of unchanged ones are not decoded
+// for each change of another. It is immutable.
+type parsed struct {
+	data     []byte
+	lines    []string
+	spec     ProfileSpec
+	warnings Problems
+	checked  bool // the rules as well
 }
 
 // OpenData returns the data in a directory, which need not exist yet. With dir "" the data is in
@@ -83,7 +95,6 @@ func (d *Data) readMemory(w *walker) []file {
 	for path, data := range d.memory {
 		if path != temporaryFile {
 			files = append(files, file{path: path, data: data})
-			w.keepLines(path, data)
 		}
 	}
 	slices.SortFunc(files, func(a, b file) int { return strings.Compare(a.path, b.path) })
@@ -122,6 +133,7 @@ type document struct {
 	removed bool   // by an Edit
 	touched bool   // by an Edit, in its tree
 
+	parsed  *parsed // what is known of this text already; then the fields below are not set
 	root    *yaml.Node
 	broken  *Problem     // why it cannot be decoded
 	old     bool         // it was migrated
@@ -132,18 +144,36 @@ type document struct {
 
 func (m *merger) documents(d *Data) []*document {
 	var docs []*document
+	known := d.known()
 	for _, f := range d.read(m.w) {
-		doc := &document{path: f.path, before: f.data}
-		doc.put(f.data)
-		doc.version, doc.old = m.w.migrate(doc.root)
+		doc := &document{path: f.path, before: f.data, after: f.data}
+		if p := known[f.path]; p != nil && p.checked == (m.w.checkRule != nil) && bytes.Equal(p.data, f.data) {
+			doc.parsed, doc.name, m.w.lines[f.path] = p, p.spec.Name, p.lines
+		} else {
+			m.w.keepLines(f.path, f.data)
+			doc.put(f.data)
+			doc.version, doc.old = m.w.migrate(doc.root)
+		}
 		docs = append(docs, doc)
 	}
 	return docs
 }
 
+func (d *Data) known() map[string]*parsed {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.parsed
+}
+
+func (d *Data) remember(list map[string]*parsed) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.parsed = list
+}
+
 // put replaces the text.
 func (doc *document) put(data []byte) {
-	doc.after, doc.spec = data, nil
+	doc.after, doc.spec, doc.parsed = data, nil, nil
 	doc.root, doc.broken = decode(doc.path, data)
 	doc.name = nameIn(doc.root)
 }
@@ -185,20 +215,27 @@ func (m *merger) data(d *Data, ops []operation) *plan {
 		docs = e.docs
 	}
 	var specs []ProfileSpec
+	known := map[string]*parsed{}
 	for _, doc := range docs {
 		switch {
 		case doc.removed:
+			continue
 		case doc.broken != nil:
 			m.w.problem(doc.broken.Position, doc.broken.Key, doc.broken.Message+d.remedy(doc.path), "")
 		case doc.path == d.path(runtimeFile):
 			m.runtimeSettings(doc)
 		default:
-			specs = append(specs, m.w.profileFile(doc)...)
+			list := m.w.profileFile(doc)
+			specs = append(specs, list...)
+			if doc.parsed != nil {
+				known[doc.path] = doc.parsed
+			}
 		}
-		if doc.old && !doc.removed {
+		if doc.old {
 			m.w.warn(Position{File: doc.path}, "version", fmt.Sprintf("version %d is read as %d; the next change writes it anew and keeps a copy", doc.version, fileVersion))
 		}
 	}
+	d.remember(known)
 	layers := make(map[string][]string, len(specs))
 	for i := range specs {
 		layers[specs[i].Name] = specs[i].Layers
@@ -233,15 +270,22 @@ func (m *merger) runtimeSettings(doc *document) {
 	m.merge(s.values)
 }
 
-// profileFile reads the one profile of a file.
+// profileFile reads the one profile of a file, and remembers it if nothing is wrong with it.
 func (w *walker) profileFile(doc *document) []ProfileSpec {
-	before := len(w.problems)
+	if doc.parsed != nil {
+		w.warnings = append(w.warnings, doc.parsed.warnings...)
+		return []ProfileSpec{doc.parsed.spec}
+	}
+	problems, warnings := len(w.problems), len(w.warnings)
 	list := w.profileDocument(&scope{file: doc.path, kind: FromRuntime}, doc.root)
 	if text := strings.TrimSpace(string(doc.after)); !strings.HasSuffix(text, "\n"+strings.TrimSpace(endMark)) {
 		w.problem(Position{File: doc.path, Line: 1 + strings.Count(text, "\n")}, "", "the file is cut off: want ... on a line of its own at the end, as gatun writes it", "")
 	}
-	if len(list) != 1 && len(w.problems) == before {
+	if len(list) != 1 && len(w.problems) == problems {
 		w.problem(Position{File: doc.path, Line: 1, Col: 1}, "profiles", fmt.Sprintf("want one profile in each file here, got %d", len(list)), "")
+	}
+	if len(w.problems) == problems && !doc.old {
+		doc.parsed = &parsed{data: doc.after, lines: w.lines[doc.path], spec: list[0], warnings: slices.Clone(w.warnings[warnings:]), checked: w.checkRule != nil}
 	}
 	return list
 }

@@ -84,6 +84,7 @@ func (e *editor) spec(doc *document) *ProfileSpec {
 	if doc.broken != nil || len(w.problems) > 0 || len(list) != 1 {
 		return nil
 	}
+	list[0].values = maps.Clone(list[0].values) // Data remembers the profile
 	return &list[0]
 }
 

@@ -48,7 +48,6 @@ func (w *walker) readFile(path string, optional bool) ([]byte, bool) {
 		}
 		return nil, false
 	}
-	w.keepLines(path, data)
 	return data, true
 }
 

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -110,6 +111,7 @@ func defaultOf(s *Setting) any {
 // file checks one file and merges it.
 func (m *merger) file(f file) {
 	s := &scope{file: f.path, kind: FromFile, keys: []string{"version", "preset", "profiles"}, values: map[string]Value{}}
+	m.w.keepLines(f.path, f.data)
 	root, p := decode(f.path, f.data)
 	if p != nil {
 		m.w.problem(p.Position, p.Key, p.Message, "")
@@ -268,6 +270,7 @@ func (m *merger) gate(c *Config) {
 			if v, ok := c.profiles[i].values[s.Key]; ok {
 				m.w.warn(v.Origin.Position, fmt.Sprintf("profiles[%s]/%s", c.profiles[i].Name, s.Key), why)
 				v.Inactive = why
+				c.profiles[i].values = maps.Clone(c.profiles[i].values) // Data remembers the profile
 				c.profiles[i].values[s.Key] = v
 			}
 		}
