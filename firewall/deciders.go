@@ -75,7 +75,7 @@ func deciders() []decider {
 	return []decider{
 		{0, "no-process", all, "", "", noProcess},
 		{1, "own-traffic", all, "", "block", ownTraffic},
-		{1, "nameserver", firstPacket, "filter/dnsQueryInterception", "reroute-nameserver", nameserver}, // fast track: decided per query
+		{1, "nameserver", stages(network.StageLink), "filter/dnsQueryInterception", "reroute-nameserver", nameserver}, // fast track: decided per query
 		{1, "pause", all, "", "accept", pause},
 		{2, "own-query", firstPacket, "", "accept", ownQuery},
 		{3, "block-inbound", firstPacket, "filter/blockInbound", "drop", blockInbound},
@@ -109,23 +109,23 @@ func ownTraffic(r *request) outcome {
 	return decided(network.Decision{Verdict: network.Block, Code: "own-traffic", Reason: "gatun's own traffic came back to it: cut, so that it cannot loop"})
 }
 
-// nameserver takes over port 53, whatever server was asked; each query is then decided. Who asks
-// this machine from elsewhere is none of its clients: a program's own server must be protected by
-// the deciders that follow, and ours must not answer the network.
+// nameserver takes over port 53, whatever server was asked; each query is then decided. It looks
+// at links only: see Decide.
 func nameserver(r *request) outcome {
-	if !r.settings.DNSQueryInterception || r.facts.Proto.IsICMP() || r.direction == network.Inbound {
-		return outcome{}
-	}
-	if !r.facts.PortKnown {
-		return outcome{unknown: true}
-	}
-	if r.facts.Port != dnsPort || r.facts.Proto != packet.UDP && r.facts.Proto != packet.TCP {
+	if !intercepted(r.settings, r.direction, r.facts.Proto, r.facts.Port) {
 		return outcome{}
 	}
 	return decided(network.Decision{
 		Verdict: network.RerouteToNameserver, Code: "dns-interception", Setting: "filter/dnsQueryInterception",
 		Reason: "port 53 is answered by the built-in nameserver, which decides each query",
 	})
+}
+
+// intercepted knows the flows that the nameserver answers. Who asks this machine from elsewhere
+// is none of its clients: a program's own server must be protected by the deciders that follow,
+// and ours must not answer the network.
+func intercepted(s *profiles.Settings, dir network.Direction, p packet.Proto, port uint16) bool {
+	return s.DNSQueryInterception && dir != network.Inbound && port == dnsPort && (p == packet.UDP || p == packet.TCP)
 }
 
 func blockInbound(r *request) outcome {

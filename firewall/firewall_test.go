@@ -127,7 +127,7 @@ func TestCommunicationIsNotCachedWhileAFactIsMissing(t *testing.T) {
 		t.Fatalf("the block rule on the address was skipped: %v", d.Verdict)
 	}
 
-	m = policy(t, "filter: {endpoints: [\"+ .example\"], dnsQueryInterception: off, defaultAction: block}\ncore: {releaseLevel: experimental}\n")
+	m = policy(t, "filter: {endpoints: [\"+ .example\"], defaultAction: block}\n")
 	c = comm("a.example", "198.51.100.1")
 	d := m.Decide(c, flow(packet.TCP, "198.51.100.1:443"))
 	if d.Verdict != network.Accept || d.Stage != network.StageCommunication {
@@ -135,6 +135,13 @@ func TestCommunicationIsNotCachedWhileAFactIsMissing(t *testing.T) {
 	}
 	if c.Cached(m.Settings(curl()).Revision) == nil {
 		t.Error("the decision was not kept")
+	}
+	query := flow(packet.UDP, "198.51.100.1:53")
+	if d := m.Decide(c, query); d.Verdict != network.RerouteToNameserver {
+		t.Errorf("a query inherited the decision of its Communication: %v", d.Verdict)
+	}
+	if d, _ := m.Why(Question{Owner: curl(), Entity: c.Entity, Flow: query}); d.Verdict != network.RerouteToNameserver {
+		t.Errorf("why says %v about a query", d.Verdict)
 	}
 }
 

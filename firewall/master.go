@@ -105,6 +105,9 @@ func (m *Master) query(n Name, st network.Stage) request {
 // next links of it then inherit, else on the link with all facts.
 func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decision {
 	s := m.profiles.For(c.Owner)
+	if intercepted(s, c.Direction, f.Proto, f.Remote.Port()) { // whatever holds for the other links of c
+		return m.DecideOnLink(c, f)
+	}
 	if d := c.Cached(s.Revision); d != nil {
 		return *d
 	}

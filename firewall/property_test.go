@@ -236,7 +236,7 @@ func TestSamePolicySameDecisions(t *testing.T) {
 // would get with all facts of its own: any address, protocol and port.
 func TestCommunicationSpeaksForItsLinks(t *testing.T) {
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
-	world.Fixed = map[string]string{"filter/dnsQueryInterception": "off", "core/releaseLevel": "experimental"} // else no decision is made without the port
+	world.Fixed = map[string]string{"filter/dnsQueryInterception": "off", "core/releaseLevel": "experimental"} // queries are links that inherit nothing
 	cached, links := 0, 0
 	for i := range uint64(400) {
 		g := world.Generate(base + i)

@@ -81,12 +81,7 @@ func (m *Master) Why(q Question) (network.Decision, Trail) {
 		}
 	}
 	c := &network.Communication{Owner: q.Owner, Direction: q.Direction, Entity: q.Entity}
-	d, cacheable := m.trace(m.communication(c), &t)
-	if d.Decided() && cacheable {
-		return d, t
-	}
-	d, _ = m.trace(m.link(c, q.Flow), &t)
-	return d, t
+	return m.whyFlow(c, q.Flow, &t), t
 }
 
 // WhyLink answers for a link that exists, from the facts it was decided with.
@@ -99,16 +94,23 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 	if l.Kind == network.KindDNS {
 		return m.whyName(Question{Owner: c.Owner, Entity: c.Entity}, &t), t
 	}
-	d, cacheable := m.trace(m.communication(c), &t)
-	if d.Decided() && cacheable {
-		return d, t
-	}
-	d, _ = m.trace(m.link(c, l.Flow), &t)
+	d := m.whyFlow(c, l.Flow, &t)
 	if was := l.Decision(); d.Asks() && was.Decided() && was.Stage == network.StagePrompt {
 		t.add("prompt", network.StagePrompt, outcome{decision: was})
 		return was, t
 	}
 	return d, t
+}
+
+// whyFlow answers as Decide decides.
+func (m *Master) whyFlow(c *network.Communication, f packet.Flow, t *Trail) network.Decision {
+	if !intercepted(m.profiles.For(c.Owner), c.Direction, f.Proto, f.Remote.Port()) {
+		if d, cacheable := m.trace(m.communication(c), t); d.Decided() && cacheable {
+			return d
+		}
+	}
+	d, _ := m.trace(m.link(c, f), t)
+	return d
 }
 
 func (m *Master) whyName(q Question, t *Trail) network.Decision {
