@@ -142,7 +142,7 @@ func (l *linter) decidedBefore(t *lintList, j int) bool {
 		t.seen[same] = j
 	}
 	if ok && t.set.rules[i].Action == r.Action {
-		l.warn(t, j, fmt.Sprintf("never decides: it says the same as %s; remove it", t.name(i)), "")
+		l.warn(t, j, fmt.Sprintf("never decides: it says the same as %s; remove one of them", t.name(i)), "")
 		return true
 	}
 	alias := false
@@ -151,11 +151,11 @@ func (l *linter) decidedBefore(t *lintList, j int) bool {
 	}
 	switch {
 	case ok && alias:
-		l.warn(t, j, fmt.Sprintf("decides for aliases (CNAMEs) only: %s comes first; move it in front of that, or remove it", t.name(i)), "")
+		l.warn(t, j, fmt.Sprintf("decides for aliases (CNAMEs) only: %s comes first; move this rule in front, or remove it", t.name(i)), "")
 	case ok && t.set.rules[i].Action == r.Action:
-		l.warn(t, j, fmt.Sprintf("never decides: %s comes first and says as much; remove it", t.name(i)), "")
+		l.warn(t, j, fmt.Sprintf("never decides: %s comes first and does the same to all of it; remove this rule", t.name(i)), "")
 	case ok:
-		l.warn(t, j, fmt.Sprintf("never decides: %s comes first and matches all of it; move it in front of that, or remove it", t.name(i)), "")
+		l.warn(t, j, fmt.Sprintf("never decides: %s comes first and covers it; move this rule in front, or remove it", t.name(i)), "")
 	}
 	return ok && !alias
 }
@@ -168,7 +168,7 @@ func (l *linter) never(t *lintList, j int) bool {
 		l.warn(t, j, "never matches: "+why, "")
 		return true
 	case r.app != "" && !l.have.Inspection:
-		l.warnOnce(t, "app", j, "never matches in this version: app= needs inspection; name the port as well, in a rule of its own", "")
+		l.warn(t, j, "never matches in this version: app= needs inspection", "")
 		return true
 	}
 	leaves := r.entity.leaves(nil)
@@ -390,8 +390,17 @@ func (l *linter) stages(t *lintList) {
 	if !rules[last].unconditional() || !rules[last].Action.restricts() {
 		return
 	}
-	if i := slices.IndexFunc(rules[:last], func(r Rule) bool { return !r.Action.restricts() && r.blind() }); i >= 0 {
-		l.warn(t, last, fmt.Sprintf("does not keep names from being asked for: %s may allow what a name leads to, so that each name is resolved first; put rules about names in front, or give that rule names", t.name(i)), "")
+	blind := -1
+	for i := range rules[:last] {
+		if rules[i].Action.restricts() || !rules[i].blind() {
+			continue
+		}
+		if blind = i; !t.dead[i] { // a dead one stops names all the same
+			break
+		}
+	}
+	if blind >= 0 {
+		l.warn(t, last, fmt.Sprintf("does not keep names from being asked for: %s may allow what a name leads to, so that each name is resolved first; put rules about names in front, or give that rule names", t.name(blind)), "")
 	}
 }
 

@@ -45,15 +45,15 @@ func rulesYAML(rules ...string) string {
 
 const (
 	never    = "never decides: "
-	moveIt   = " comes first and matches all of it; move it in front of that, or remove it"
-	asMuch   = " comes first and says as much; remove it"
+	moveIt   = " comes first and covers it; move this rule in front, or remove it"
+	asMuch   = " comes first and does the same to all of it; remove this rule"
 	the      = "it says the same as "
 	aliases  = "decides for aliases (CNAMEs) only: "
-	toAlias  = " comes first; move it in front of that, or remove it"
+	toAlias  = " comes first; move this rule in front, or remove it"
 	loop     = "loopback traffic is not seen: this rule decides on DNS answers that point to this machine, and on nothing else"
 	noLists  = " never matches: no filter lists are configured; they come with a later version"
 	noGeo    = " never matches: there is no country and ASN data in this version"
-	noApp    = "never matches in this version: app= needs inspection; name the port as well, in a rule of its own"
+	noApp    = "never matches in this version: app= needs inspection"
 	toEnd    = " matches everything; move it to the end of the list or remove what follows"
 	notAsked = " may allow what a name leads to, so that each name is resolved first; put rules about names in front, or give that rule names"
 	dontKeep = "does not keep names from being asked for: "
@@ -78,8 +78,8 @@ func TestLint(t *testing.T) {
 		{"all that is different", "+ .a.example | - .b.example | + 192.0.2.1 | - 198.51.100.0/24 | + LAN TCP/22 | - US | + AS1 | - L:ads", nil},
 		{"narrow before wide", "- www.a.example | + .a.example | - .example", nil},
 		{"same name, other port", "+ a.example TCP/443 | + a.example TCP/80 | - a.example", nil},
-		{"duplicate", "+ .a.example | - b.example | + .A.example.", []string{"3: " + never + the + `"+ .a.example" in line 4; remove it`}},
-		{"duplicate ports", "- * TCP/443 | - * tcp/443 # again", []string{"2: " + never + the + `"- * TCP/443" in line 4; remove it`}},
+		{"duplicate", "+ .a.example | - b.example | + .A.example.", []string{"3: " + never + the + `"+ .a.example" in line 4; remove one of them`}},
+		{"duplicate ports", "- * TCP/443 | - * tcp/443 # again", []string{"2: " + never + the + `"- * TCP/443" in line 4; remove one of them`}},
 		{"block and drop of the same", "- a.example | -- a.example", []string{"2: " + never + `"- a.example" in line 4` + moveIt}},
 		{"block and allow of the same", "- a.example | + a.example", []string{"2: " + never + `"- a.example" in line 4` + moveIt}},
 		{"allow and block of the same", "+ a.example | - a.example", []string{"2: " + aliases + `"+ a.example" in line 4` + toAlias}},
@@ -143,6 +143,10 @@ func TestLint(t *testing.T) {
 		{"address before a set with an address", "- 192.0.2.0/24 | + {.a.example,198.51.100.1}", nil},
 		{"name before address", "+ .a.example | - 192.0.2.0/24", nil},
 		{"trailing block behind an address", "+ .a.example | + 192.0.2.0/24 TCP | - *", []string{"3: " + dontKeep + `"+ 192.0.2.0/24 TCP" in line 5` + notAsked}},
+		{"trailing block behind a dead address and another", "- LAN | + 10.0.0.1 | + 192.0.2.1 | - *", []string{
+			"2: " + never + `"- LAN" in line 4` + moveIt, "4: " + dontKeep + `"+ 192.0.2.1" in line 6` + notAsked,
+		}},
+		{"trailing block behind a dead address", "- LAN | + 10.0.0.1 | - *", []string{"2: " + never + `"- LAN" in line 4` + moveIt, "3: " + dontKeep + `"+ 10.0.0.1" in line 5` + notAsked}},
 		{"trailing block behind a port", "+ * TCP/443 | -- *", []string{"2: " + dontKeep + `"+ * TCP/443" in line 4` + notAsked}},
 		{"trailing block behind names", "+ .a.example TCP/443 | + b.example | - *", nil},
 		{"trailing block behind blocks", "- LAN | - US | - * TCP/25 | - *", nil},
@@ -180,7 +184,7 @@ func TestLintConfig(t *testing.T) {
 	}{
 		{"nothing is installed", rulesYAML("- {RU,L:ads}", "- DE", "- L:mal", "+ * app=tls", "- * app=quic", "+ AS1"), Installed{}, []string{
 			"4 filter/endpoints[0]: RU" + noGeo + "; the same holds for 2 more of this list", "4 filter/endpoints[0]: L:ads" + noLists + "; the same holds for 1 more of this list",
-			"7 filter/endpoints[3]: " + noApp + "; the same holds for 1 more of this list",
+			"7 filter/endpoints[3]: " + noApp, "8 filter/endpoints[4]: " + noApp,
 		}},
 		{"a dead rule has no stage", rulesYAML("- RU", "+ .a.example"), Installed{}, []string{"4 filter/endpoints[0]: RU" + noGeo}},
 		{"blocked scope", "filter: {blockLAN: on, endpoints: [\"+ 192.168.1.1\", \"- LAN TCP/80\", \"+ {10.0.0.1,.a.example}\", \"+ 192.0.2.1\"]}\n", everything(), []string{
@@ -201,8 +205,8 @@ func TestLintConfig(t *testing.T) {
 		{"incoming loopback", "filter: {blockInbound: off, serviceEndpoints: [\"+ ::1\"]}\n", everything(), []string{"2 filter/serviceEndpoints[0]: never matches: loopback traffic is not seen"}},
 		{"profiles stand alone", rulesYAML("- .a.example") + fmt.Sprintf(profile, `endpoints: ["+ .a.example", "- *"]`), everything(), nil},
 		{"profiles come last", fmt.Sprintf(profile, `endpoints: ["- b.example", "- b.example"]`) + rulesYAML("- a.example", "- a.example"), everything(), []string{
-			"7 filter/endpoints[1]: never decides: it says the same as \"- a.example\" in line 6; remove it",
-			"3 profiles[p]/filter/endpoints[1]: never decides: it says the same as \"- b.example\" in line 3; remove it",
+			"7 filter/endpoints[1]: never decides: it says the same as \"- a.example\" in line 6; remove one of them",
+			"3 profiles[p]/filter/endpoints[1]: never decides: it says the same as \"- b.example\" in line 3; remove one of them",
 		}},
 	}
 	for _, c := range table {

@@ -106,7 +106,12 @@ func check(source config.Source) (cfg *config.Config, warnings config.Problems, 
 	if err != nil {
 		return nil, nil, err
 	}
-	return cfg, slices.Concat(cfg.Warnings(), store.Warnings(), profiles.Lint(cfg, profiles.Installed{})).Sort(), nil
+	for _, w := range slices.Concat(cfg.Warnings(), store.Warnings(), profiles.Lint(cfg, profiles.Installed{})) {
+		if !slices.Contains(warnings, w) { // the store and the lint agree about some
+			warnings = append(warnings, w)
+		}
+	}
+	return cfg, warnings.Sort(), nil
 }
 
 func problemsOf(ps config.Problems) []checkProblem {
