@@ -42,7 +42,7 @@ func execute(t *testing.T, args ...string) (out, talk string, code int) {
 	t.Helper()
 	var o, e bytes.Buffer
 	root := newRoot(&o, &e)
-	root.SetArgs(args)
+	root.SetArgs(rulesAsWords(args))
 	err := root.Execute()
 	if err != nil {
 		fmt.Fprintln(&e, err)

@@ -14,6 +14,29 @@ import (
 // completionTime is how long the shell waits for the running gatun.
 const completionTime = 500 * time.Millisecond
 
+func completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "completion bash|zsh|fish|powershell", Short: "Print the completion script of a shell",
+		Long:      "Print the completion script of a shell: commands, flags, keys and values of settings, and the profiles of the running gatun.",
+		Example:   "  source <(gatun completion bash)\n  gatun completion zsh >\"${fpath[1]}/_gatun\"\n  gatun completion fish | source\n  gatun completion powershell | Out-String | Invoke-Expression",
+		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		RunE: func(c *cobra.Command, args []string) error {
+			root, w := c.Root(), c.OutOrStdout()
+			switch args[0] {
+			case "bash":
+				return root.GenBashCompletionV2(w, true)
+			case "zsh":
+				return root.GenZshCompletion(w)
+			case "fish":
+				return root.GenFishCompletion(w, true)
+			default:
+				return root.GenPowerShellCompletionWithDesc(w)
+			}
+		},
+	}
+}
+
 // completeKeys completes the key of a setting, with what it is.
 func completeKeys(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	if len(args) > 0 {

@@ -19,6 +19,7 @@ func main() {
 		sandbox.ChildMain()
 	}
 	root := newRoot(os.Stdout, os.Stderr)
+	root.SetArgs(rulesAsWords(os.Args[1:]))
 	err := root.ExecuteContext(context.Background())
 	var status exitStatus
 	if err != nil && !(errors.As(err, &status) && status.silent()) {

@@ -203,8 +203,7 @@ func editProfile(c *cobra.Command, cl *api.Client, name string) error {
 	file := filepath.Join(dir, "profile.yaml")
 	text, last := old, error(nil)
 	for {
-		shown := append(commented(last), text...)
-		if err := os.WriteFile(file, shown, 0o600); err != nil {
+		if err := os.WriteFile(file, append(commented(last), text...), 0o600); err != nil {
 			return err
 		}
 		if err := runEditor(c, file); err != nil {
@@ -214,14 +213,15 @@ func editProfile(c *cobra.Command, cl *api.Client, name string) error {
 		if err != nil {
 			return err
 		}
+		saved = uncommented(saved)
 		switch {
-		case bytes.Equal(saved, shown) && last != nil:
+		case bytes.Equal(saved, text) && last != nil:
 			return fmt.Errorf("nothing was changed: %w", last)
-		case bytes.Equal(saved, shown), len(bytes.TrimSpace(saved)) == 0:
+		case bytes.Equal(saved, text), len(bytes.TrimSpace(saved)) == 0:
 			_, err := fmt.Fprintln(c.ErrOrStderr(), "nothing was changed")
 			return err
 		}
-		text = uncommented(saved)
+		text = saved
 		if last = putProfile(c, cl, name, file, text); last == nil {
 			return nil
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -150,14 +151,36 @@ func settingsUnsetCommand(p *places) *cobra.Command {
 	return c
 }
 
+// ruleMark stands before a word that begins with a dash and is a rule. No argument of a program
+// can contain it.
+const ruleMark = "\x00"
+
+// rulesAsWords marks the rules among the values of `settings set` and `profile set`: "- RU" begins
+// with a dash and is no flag.
+func rulesAsWords(args []string) []string {
+	sets := false
+	out := slices.Clone(args)
+	for i, a := range out {
+		switch {
+		case a == "--":
+			return out
+		case a == "set" && i > 0 && (out[i-1] == "settings" || out[i-1] == "profile"):
+			sets = true
+		case sets && strings.HasPrefix(strings.TrimLeft(a, "-"), " ") && strings.HasPrefix(a, "-"):
+			out[i] = ruleMark + a
+		}
+	}
+	return out
+}
+
 // valueOf is what the words of a command line say: one is text, several are a list.
 func valueOf(words []string) any {
 	if len(words) == 1 {
-		return words[0]
+		return strings.TrimPrefix(words[0], ruleMark)
 	}
 	list := make([]any, len(words))
 	for i, w := range words {
-		list[i] = w
+		list[i] = strings.TrimPrefix(w, ruleMark)
 	}
 	return list
 }
