@@ -170,6 +170,9 @@ func (l *linter) never(t *lintList, j int) bool {
 	case r.app != "" && !l.have.Inspection:
 		l.warn(t, j, "never matches in this version: app= needs inspection", "")
 		return true
+	case l.pinged(t, r):
+		l.warn(t, j, fmt.Sprintf("has no effect on pings while filter/ping is permit (%s); want filter/ping: rules", l.cfg.Value("filter/ping").Origin), "")
+		return true
 	}
 	leaves := r.entity.leaves(nil)
 	blocked := t.forced
@@ -196,6 +199,11 @@ func (l *linter) never(t *lintList, j int) bool {
 		l.warn(t, j, "loopback traffic is not seen: this rule decides on DNS answers that point to this machine, and on nothing else", "")
 	}
 	return false
+}
+
+// pinged reports whether the rule is about echo requests that nobody asks it about.
+func (l *linter) pinged(t *lintList, r *Rule) bool {
+	return t.setting == "filter/endpoints" && (r.proto.a == packet.ICMP || r.proto.a == packet.ICMPv6) && l.cfg.Value("filter/ping").Any() == "permit"
 }
 
 // contradiction returns why no traffic can be as the rule wants it.

@@ -40,6 +40,7 @@ func rulesYAML(rules ...string) string {
 	for _, r := range rules {
 		fmt.Fprintf(&b, "    - %q\n", r)
 	}
+	b.WriteString("  ping: rules\n")
 	return b.String()
 }
 
@@ -185,6 +186,10 @@ func TestLintConfig(t *testing.T) {
 		{"nothing is installed", rulesYAML("- {RU,L:ads}", "- DE", "- L:mal", "+ * app=tls", "- * app=quic", "+ AS1"), Installed{}, []string{
 			"4 filter/endpoints[0]: RU" + noGeo + "; the same holds for 2 more of this list", "4 filter/endpoints[0]: L:ads" + noLists + "; the same holds for 1 more of this list",
 			"7 filter/endpoints[3]: " + noApp, "8 filter/endpoints[4]: " + noApp,
+		}},
+		{"pings are relayed", "filter: {endpoints: [\"- * ICMP\", \"+ LAN 58\", \"- * UDP\"]}\n", everything(), []string{
+			"2 filter/endpoints[0]: has no effect on pings while filter/ping is permit (default); want filter/ping: rules",
+			"2 filter/endpoints[1]: never decides: \"- * ICMP\" in line 2" + moveIt,
 		}},
 		{"a dead rule has no stage", rulesYAML("- RU", "+ .a.example"), Installed{}, []string{"4 filter/endpoints[0]: RU" + noGeo}},
 		{"blocked scope", "filter: {blockLAN: on, endpoints: [\"+ 192.168.1.1\", \"- LAN TCP/80\", \"+ {10.0.0.1,.a.example}\", \"+ 192.0.2.1\"]}\n", everything(), []string{

@@ -2,6 +2,7 @@ package profiles
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"gatun/intel"
@@ -148,6 +149,61 @@ func TestMatchIntel(t *testing.T) {
 		if got := r.Match(&c.facts); got != c.blocks {
 			t.Errorf("geoMissing block: %q against %+v %+v: %v, want %v", c.rule, c.facts, c.facts.Entity.Stamp, got, c.blocks)
 		}
+	}
+}
+
+// TestReferenceFaults: the measured faults of the reference (policy.md section 3), one by one.
+func TestReferenceFaults(t *testing.T) {
+	refused := map[string]string{ // rule -> beginning of the message
+		"+ #x":           "want an address, a name or *", // panics
+		"+ * TCP/100-50": "the range 100-50 is empty",    // accepted, never matches
+		"+ * ICMP/8":     "ICMP has no ports",            // accepted, never matches
+		"+ * GRE/1":      "GRE has no ports",
+		"- us":           `"us" is a country if`, // taken for a domain
+		"- as1":          `"as1" is an ASN if`,
+	}
+	for text, want := range refused {
+		if col, message, _ := CheckRule(text); col == 0 || !strings.HasPrefix(message, want) {
+			t.Errorf("%q: column %d, %q, want %q", text, col, message, want)
+		}
+	}
+	here := linkFacts("", "10.0.0.1", packet.TCP, 443)
+	hole := linkFacts("", "192.0.2.7", packet.TCP, 443)
+	hole.Entity.Stamp = &intel.Stamp{Lists: []intel.Match{{ID: "ads", Category: "TRAC"}}}
+	table := []struct {
+		rules, decides string
+		facts          Facts
+	}{
+		{"+ LAN,LAN", "+ LAN", here},                                 // never matches
+		{"- L:TRAC", "- L:TRAC", hole},                               // category ids never match
+		{"+ US | - 192.0.2.0/24", "- 192.0.2.0/24", hole},            // a hole in the geo data denies,
+		{"+ AS1 | + C:EU | + *", "+ *", hole},                        // on an allow rule as well
+		{"- US | - AS1 | + *", "+ *", hole},                          //
+		{"+ * TCP/443 | - *", "undecided", dnsFacts("a.example")},    // a trailing "- *" kills every query
+		{"+ 192.0.2.0/24 | - *", "undecided", dnsFacts("a.example")}, // that no earlier line allows
+		{"+ bücher.example | - *", "+ xn--bcher-kva.example", dnsFacts("xn--bcher-kva.example")},
+		{"+ xn--bcher-kva.example | - *", "+ xn--bcher-kva.example", dnsFacts("xn--bcher-kva.example")},
+		{"- * */1-65535 | + *", "+ *", linkFacts("", "192.0.2.7", packet.ICMP, 0)}, // said so in doc.go: no port, no match
+	}
+	for _, c := range table {
+		set := mustSet(t, strings.Split(c.rules, " | ")...)
+		got := "nothing"
+		switch r, m, _ := set.First(&c.facts, nil); m {
+		case Matched:
+			got = r.String()
+		case Unknown:
+			got = "undecided"
+		}
+		if got != c.decides {
+			t.Errorf("%s: %s decides, want %s", c.rules, got, c.decides)
+		}
+	}
+	set := mustSet(t, "+ US", "- *")
+	set.First(&hole, nil)
+	set.First(&hole, func(*Rule, Match) {}) // "why" does not count
+	set.First(&here, nil)                   // a local address is no hole
+	if n := set.GeoMissing(); n != 1 {
+		t.Errorf("counted %d holes, want 1", n)
 	}
 }
 
