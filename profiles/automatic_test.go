@@ -196,7 +196,7 @@ func TestAutomaticIsKept(t *testing.T) {
 func TestOriginSettlesTies(t *testing.T) {
 	match := []config.Fingerprint{{Type: "path", Op: "equals", Value: "/usr/bin/curl"}}
 	made := config.NewProfile("made", match, config.Automatic, nil)
-	byHand := config.NewProfile("by-hand", match, config.Runtime, nil)
+	byHand := config.NewProfile("z-hand", match, config.Runtime, nil)
 	curl := attribution.Process{Path: "/usr/bin/curl", Unit: "u.service"}
 	for _, c := range []struct {
 		text string
@@ -204,7 +204,7 @@ func TestOriginSettlesTies(t *testing.T) {
 		want string
 	}{
 		{"version: 1\n", []config.ProfileSpec{made}, "made"},
-		{"version: 1\n", []config.ProfileSpec{made, byHand}, "by-hand"},
+		{"version: 1\n", []config.ProfileSpec{made, byHand}, "z-hand"},
 		{"version: 1\nprofiles: [{name: pinned, match: [{path: /usr/bin/curl}]}]\n", []config.ProfileSpec{made, byHand}, "pinned"},
 		{"version: 1\nprofiles: [{name: pinned, match: [{path: {prefix: /usr/bin/}}]}]\n", []config.ProfileSpec{made}, "made"},
 		{"version: 1\nprofiles: [{name: pinned, match: [{path: /usr/bin/curl}]}, {name: unit, match: [{tag: systemd-unit, equals: u.service}]}]\n", []config.ProfileSpec{made}, "unit"},
@@ -272,5 +272,22 @@ func TestAutomaticRace(t *testing.T) {
 	readers.Wait()
 	if n := len(c.names()); n != 50 {
 		t.Errorf("%d profiles were made", n)
+	}
+}
+
+// TestAutomaticAfterSwap: the policy changes between the look for a profile and the making of
+// one. The new policy counts.
+func TestAutomaticAfterSwap(t *testing.T) {
+	c, clock := &creations{}, func() {}
+	s := newStore(t, "version: 1\n", Options{Created: c.created, Clock: func() time.Time { clock(); return time.Unix(1, 0) }})
+	mine := loadText(t, "version: 1\nprofiles: [{name: mine, match: [{path: /usr/bin/curl}]}]\n")
+	clock = func() {
+		clock = func() {}
+		if err := s.Swap(mine, status.State{}); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := s.For(owner(attribution.Process{Path: "/usr/bin/curl"})); got.ProfileName != "mine" || got.Revision != 2 || len(c.names()) != 0 {
+		t.Errorf("profile %q of revision %d, made %q", got.ProfileName, got.Revision, c.names())
 	}
 }

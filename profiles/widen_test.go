@@ -201,7 +201,7 @@ func TestIdenticalSwapChangesNothing(t *testing.T) {
 func FuzzMerge(f *testing.F) {
 	f.Add([]byte(layered), uint8(0))
 	f.Add([]byte(manyProfiles), uint8(1))
-	f.Add([]byte(crowdOf(16)), uint8(2))
+	f.Add([]byte(crowdOf(5)), uint8(2))
 	f.Add([]byte("version: 1\nprofiles:\n  - {name: a, layers: [b]}\n  - {name: b, layers: [a]}\n"), uint8(0))
 	f.Fuzz(func(t *testing.T, text []byte, rating uint8) {
 		file := filepath.Join(t.TempDir(), "gatun.yaml")
