@@ -149,7 +149,7 @@ func New(o Options) (*Stack, error) {
 		limits: o.Limits.withDefaults(), mtu: mtu,
 	}
 	s.now.Store(time.Now().UnixNano())
-	s.out.init(mtu)
+	s.out.init(mtu, &s.counts.writeErrors)
 	s.syns.init()
 	s.udp.init()
 	s.pings.init()

@@ -3,6 +3,7 @@ package stack
 import (
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -11,8 +12,14 @@ import (
 )
 
 // outDepth bounds the packets that wait for the device. A producer that finds the queue full
-// waits; the writer never waits for a producer, so that cannot deadlock.
-const outDepth = 1024
+// waits; the writer never waits for a producer, so that cannot deadlock. Where outWaiters wait
+// already, the packet is lost, as on any full link: when thousands of connections end together,
+// netstack's retransmission timers each bring a goroutine, which would wait with a stack of 8 KiB
+// to send once more what is still in the queue.
+const (
+	outDepth   = 1024
+	outWaiters = 256
+)
 
 // rawSize is the capacity of a pooled packet; longer ones are not pooled.
 const rawSize = 2048
@@ -34,11 +41,14 @@ type outQueue struct {
 	notFull  sync.Cond
 	items    []outItem
 	closed   bool
+	waiters  int
+	lost     *atomic.Uint64
 	pool     sync.Pool
 	mtu      int
 }
 
-func (q *outQueue) init(mtu int) {
+func (q *outQueue) init(mtu int, lost *atomic.Uint64) {
+	q.lost = lost
 	q.notEmpty.L, q.notFull.L = &q.mu, &q.mu
 	q.items = make([]outItem, 0, outDepth)
 	q.mtu = mtu
@@ -59,11 +69,20 @@ func (q *outQueue) release(p *rawPacket) {
 	}
 }
 
-// put queues one packet and reports whether the queue is open. It owns the packet either way.
+// put queues one packet, or loses it, and reports whether the queue is open. It owns the packet
+// either way.
 func (q *outQueue) put(it outItem) bool {
 	q.mu.Lock()
+	if !q.closed && len(q.items) >= outDepth && q.waiters >= outWaiters {
+		q.mu.Unlock()
+		q.drop(it)
+		q.lost.Add(1)
+		return true
+	}
 	for len(q.items) >= outDepth && !q.closed {
+		q.waiters++
 		q.notFull.Wait()
+		q.waiters--
 	}
 	if q.closed {
 		q.mu.Unlock()

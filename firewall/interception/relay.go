@@ -52,6 +52,8 @@ type Relay struct {
 	log   *zap.Logger
 	ended func(*network.Link, string)
 
+	lookEvery time.Duration // for idle connections
+
 	now     atomic.Uint32 // ticks since the start, from 1
 	buffers buffers
 	tcp     tcpRelays
@@ -85,7 +87,7 @@ type relayCounts struct {
 func NewRelay[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E], log *zap.Logger, ended func(*network.Link, string)) *Relay {
 	r := &Relay{
 		Limits: DefaultLimits(), Files: NewFileBudget(fileLimit()),
-		up: upstreamsOf(d), log: log, ended: ended,
+		up: upstreamsOf(d), log: log, ended: ended, lookEvery: lookEvery,
 	}
 	r.now.Store(1)
 	r.buffers.init()
@@ -104,7 +106,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.log.Warn("idle connections are no longer parked", zap.Error(err))
 		}
 	})
-	t, look := time.NewTicker(tick), time.NewTicker(lookEvery)
+	t, look := time.NewTicker(tick), time.NewTicker(r.lookEvery)
 	defer t.Stop()
 	defer look.Stop()
 	for {
