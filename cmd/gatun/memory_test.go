@@ -17,3 +17,27 @@ func TestPeak(t *testing.T) {
 		}
 	}
 }
+
+func TestGCPercent(t *testing.T) {
+	for _, tc := range []struct {
+		name            string
+		live, allocated uint64
+		want            int
+	}{
+		{"busy and small", 5 << 20, 50 << 20, 100},
+		{"quiet", 5 << 20, 100 << 10, 25},
+		{"many flows", 40 << 20, 50 << 20, 50},
+		{"a flood", 100 << 20, 50 << 20, 25},
+	} {
+		if got := gcPercent(tc.live, tc.allocated); got != tc.want {
+			t.Errorf("%s: %d", tc.name, got)
+		}
+	}
+	p := newPace()
+	if percent, changed := p.next(); percent < 25 || percent > 100 || changed != (percent != 100) {
+		t.Errorf("first: %d, changed %v", percent, changed)
+	}
+	if p.allocated == 0 {
+		t.Error("the runtime's figures are not read")
+	}
+}
