@@ -2,9 +2,7 @@ package profiles
 
 import (
 	"fmt"
-	"maps"
 	"path"
-	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -105,9 +103,7 @@ func (s *Store) automatic(c *snapshot, p *attribution.Process) (name string, cur
 	}
 	s.mu.Unlock()
 	if made {
-		copied := spec
-		copied.Match, copied.Facts = slices.Clone(spec.Match), maps.Clone(spec.Facts)
-		s.opt.Created(copied)
+		s.opt.Created(copyOf(spec))
 	}
 	return spec.Name, true
 }

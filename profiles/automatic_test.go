@@ -164,11 +164,14 @@ func TestAutomaticIsKept(t *testing.T) {
 	expect("first sight", "curl", 1, 1)
 	swap("version: 1\n# not written yet\n")
 	expect("before it is written", "curl", 1, 1)
+	if p := s.Pending(); len(p) != 1 || cmp.Diff(c.list[0].Match, p[0].Match)+cmp.Diff(c.list[0].Facts, p[0].Facts) != "" || p[0].Name != "curl" {
+		t.Errorf("pending %+v", p)
+	}
 	commit(func(e *config.Edit) { e.PutProfile(c.list[0]) })
 	swap("version: 1\n")
 	expect("written", "curl", 1, 1)
-	if len(s.pending.specs) != 0 {
-		t.Errorf("still pending: %v", s.pending)
+	if p := s.Pending(); len(p) != 0 {
+		t.Errorf("still pending: %v", p)
 	}
 	swap("version: 1\n")
 	expect("read again", "curl", 1, 1)

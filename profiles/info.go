@@ -1,6 +1,8 @@
 package profiles
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,6 +123,27 @@ func positionOf(p config.Position) string {
 		return ""
 	}
 	return p.File + ":" + strconv.Itoa(p.Line)
+}
+
+// Pending returns the profiles that were made automatically and are not in the configuration
+// yet, the oldest first: for who missed what Options.Created was told.
+func (s *Store) Pending() []config.ProfileSpec {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]config.ProfileSpec, 0, len(s.pending.specs))
+	for _, spec := range s.pending.specs {
+		list = append(list, copyOf(spec))
+	}
+	slices.SortFunc(list, func(a, b config.ProfileSpec) int {
+		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.Name, b.Name))
+	})
+	return list
+}
+
+// copyOf returns a profile that shares nothing which somebody could write.
+func copyOf(p config.ProfileSpec) config.ProfileSpec {
+	p.Match, p.Facts = slices.Clone(p.Match), maps.Clone(p.Facts)
+	return p
 }
 
 // Match says which profile an owner has, and why. It changes nothing: no profile is made.

@@ -151,7 +151,7 @@ func (r *match) program(p *attribution.Process) {
 	if len(p.Args) > 0 {
 		m.cmdline.visit(strings.Join(p.Args, " "), r.try)
 	}
-	if r.best == nil && len(m.env) > 0 {
+	if r.best == nil && len(m.env) > 0 && m.environ != nil {
 		for _, entry := range m.environ(p) {
 			name, value, _ := strings.Cut(entry, "=")
 			if x := m.env[name]; x != nil {

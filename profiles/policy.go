@@ -211,20 +211,14 @@ func (b *builder) warn(at config.Position, key, message string) {
 }
 
 func (b *builder) fingerprints(i int, spec *config.ProfileSpec) {
-	refuse := func(f config.Fingerprint, message string) {
-		b.problems = append(b.problems, b.cfg.Problem(f.Position, "profiles["+spec.Name+"]/match", message, ""))
-	}
 	for _, f := range spec.Match {
 		c, err := newFingerprint(f, b.regexes)
 		c.profile, c.origin = i, spec.Origin
-		switch {
-		case err != nil:
-			refuse(f, err.Error())
-		case f.Type == "env" && b.opt.Environ == nil:
-			refuse(f, "env is not available here: the environment of programs cannot be read")
-		default:
-			b.next.matcher.add(c)
+		if err != nil {
+			b.problems = append(b.problems, b.cfg.Problem(f.Position, "profiles["+spec.Name+"]/match", err.Error(), ""))
+			continue
 		}
+		b.next.matcher.add(c)
 	}
 }
 

@@ -23,7 +23,7 @@ type Options struct {
 	// of all other rules, and what no rule mentions is blocked, names included.
 	Only []string
 	// Environ returns the environment of a process, nil if it cannot be read. Without it
-	// profiles that are recognised by their environment are refused.
+	// no profile is recognised by an environment, as is right where there are no processes.
 	Environ func(*attribution.Process) []string
 	// Created is told each profile that was made because an application without one was seen
 	// for the first time; it must not block, and gets a copy. The profile is in force already

@@ -225,7 +225,6 @@ func TestBadRules(t *testing.T) {
 	want := []string{
 		`4:10: filter/endpoints[0]: "us" is a country if it is in upper case, and a zone with a dot before it (did you mean "US"?)`,
 		`6:15: filter/endpoints[2]: the range 9-1 is empty (did you mean "1-9"?)`,
-		`9:13: profiles[a]/match: env is not available here: the environment of programs cannot be read`,
 		`10:34: profiles[a]/filter/serviceEndpoints[0]: want + (allow), - (block), -- (drop) or ? (ask) first, got "x" (did you mean "- x"?)`,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
