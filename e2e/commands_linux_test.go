@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -24,8 +25,10 @@ type story struct {
 	saw    lab.Result // what the last program saw
 	keep   map[string]*lab.Process
 	states map[string]string
-	found  lab.Flow
-	began  time.Time
+	// watches are the client commands that go on, by the file that they write.
+	watches map[string]*exec.Cmd
+	found   lab.Flow
+	began   time.Time
 }
 
 func commands() map[string]func(*testscript.TestScript, bool, []string) {
@@ -285,21 +288,18 @@ func in(letter string) func(*testscript.TestScript, bool, []string) {
 
 func cmdGatun(ts *testscript.TestScript, neg bool, args []string) {
 	s := of(ts)
-	g := s.gatun
-	var env []string
-	if g == nil {
-		env = s.lab.Env()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := s.lab.Host.Command(ctx, lab.Spec{Env: s.lab.Env()}, append([]string{s.bins.Gatun}, args...)...)
+	if s.gatun != nil {
+		cmd = s.gatun.Command(ctx, args...)
 	}
-	cmd := s.lab.Host.Command(context.Background(), lab.Spec{Env: env, Dir: s.dir}, append([]string{s.bins.Gatun}, args...)...)
-	if g != nil {
-		out, code, err := g.ClientCode(args...)
-		ts.Check(err)
-		_, _ = ts.Stdout().Write(out)
-		setCode(ts, neg, code, args)
-		return
-	}
+	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = ts.Stdout(), ts.Stderr()
 	_ = cmd.Run()
+	if !cmd.ProcessState.Exited() {
+		ts.Fatalf("%q did not end by itself", args)
+	}
 	setCode(ts, neg, cmd.ProcessState.ExitCode(), args)
 }
 

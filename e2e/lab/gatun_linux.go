@@ -164,26 +164,46 @@ func (g *Gatun) ask(ctx context.Context, args []string) (Result, error) {
 // Client runs a client command (status, flows, why, …) against this gatun as root and returns
 // its standard output.
 func (g *Gatun) Client(args ...string) ([]byte, error) {
-	out, code, err := g.ClientCode(args...)
+	out, talk, code, err := g.client(args)
 	if err == nil && code != 0 {
-		err = fmt.Errorf("gatun %s: exit code %d", strings.Join(args, " "), code)
+		err = fmt.Errorf("gatun %s: exit code %d: %s", strings.Join(args, " "), code, talk)
 	}
 	return out, err
 }
 
 // ClientCode is Client for commands whose exit code says something.
 func (g *Gatun) ClientCode(args ...string) ([]byte, int, error) {
+	out, _, code, err := g.client(args)
+	return out, code, err
+}
+
+func (g *Gatun) client(args []string) (out, talk []byte, code int, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
-	cmd := g.lab.Host.Command(ctx, Spec{Env: g.env, Dir: g.lab.Dir}, append([]string{g.lab.Bins.Gatun}, args...)...)
+	cmd := g.Command(ctx, args...)
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	err := cmd.Run()
+	err = cmd.Run()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.ExitCode() >= 0 {
-		return stdout.Bytes(), exit.ExitCode(), nil
+		code, err = exit.ExitCode(), nil
 	}
-	return stdout.Bytes(), 0, err
+	return stdout.Bytes(), stderr.Bytes(), code, err
+}
+
+// Command is a client command against this gatun as root, not started yet.
+func (g *Gatun) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return g.lab.Host.Command(ctx, Spec{Env: g.env, Dir: g.lab.Dir}, append([]string{g.lab.Bins.Gatun}, args...)...)
+}
+
+// Socket is where the clients of this gatun find it.
+func (g *Gatun) Socket() string {
+	for _, e := range g.env {
+		if path, ok := strings.CutPrefix(e, "GATUN_SOCKET="); ok {
+			return path
+		}
+	}
+	return filepath.Join(g.lab.StateDir(), "gatun.sock")
 }
 
 // Down ends gatun in its ordinary way and returns the exit code.
