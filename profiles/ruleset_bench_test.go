@@ -139,6 +139,9 @@ func TestManyRules(t *testing.T) {
 			if m != Matched || r != &set.rules[i] {
 				t.Errorf("%s %d: got %v %v, want %v", kind, i, r, m, &set.rules[i])
 			}
+			if kind == "regex" {
+				continue // the regexp package takes its machines from a pool, which may be empty
+			}
 			if n := testing.AllocsPerRun(20, func() {
 				set.First(&f, nil)
 				set.First(&query, nil)
