@@ -150,7 +150,7 @@ func (s *Server) addRule(w http.ResponseWriter, r *http.Request) {
 		s.addForAlways(w, target, made)
 		return
 	}
-	s.addTemporary(w, target, life, made)
+	s.addTemporary(w, target, life, made, peerName(r.Context()))
 }
 
 // target is the profile that a rule is for.
@@ -170,7 +170,7 @@ func (s *Server) target(program string) (target, error) {
 	if program == "" {
 		return target{}, config.Problems{{Key: "program", Message: "want the name of a profile or the path of a program"}}
 	}
-	if program == "*" {
+	if program == "*" || program == "global" {
 		return target{}, nil
 	}
 	if _, ok := specOf(s.Control.Config(), program); ok {
@@ -268,8 +268,9 @@ func (s *Server) keptFrom(t target) string {
 	return config.Position{File: spec.File, Line: spec.Line}.String()
 }
 
-func (s *Server) addTemporary(w http.ResponseWriter, t target, life Lifetime, made RuleMade) {
-	rules := []profiles.Temporary{{Profile: t.profile, Rule: made.Rule, Reason: made.For}}
+func (s *Server) addTemporary(w http.ResponseWriter, t target, life Lifetime, made RuleMade, by string) {
+	reason := fmt.Sprintf("%s, for %s", by, made.For)
+	rules := []profiles.Temporary{{Profile: t.profile, Rule: made.Rule, Reason: reason}}
 	if life.Exit {
 		running := s.Control.Running(t.profile, t.path)
 		if len(running) == 0 {
@@ -278,7 +279,7 @@ func (s *Server) addTemporary(w http.ResponseWriter, t target, life Lifetime, ma
 		}
 		rules = rules[:0]
 		for _, p := range running {
-			rules = append(rules, profiles.Temporary{Profile: t.profile, Rule: made.Rule, PID: p.PID, Started: p.Started, Reason: "until exit"})
+			rules = append(rules, profiles.Temporary{Profile: t.profile, Rule: made.Rule, PID: p.PID, Started: p.Started, Reason: reason})
 		}
 	}
 	if t.spec != nil && !s.changeProfile(w, t.profile, func(e *config.Edit) { e.PutProfile(*t.spec) }) {

@@ -16,6 +16,7 @@ import (
 	"gatun/api"
 	"gatun/network"
 	"gatun/profiles"
+	"gatun/status"
 )
 
 func printJSON(w io.Writer, v any) error {
@@ -79,11 +80,11 @@ func printStatus(w io.Writer, s api.Status) error {
 		row("filtering", pauseText(s.PausedUntil))
 	}
 	row("rating", s.Rating, " (", firstOf(s.RatingOrigin, "default"), ")")
-	if s.Worst != "" && s.Worst != "ok" {
+	if s.Worst != "" {
 		row("health", s.Worst)
 	}
 	for _, m := range s.Modules {
-		if m.Message != "" {
+		if m.State != status.OK {
 			row("", m.Name, ": ", m.State, ": ", m.Message)
 		}
 	}
