@@ -8,6 +8,23 @@
 // It does not decide on flows (firewall does, in the order of its deciders), does not find
 // processes, reads no files and never looks at a flow's bytes.
 //
+// # Profiles
+//
+// A program has the profile with the best fingerprint: tag over command line over environment
+// over path, equals over prefix over regular expression, the longer over the shorter; of equal
+// ones that of the human's file over one made at run time over one that the program made itself,
+// and then the first, which is reported. A program that none fits gets a profile of its own at
+// first sight, if core/autoProfiles is on. Who is no program for sure (unidentified,
+// unsolicited, system, self) has a built-in profile, or the one that names it by the tag
+// special, and never that of a program.
+//
+// What holds is laid over each other: temporary rules, the profile, its groups in their order,
+// the profiles whose condition on the network holds, the global settings. The first layer that
+// sets a value wins; the rules of all layers are evaluated one after another.
+//
+// The revision is one number for everybody. It grows when the settings of anybody change, and
+// stays when a file says the same again or a profile was made automatically.
+//
 // # Rules
 //
 //	rule   = verdict WS entity [ WS proto [ "/" ports ] ] [ WS "app=" protocol ] [ WS "#" comment ]
