@@ -2,10 +2,15 @@ package config
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -214,4 +219,95 @@ func TestEditProblems(t *testing.T) {
 	if files, err := filepath.Glob(src.Data.path("*/*")); err != nil || len(files) != 1 {
 		t.Errorf("written: %q %v", files, err)
 	}
+}
+
+// TestRepair: what is wrong in the data directory can be taken out with the same commands that
+// put it there.
+func TestRepair(t *testing.T) {
+	src := Source{Data: OpenData(stateDir(t, "config.json", `{"version": 1, "filter": {"blockLAM": "on", "ping": "x", "blockLAN": "on"}, "ponies": {"n": 1}, "core": null}`,
+		"profiles/curl.yaml", strings.Replace(curlFile, "block}", "blok}", 1), OpenData("").profilePath("torn"), "version: 1\nprofi"))}
+	if got := complaints(t, src); len(got) != 5 {
+		t.Fatalf("%d complaints: %q", len(got), got)
+	}
+	cfg, err := try(t, src, func(e *Edit) {
+		e.Unset("filter/blockLAM")
+		e.Unset("ponies/n")
+		e.Set("filter/ping", "rules")
+		e.DeleteProfile("curl")
+		e.PutProfile(NewProfile("torn", []Fingerprint{{Type: "path", Op: "equals", Value: "/t"}}, Runtime, nil))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Grade("filter/blockLAN") != On || cfg.String("filter/ping") != "rules" || len(cfg.Profiles()) != 1 || cfg.Profiles()[0].Name != "torn" {
+		t.Error("not repaired, or something else was lost")
+	}
+	if err := os.WriteFile(src.Data.profilePath("torn"), []byte("\xff"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := try(t, src, func(e *Edit) { e.DeleteProfile("torn") }); err != nil {
+		t.Errorf("what cannot be read cannot be removed: %v", err)
+	}
+}
+
+// TestKilledInSave kills a program that saves all the time. Whatever is left can be read, and is
+// one of the states that it saved.
+func TestKilledInSave(t *testing.T) {
+	const generations = 40
+	if dir := os.Getenv("CONFIG_TEST_SAVE"); dir != "" {
+		for i := 0; ; i++ {
+			src := Source{Data: OpenData(dir)}
+			if _, err := try(t, src, func(e *Edit) {
+				rules := make([]any, 1+i%50)
+				for j := range rules {
+					rules[j] = fmt.Sprintf("+ host%d.example # %d", j, i)
+				}
+				e.Set("filter/endpoints", rules)
+				p := NewProfile("p", []Fingerprint{{Type: "path", Op: "equals", Value: "/p"}}, Runtime, nil)
+				e.PutProfile(p)
+				e.SetInProfile("p", "filter/endpoints", rules)
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "state")
+	saved := 0
+	for n := range generations {
+		if n > 8 && testing.Short() {
+			break
+		}
+		c := exec.Command(os.Args[0], "-test.run=^TestKilledInSave$", "-test.timeout=60s")
+		c.Env = append(os.Environ(), "CONFIG_TEST_SAVE="+dir)
+		if err := c.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Duration(10+rand.IntN(40)) * time.Millisecond)
+		if err := c.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Wait()
+		cfg, err := Load(Source{Data: OpenData(dir)})
+		if err != nil {
+			t.Fatalf("after %d kills: %v", n, err)
+		}
+		rules := cfg.Strings("filter/endpoints")
+		for j, text := range rules {
+			if _, of, _ := strings.Cut(rules[0], "#"); !strings.HasSuffix(text, "#"+of) || len(rules) != 1+mustInt(t, of)%50 {
+				t.Fatalf("rule %d of %d is %q", j, len(rules), text)
+			}
+			saved++
+		}
+	}
+	if saved == 0 {
+		t.Error("nothing was ever saved: nothing was tested")
+	}
+}
+
+func mustInt(t *testing.T, s string) int {
+	n, err := strconv.Atoi(strings.TrimSpace(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }

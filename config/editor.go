@@ -69,6 +69,8 @@ func (e *editor) setting(op *operation, prefix string) *Setting {
 // value reads what an operation sets; list is what it prepends to.
 func (e *editor) value(op *operation, set *Setting, prefix string, list []RuleText) (Value, bool) {
 	s := &scope{fixed: &Position{}, prefix: prefix}
+	warnings := len(e.m.w.warnings)
+	defer func() { e.m.w.warnings = e.m.w.warnings[:warnings] }() // they come again, with a place
 	if op.kind == opPrepend {
 		rule, _ := op.value.(string)
 		if len(list) > 0 && list[0].Text == rule {

@@ -32,16 +32,20 @@ type Source struct {
 	migrations map[int]migration // of older files, by the version that they migrate from
 }
 
-// Paths returns what has to be watched for changes: the file and the conf.d directory, also
-// while they do not exist.
+// Paths returns what has to be watched for changes by hand: the file, the conf.d directory and
+// the Data, also while they do not exist.
 func (s Source) Paths() []string {
-	if s.File == "" {
-		return nil
+	var paths []string
+	if s.File != "" {
+		paths = append(paths, s.File)
+		if s.Dir {
+			paths = append(paths, s.dropIns())
+		}
 	}
-	if s.Dir {
-		return []string{s.File, s.dropIns()}
+	if s.Data != nil {
+		paths = append(paths, s.Data.Paths()...)
 	}
-	return []string{s.File}
+	return paths
 }
 
 func (s Source) dropIns() string { return filepath.Join(filepath.Dir(s.File), "conf.d") }

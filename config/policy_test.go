@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -315,16 +316,24 @@ func TestStatesJSON(t *testing.T) {
 func TestWatchData(t *testing.T) {
 	dir := stateDir(t)
 	data := OpenData(dir)
-	if got := data.Paths(); !slices.Equal(got, []string{dir + "/config.json", dir + "/profiles"}) || OpenData("").Paths() != nil {
+	if got := (Source{Data: data}).Paths(); !slices.Equal(got, []string{dir + "/config.json", dir + "/profiles"}) || OpenData("").Paths() != nil {
 		t.Errorf("Paths %q", got)
 	}
 	changes, done := make(chan struct{}, 100), make(chan error, 1)
-	go func() { done <- Watch(t.Context(), data.Paths(), func() { changes <- struct{}{} }) }()
+	go func() { done <- Watch(t.Context(), Source{Data: data}.Paths(), func() { changes <- struct{}{} }) }()
 	waitForWatch(t, write(t, dir, "profiles/x.yaml", ""), changes)
 	if err := os.Remove(dir + "/profiles/x.yaml"); err != nil {
 		t.Fatal(err)
 	}
-	<-changes
+	await := func() {
+		t.Helper()
+		select {
+		case <-changes:
+		case <-time.After(5 * time.Second):
+			t.Fatal("a change was not noticed")
+		}
+	}
+	await()
 	for _, change := range []func(e *Edit){
 		func(e *Edit) { e.Set("filter/blockLAN", "on") },
 		func(e *Edit) {
@@ -335,7 +344,7 @@ func TestWatchData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		<-changes
+		await()
 		if after, err := Load(Source{Data: data}); err != nil || !after.Equal(before) {
 			t.Errorf("gatun's own write looks like a change: %v", err)
 		}

@@ -23,6 +23,8 @@ func (p Position) String() string {
 	switch {
 	case p.Line == 0:
 		return p.File
+	case p.File == "":
+		return fmt.Sprintf("line %d", p.Line)
 	case p.Col == 0:
 		return fmt.Sprintf("%s:%d", p.File, p.Line)
 	default:

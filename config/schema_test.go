@@ -314,9 +314,10 @@ func TestSchemaAgrees(t *testing.T) {
 	v := newValidator(t)
 	agree := func(text string) {
 		t.Helper()
-		problems, fault := problemsOf(t, "gatun.yaml", "version: 1\n"+text), v.check("version: 1\n"+text)
-		if (len(problems) == 0) != (fault == "") {
-			t.Errorf("%s\nLoad: %q\nschema: %q", text, problems, fault)
+		m, fault := newMerger(newWalker()), v.check("version: 1\n"+text)
+		m.file(file{path: "gatun.yaml", data: []byte("version: 1\n" + text)})
+		if m.checkLayers(); (len(m.w.problems) == 0) != (fault == "") {
+			t.Errorf("%s\nLoad: %v\nschema: %q", text, m.w.problems, fault)
 		}
 	}
 	values := []string{"on", "off", "true", "false", "yes", "1", "-5", "1.5", "danger", "trusted", "permit", "block", "ask", "blok", "nomatch", "rules", "90s", "1m30s", "30d", "week", "[]", `["- *"]`, `["* x"]`, "[1]", "{}", "[{rating: danger}]", "[{rating: bad}]", "server", "info", "beta", "user", "refused", "text"}
@@ -327,7 +328,7 @@ func TestSchemaAgrees(t *testing.T) {
 		section, key, _ := strings.Cut(s.Key, "/")
 		for _, value := range values {
 			agree(fmt.Sprintf("%s: {%s: %s}\n", section, key, value))
-			if s.MissingPerApp == "" {
+			if s.MissingPerApp == "" && (s.PerApp || value == "on") {
 				agree(fmt.Sprintf("profiles: [{name: a, match: [{path: /a}], %s: {%s: %s}}]\n", section, key, value))
 			}
 		}
