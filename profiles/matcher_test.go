@@ -291,6 +291,13 @@ func BenchmarkSwap(b *testing.B) {
 			}
 		}
 	})
+	b.Run("rating", func(b *testing.B) {
+		for i := 0; b.Loop(); i++ {
+			if err := s.Swap(one, status.State{Rating: status.Rating(i % 2)}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 	b.Run("one-rule", func(b *testing.B) {
 		for i := 0; b.Loop(); i++ {
 			if err := s.Swap([]*config.Config{one, two}[i%2], state); err != nil {

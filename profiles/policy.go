@@ -12,6 +12,9 @@ import (
 
 // policy is what a configuration comes to in a network of one state. It is immutable.
 type policy struct {
+	cfg            *config.Config
+	rating         status.Rating
+	holds          map[string]bool
 	automatic      bool // core/autoProfiles
 	automaticCount int  // profiles that the program made itself
 	profiles       []profile
@@ -78,6 +81,7 @@ type builder struct {
 func newPolicy(cfg *config.Config, st status.State, opt *Options, only []Rule, before *policy) (*policy, config.Problems) {
 	b := builder{cfg: cfg, state: st, opt: opt, only: only, before: before}
 	b.next = &policy{
+		cfg: cfg, rating: st.Rating, holds: maps.Clone(st.Holds),
 		automatic: cfg.Bool("core/autoProfiles"), byName: map[string]int{}, lists: map[listID]*RuleSet{},
 		matcher: newMatcher(opt.Environ),
 	}
@@ -264,6 +268,11 @@ func (b *builder) ties(specs []config.ProfileSpec) {
 			}
 		}
 	}
+}
+
+// isOf reports whether p was made of just that.
+func (p *policy) isOf(cfg *config.Config, st status.State) bool {
+	return p.rating == st.Rating && maps.Equal(p.holds, st.Holds) && cfg.Equal(p.cfg)
 }
 
 // same reports whether p and o give everybody the same settings, from the same places. The

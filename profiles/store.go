@@ -113,7 +113,9 @@ func (s *Store) Swap(cfg *config.Config, st status.State) error {
 	defer s.swapping.Unlock()
 	var before *policy
 	if c := s.current.Load(); c != nil {
-		before = c.policy
+		if before = c.policy; before.isOf(cfg, st) {
+			return nil
+		}
 	}
 	next, problems := newPolicy(cfg, st, &s.opt, s.only, before)
 	if len(problems) > 0 {
