@@ -269,6 +269,9 @@ func TestKilledInSave(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
+			if i == 0 {
+				fmt.Println("saved")
+			}
 		}
 	}
 	dir := filepath.Join(t.TempDir(), "state")
@@ -279,10 +282,17 @@ func TestKilledInSave(t *testing.T) {
 		}
 		c := exec.Command(os.Args[0], "-test.run=^TestKilledInSave$", "-test.timeout=60s")
 		c.Env = append(os.Environ(), "CONFIG_TEST_SAVE="+dir)
-		if err := c.Start(); err != nil {
+		out, err := c.StdoutPipe()
+		if err == nil {
+			err = c.Start()
+		}
+		if err == nil {
+			_, err = out.Read(make([]byte, 1))
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Duration(10+rand.IntN(40)) * time.Millisecond)
+		time.Sleep(time.Duration(rand.IntN(30)) * time.Millisecond)
 		if err := c.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
