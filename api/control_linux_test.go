@@ -89,13 +89,13 @@ func (p *policy) Profiles() []profiles.Info {
 	return append(list, profiles.Info{Name: "unidentified", Origin: builtIn, Match: []string{}, Layers: []profiles.LayerInfo{}})
 }
 
-func (p *policy) ProfileOf(path string) string {
+func (p *policy) Match(path string) profiles.MatchReport {
 	for _, s := range p.cfg.Profiles() {
 		if slices.ContainsFunc(s.Match, func(f config.Fingerprint) bool { return f.Value == path }) {
-			return s.Name
+			return profiles.MatchReport{Profile: s.Name, Fingerprint: "path equals " + path, Ties: []string{}, Layers: []profiles.LayerInfo{}}
 		}
 	}
-	return ""
+	return profiles.MatchReport{Profile: "global", Ties: []string{}, Layers: []profiles.LayerInfo{}}
 }
 
 func (p *policy) Temporaries() []profiles.Temporary { return p.temporary }
@@ -322,6 +322,14 @@ func TestProfiles(t *testing.T) {
 	if got["value"] != "permit" || got["key"] != "filter/defaultAction" {
 		t.Errorf("got %v", got)
 	}
+	d.want(t, 200, `"profile":"made"`, "GET", "/v1/profiles/made/settings/filter/blockLAN", "")
+	d.want(t, 404, "nobody", "GET", "/v1/profiles/nobody/settings/filter/blockLAN", "")
+	d.want(t, 404, "core/logLevel", "GET", "/v1/profiles/made/settings/core/logLevel", "")
+	if m := d.want(t, 200, "", "GET", "/v1/match?program=/usr/bin/made", "").json(t); m["profile"] != "made" || m["fingerprint"] != "path equals /usr/bin/made" {
+		t.Errorf("got %v", m)
+	}
+	d.want(t, 200, `"fingerprint":""`, "GET", "/v1/match?program=/usr/bin/other", "")
+	d.want(t, 400, "absolute", "GET", "/v1/match?program=made", "")
 	d.want(t, 404, "filter/blockLAN", "PUT", "/v1/profiles/made/settings/filter/blocklan", `{"value":"on"}`)
 	d.want(t, 404, "nobody", "PUT", "/v1/profiles/nobody/settings/filter/blockLAN", `{"value":"on"}`)
 	d.want(t, 400, "core/logLevel", "PUT", "/v1/profiles/made/settings/core/logLevel", `{"value":"debug"}`)
@@ -471,6 +479,16 @@ func TestPrompts(t *testing.T) {
 	if len(a) != 2 || !a[0].Once || a[1].Once || a[1].Lifetime.Duration != 48*time.Hour || a[0].By == "" {
 		t.Errorf("got %+v", a)
 	}
+}
+
+// Where there is no route the answer is a failure like every other.
+func TestNoRoute(t *testing.T) {
+	d := start(t)
+	if got := d.want(t, 404, "openapi", "GET", "/v1/nothing", "").json(t); got["schema"] != "gatun/v1" || got["error"] == "" {
+		t.Errorf("got %v", got)
+	}
+	d.want(t, 405, "PUT", "POST", "/v1/pause", `{"for":"5m"}`)
+	d.want(t, 405, "GET", "DELETE", "/v1/status", "")
 }
 
 // Every request that changes something is refused to everybody but root and the daemon's user, by

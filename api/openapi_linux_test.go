@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -71,7 +70,7 @@ func readDocument(t *testing.T) document {
 // the mux itself says which pattern a request meets.
 func TestOpenAPIMatchesTheMux(t *testing.T) {
 	d, doc := start(t), readDocument(t)
-	mux := d.server.handler().(*http.ServeMux)
+	mux := d.server.mux()
 	served := map[string]bool{}
 	for _, r := range d.server.routes() {
 		served[r.method+" "+strings.ReplaceAll(r.path, "...}", "}")] = false
@@ -145,6 +144,9 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{404, "get", "/v1/profiles/{name}", "/v1/profiles/x", ""},
 		{200, "put", "/v1/profiles/{name}/settings/{key}", "/v1/profiles/made/settings/filter/blockLAN", `{"value":"on"}`},
 		{200, "delete", "/v1/profiles/{name}/settings/{key}", "/v1/profiles/made/settings/filter/blockLAN", ""},
+		{200, "get", "/v1/profiles/{name}/settings/{key}", "/v1/profiles/made/settings/filter/blockLAN", ""},
+		{200, "get", "/v1/match", "/v1/match?program=/usr/bin/made", ""},
+		{400, "get", "/v1/match", "", ""},
 		{200, "get", "/v1/profiles/export", "", ""},
 		{200, "post", "/v1/profiles/import", "", madeProfile},
 		{200, "delete", "/v1/profiles/{name}", "/v1/profiles/made", ""},

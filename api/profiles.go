@@ -3,6 +3,7 @@ package api
 import (
 	"fmt"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -14,9 +15,25 @@ import (
 // Programs knows the profiles in force and the programs they are for.
 type Programs interface {
 	Profiles() []profiles.Info
-	// ProfileOf names the profile that judges a program with that path, "" if only the global
-	// settings do.
-	ProfileOf(path string) string
+	// Match says which profile judges a program with that path. Its Fingerprint is "" where none
+	// fits and only the global settings hold.
+	Match(path string) profiles.MatchReport
+}
+
+// Match is the answer to GET /v1/match.
+type Match struct {
+	Schema  string `json:"schema"`
+	Program string `json:"program"`
+	profiles.MatchReport
+}
+
+func (s *Server) match(w http.ResponseWriter, r *http.Request) {
+	program := r.URL.Query().Get("program")
+	if !filepath.IsAbs(program) {
+		fail(w, http.StatusBadRequest, fmt.Sprintf("program: want an absolute path, got %q", program))
+		return
+	}
+	reply(w, Match{Schema: network.Schema, Program: program, MatchReport: s.Control.Match(program)})
 }
 
 // ProfileList is the answer to GET /v1/profiles.
@@ -169,6 +186,21 @@ func (s *Server) deleteProfile(w http.ResponseWriter, r *http.Request) {
 	if s.changeProfile(w, name, func(e *config.Edit) { e.DeleteProfile(name) }) {
 		reply(w, Deleted{Schema: network.Schema, Deleted: name})
 	}
+}
+
+func (s *Server) settingInProfile(w http.ResponseWriter, r *http.Request) {
+	name, key := r.PathValue("name"), r.PathValue("key")
+	states, ok := s.Control.Config().ProfileStates(name)
+	if !ok {
+		noProfile(w, name)
+		return
+	}
+	state, ok := FindSetting(states, key)
+	if !ok {
+		noSetting(w, key, states)
+		return
+	}
+	reply(w, Setting{Schema: network.Schema, Profile: name, SettingState: state})
 }
 
 func (s *Server) setInProfile(w http.ResponseWriter, r *http.Request) {

@@ -83,8 +83,10 @@ func (s *Server) profileRoutes() []route {
 		{method: get, path: "/v1/profiles/{name}", summary: "One profile with its settings", answer: Profile{}, codes: []int{404}, handle: s.profile},
 		{method: put, path: "/v1/profiles/{name}", summary: "Make or replace a profile; the body is the export of one", body: yaml, answer: Profile{}, codes: []int{400, 409, 413, 415}, changes: true, handle: s.putProfile},
 		{method: remove, path: "/v1/profiles/{name}", summary: "Delete a profile", answer: Deleted{}, codes: []int{400, 404, 409}, changes: true, handle: s.deleteProfile},
+		{method: get, path: "/v1/profiles/{name}/settings/{key...}", summary: "One setting as it holds for a profile", answer: Setting{}, codes: []int{404}, handle: s.settingInProfile},
 		{method: put, path: "/v1/profiles/{name}/settings/{key...}", summary: "Change a setting of a profile", body: SettingValue{}, answer: Setting{}, codes: []int{400, 404, 409, 413, 415}, changes: true, handle: s.setInProfile},
 		{method: remove, path: "/v1/profiles/{name}/settings/{key...}", summary: "Leave a setting of a profile to the layers below", answer: Setting{}, codes: []int{400, 404, 409}, changes: true, handle: s.unsetInProfile},
+		{method: get, path: "/v1/match", summary: "Which profile judges a program, and why", query: map[string]string{"program": "absolute path of the binary"}, answer: Match{}, codes: []int{400}, handle: s.match},
 		{method: get, path: "/v1/profiles/export", summary: "Profiles as YAML", query: map[string]string{"name": "of a profile, may be repeated; without it all"}, answer: yaml, codes: []int{404}, handle: s.exportProfiles},
 		{method: post, path: "/v1/profiles/import", summary: "Make or replace the profiles of the body, all or none", body: yaml, answer: Imported{}, codes: []int{400, 409, 413, 415}, changes: true, handle: s.importProfiles},
 	}

@@ -182,7 +182,10 @@ func (s *Server) target(program string) (target, error) {
 	if !filepath.IsAbs(program) {
 		return s.named(program)
 	}
-	name := s.Control.ProfileOf(program)
+	name := ""
+	if m := s.Control.Match(program); m.Fingerprint != "" {
+		name = m.Profile
+	}
 	if _, ok := specOf(s.Control.Config(), name); ok {
 		return target{profile: name, path: program}, nil
 	}

@@ -95,7 +95,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-func (s *Server) handler() http.Handler {
+func (s *Server) mux() *http.ServeMux {
 	mux := http.NewServeMux()
 	for _, r := range s.routes() {
 		h := r.handle
@@ -106,6 +106,38 @@ func (s *Server) handler() http.Handler {
 	}
 	return mux
 }
+
+// handler answers as every other failure does where the mux has no route.
+func (s *Server) handler() http.Handler {
+	mux := s.mux()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h, pattern := mux.Handler(r)
+		if pattern != "" {
+			mux.ServeHTTP(w, r) // which sets the path's values, and Handler does not
+			return
+		}
+		n := noRoute{header: http.Header{}}
+		h.ServeHTTP(&n, r)
+		if allow := n.header.Get("Allow"); allow != "" {
+			w.Header().Set("Allow", allow)
+			fail(w, http.StatusMethodNotAllowed, fmt.Sprintf("%s is not possible here, but %s", r.Method, allow))
+			return
+		}
+		fail(w, http.StatusNotFound, fmt.Sprintf("nothing is at %s; GET /v1/openapi.json describes what there is", r.URL.Path))
+	})
+}
+
+// noRoute takes the mux's own answer to a request that it has no route for.
+type noRoute struct{ header http.Header }
+
+// Header implements http.ResponseWriter.
+func (n *noRoute) Header() http.Header { return n.header }
+
+// Write implements http.ResponseWriter.
+func (n *noRoute) Write(b []byte) (int, error) { return len(b), nil }
+
+// WriteHeader implements http.ResponseWriter.
+func (n *noRoute) WriteHeader(int) {}
 
 // change lets only root and the daemon's own user through.
 func (s *Server) change(next http.HandlerFunc) http.HandlerFunc {

@@ -92,6 +92,10 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintf(w, "# TYPE gatun_links gauge\ngatun_links %d\n", st.Links.Live)
 	_, _ = fmt.Fprintf(w, "# TYPE gatun_links_decided_total counter\ngatun_links_decided_total %d\n", st.Links.Decided)
 	_, _ = fmt.Fprintf(w, "# TYPE gatun_links_denied_total counter\ngatun_links_denied_total %d\n", st.Links.Denied)
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_prompts_waiting gauge\ngatun_prompts_waiting %d\n", st.Prompts)
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_temporary_rules gauge\ngatun_temporary_rules %d\n", len(st.Temporary))
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_paused gauge\ngatun_paused %d\n", map[bool]int{true: 1}[st.PausedUntil != nil])
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_policy_revision gauge\ngatun_policy_revision %d\n", st.Config.Revision)
 	_, _ = fmt.Fprint(w, "# TYPE gatun_packets_total counter\n")
 	for _, k := range sortedKeys(st.Packets) {
 		_, _ = fmt.Fprintf(w, "gatun_packets_total{kind=%q} %d\n", k, st.Packets[k])

@@ -282,6 +282,8 @@ func TestProfileCommands(t *testing.T) {
 		t.Errorf("got %v", got)
 	}
 	s.want(0, "/usr/bin/made", "profile", "show", "made")
+	s.want(0, "/usr/bin/made has the profile made: path equals /usr/bin/made", "profile", "show", "/usr/bin/made")
+	s.want(0, "/usr/bin/other has no profile of its own", "profile", "show", "/usr/bin/other")
 	shown := s.json("profile", "show", "made")
 	if shown["name"] != "made" || shown["origin"] != "runtime" || !strings.Contains(shown["yaml"].(string), "+ LAN") {
 		t.Errorf("got %v", shown)
@@ -412,6 +414,17 @@ func TestPauseCommand(t *testing.T) {
 		s.want(2, "", "pause", wrong)
 	}
 	s.want(2, "either", "pause", "5m", "--off")
+}
+
+// An edit of the file that cannot be used is told as `check` would, by its exit code too.
+func TestReloadRefused(t *testing.T) {
+	s := newStation(t)
+	s.want(0, "", "reload")
+	file := s.owner.source.File
+	if err := os.WriteFile(file, []byte("version: 1\nfilter: {blockLAN: yess}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.want(3, file+":2:20: filter/blockLAN", "reload")
 }
 
 func TestRatingCommand(t *testing.T) {

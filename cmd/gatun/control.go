@@ -42,16 +42,12 @@ func (c *control) Change(f func(*config.Edit) error) error { return c.owner.chan
 // Profiles implements api.Programs.
 func (c *control) Profiles() []profiles.Info { return c.store.Profiles() }
 
-// ProfileOf implements api.Programs.
-func (c *control) ProfileOf(path string) string {
-	m := c.store.Match(attribution.Owner{
+// Match implements api.Programs.
+func (c *control) Match(path string) profiles.MatchReport {
+	return c.store.Match(attribution.Owner{
 		Process:    &attribution.Process{Path: path, Name: filepath.Base(path), Kind: attribution.KindProgram},
 		Confidence: attribution.Exact,
 	})
-	if m.Fingerprint == "" {
-		return ""
-	}
-	return m.Profile
 }
 
 // Temporaries implements api.Overrides.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -60,11 +61,18 @@ func profileListCommand(p *places) *cobra.Command {
 func profileShowCommand(p *places) *cobra.Command {
 	var asJSON, origin bool
 	c := &cobra.Command{
-		Use: "show NAME", Short: "Show a profile with what holds for its programs", Args: cobra.ExactArgs(1), ValidArgsFunction: p.completeProfiles,
+		Use: "show NAME|PATH", Short: "Show a profile, or that of a program, with what holds for it", Args: cobra.ExactArgs(1), ValidArgsFunction: p.completeProfiles,
 		RunE: func(c *cobra.Command, args []string) error {
-			var prof api.Profile
-			if err := p.client().Get(c.Context(), profilePath(args[0]), nil, &prof); err != nil {
+			name, why, err := p.profileOf(c.Context(), args[0])
+			if err != nil {
 				return err
+			}
+			var prof api.Profile
+			if err := p.client().Get(c.Context(), profilePath(name), nil, &prof); err != nil {
+				return err
+			}
+			if why != "" {
+				_, _ = fmt.Fprintln(c.ErrOrStderr(), why)
 			}
 			if asJSON {
 				return printJSON(c.OutOrStdout(), prof)
@@ -75,6 +83,25 @@ func profileShowCommand(p *places) *cobra.Command {
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.Flags().BoolVar(&origin, "origin", false, "say where each value comes from")
 	return c
+}
+
+// profileOf is the name of a profile, or of the one that judges the program at a path, with why.
+func (p *places) profileOf(ctx context.Context, arg string) (name, why string, err error) {
+	if !filepath.IsAbs(arg) {
+		return arg, "", nil
+	}
+	var m api.Match
+	if err := p.client().Get(ctx, "/v1/match", url.Values{"program": {resolved(arg)}}, &m); err != nil {
+		return "", "", err
+	}
+	why = fmt.Sprintf("%s has no profile of its own: the global settings hold", m.Program)
+	if m.Fingerprint != "" {
+		why = fmt.Sprintf("%s has the profile %s: %s, score %d", m.Program, m.Profile, m.Fingerprint, m.Score)
+	}
+	if len(m.Ties) > 0 {
+		why += "; as well as " + strings.Join(m.Ties, ", ")
+	}
+	return m.Profile, why, nil
 }
 
 func profileSetCommand(p *places) *cobra.Command {
