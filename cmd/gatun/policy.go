@@ -25,10 +25,17 @@ const exitsEvery = time.Second
 // recordEvery is how long automatic profiles are collected before they are written.
 const recordEvery = time.Second
 
-// config returns the configuration in force.
+// recordAgain is when they are written that could not be.
+const recordAgain = 10 * time.Second
+
+// config returns the configuration in force, with the profiles that were made until now: who
+// sees a program wants to change its settings.
 func (e *engine) config() *config.Config {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if len(e.opt.created)+len(e.fresh) > 0 {
+		_ = e.record() // keepProfiles tries again, and tells
+	}
 	return e.cfg
 }
 
@@ -87,6 +94,7 @@ func (e *engine) install(cfg *config.Config) error {
 	if cfg.Equal(e.cfg) && st.Equal(e.state) {
 		return nil
 	}
+	before := e.opt.store.Revision()
 	if err := e.opt.store.Swap(cfg, st); err != nil {
 		return err
 	}
@@ -94,6 +102,10 @@ func (e *engine) install(cfg *config.Config) error {
 	e.server.Configure(dnsConfig(cfg))
 	if e.opt.level != nil {
 		followLevel(e.opt.level, cfg)
+	}
+	if e.opt.store.Revision() == before { // no flow is judged otherwise, as after a profile that sets nothing
+		e.stateChanged()
+		return nil
 	}
 	closed := e.policyChanged()
 	e.opt.log.Info("policy in force", zap.Uint64("revision", e.opt.store.Revision()), zap.Stringer("rating", st.Rating), zap.Int("flows closed", closed))
@@ -117,12 +129,17 @@ func (e *engine) policyChanged() int {
 	if err := e.keepTemporaries(); err != nil {
 		e.opt.log.Error("temporary rules hold, but not over a restart", zap.Error(err))
 	}
+	e.stateChanged()
+	return closed
+}
+
+// stateChanged tells who watches the state, and who waits for the end of something.
+func (e *engine) stateChanged() {
 	e.table.PublishState()
 	select {
 	case e.wake <- struct{}{}:
 	default:
 	}
-	return closed
 }
 
 // keepTemporaries writes the temporary rules, so that a restart neither frees nor closes anything.
@@ -230,49 +247,74 @@ func (e *engine) untilNext(now time.Time) time.Duration {
 	return max(wait, 10*time.Millisecond)
 }
 
-// keepProfiles writes the profiles that were made for programs seen first.
+// keepProfiles writes the profiles that were made for programs seen first, and tries again where
+// that fails: while the human's file is wrong nothing can be written.
 func (e *engine) keepProfiles(ctx context.Context) error {
+	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
+			e.recordOrTell()
 			return nil
 		case p := <-e.opt.created:
-			list := []config.ProfileSpec{p}
-			timer := time.NewTimer(recordEvery)
-			for more := true; more; {
-				select {
-				case p := <-e.opt.created:
-					list = append(list, p)
-				case <-timer.C:
-					more = false
-				case <-ctx.Done():
-					more = false
-				}
+			e.mu.Lock()
+			e.fresh = append(e.fresh, p)
+			e.mu.Unlock()
+			if due == nil {
+				due = time.After(recordEvery)
 			}
-			timer.Stop()
-			e.record(list)
+		case <-due:
+			due = nil
+			if !e.recordOrTell() {
+				due = time.After(recordAgain)
+			}
 		}
 	}
 }
 
-// record writes automatic profiles. They set nothing, so that the policy is what it was.
-func (e *engine) record(list []config.ProfileSpec) {
+func (e *engine) recordOrTell() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	err := e.record()
+	if err != nil {
+		e.opt.log.Warn("new programs have no profile of their own yet", zap.Int("programs", len(e.fresh)), zap.Error(err))
+	}
+	return err == nil
+}
+
+// record puts the profiles that were made in force and writes them. They set nothing, but the
+// files may have changed meanwhile, and what was read is what is in force. e.mu is held.
+func (e *engine) record() error {
+	for more := true; more; {
+		select {
+		case p := <-e.opt.created:
+			e.fresh = append(e.fresh, p)
+		default:
+			more = false
+		}
+	}
+	e.fresh = slices.DeleteFunc(e.fresh, func(p config.ProfileSpec) bool { // a person took the name since: it is made again
+		return slices.ContainsFunc(e.cfg.Profiles(), func(o config.ProfileSpec) bool { return o.Name == p.Name })
+	})
+	if len(e.fresh) == 0 {
+		return nil
+	}
 	cfg, edit, err := e.edited(func(edit *config.Edit) error {
-		for _, p := range list {
+		for _, p := range e.fresh {
 			edit.PutProfile(p)
 		}
 		return nil
 	})
 	if err == nil {
+		err = e.install(cfg)
+	}
+	if err == nil {
 		err = edit.Commit()
 	}
-	if err != nil {
-		e.opt.log.Warn("new programs have no profile of their own yet", zap.Int("programs", len(list)), zap.Error(err))
-		return
+	if err == nil {
+		e.fresh = nil
 	}
-	e.cfg = cfg
+	return err
 }
 
 // remember keeps an answer that lasts: a rule of the program's profile, or one for a time.
