@@ -158,7 +158,6 @@ func TestUnsafeData(t *testing.T) {
 		return fmt.Sprintf("has mode %s: others may write it; run: chmod go-w %s", mode, name)
 	}
 	for name, what := range map[string]string{"config.json": `{"version": 1}`, "profiles/a.yaml": curlFile, "profiles": ""} {
-		base := filepath.Base(name)
 		spoil := func(f func(path string) error, want string) {
 			t.Helper()
 			dir := stateDir(t)
@@ -175,8 +174,8 @@ func TestUnsafeData(t *testing.T) {
 				t.Error(diff)
 			}
 		}
-		spoil(func(path string) error { return os.Chmod(path, 0o666) }, others("0666", base))
-		spoil(func(path string) error { return os.Chmod(path, 0o722) }, others("0722", base))
+		spoil(func(path string) error { return os.Chmod(path, 0o666) }, others("0666", name))
+		spoil(func(path string) error { return os.Chmod(path, 0o722) }, others("0722", name))
 		spoil(func(path string) error { return errors.Join(os.RemoveAll(path), os.Symlink("/nowhere", path)) }, link)
 		if what != "" {
 			spoil(func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o700)) }, "is not a regular file but a directory")
@@ -184,14 +183,14 @@ func TestUnsafeData(t *testing.T) {
 			spoil(func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) }, "is not a directory")
 		}
 		if os.Geteuid() == 0 {
-			spoil(func(path string) error { return os.Chown(path, 4321, -1) }, "belongs to uid 4321: only root or uid 0 may own it; run: chown 0 "+base)
+			spoil(func(path string) error { return os.Chown(path, 4321, -1) }, "belongs to uid 4321: only root or uid 0 may own it; run: chown 0 "+name)
 		}
 	}
 	dir := stateDir(t)
 	if err := os.Chmod(dir, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{dir + ": " + others("0777", "state")}, complaints(t, Source{Data: OpenData(dir)})); diff != "" {
+	if diff := cmp.Diff([]string{dir + ": " + others("0777", dir)}, complaints(t, Source{Data: OpenData(dir)})); diff != "" {
 		t.Error(diff)
 	}
 	e := OpenData(dir).Edit()

@@ -33,7 +33,7 @@ func checkFile(f *os.File) error {
 	if !info.Mode().IsRegular() {
 		return fmt.Errorf("is not a regular file but %s", kind(info.Mode()))
 	}
-	return checkOwner(info)
+	return checkOwner(f.Name(), info)
 }
 
 func checkDir(f *os.File) error {
@@ -44,19 +44,19 @@ func checkDir(f *os.File) error {
 	if !info.IsDir() {
 		return fmt.Errorf("is not a directory")
 	}
-	return checkOwner(info)
+	return checkOwner(f.Name(), info)
 }
 
-func checkOwner(info fs.FileInfo) error {
+func checkOwner(path string, info fs.FileInfo) error {
 	if uid, ok := foreign(info); ok {
-		return fmt.Errorf("belongs to uid %d: only root or uid %d may own it; run: chown %d %s", uid, os.Geteuid(), os.Geteuid(), info.Name())
+		return fmt.Errorf("belongs to uid %d: only root or uid %d may own it; run: chown %d %s", uid, os.Geteuid(), os.Geteuid(), path)
 	}
 	mask := fs.FileMode(0o022)
 	if ownGroup(info) {
 		mask = 0o002
 	}
 	if mode := info.Mode().Perm(); mode&mask != 0 {
-		return fmt.Errorf("has mode %04o: others may write it; run: chmod go-w %s", mode, info.Name())
+		return fmt.Errorf("has mode %04o: others may write it; run: chmod go-w %s", mode, path)
 	}
 	return nil
 }
