@@ -71,7 +71,7 @@ func (f *fingerprint) matchText(s string) bool {
 	case "prefix":
 		return strings.HasPrefix(s, f.Value)
 	default:
-		return f.regex.MatchString(s)
+		return strings.Contains(s, f.part) && f.regex.MatchString(s)
 	}
 }
 
