@@ -207,7 +207,7 @@ func packetCounts(c stack.Counters) map[string]uint64 {
 		"checksum": c.Checksum, "fragments": c.Fragments, "icmp": c.ICMP, "reassembled": c.Reassembled,
 		"held_tcp_limit": c.HeldTCPLimit, "udp_limit": c.UDPLimit, "ping_limit": c.PingLimit, "other_limit": c.OtherLimit,
 		"hold_overflow": c.HoldOverflow, "write_errors": c.WriteErrors, "stray_segments": c.StraySegments,
-		"abandoned_syns": c.AbandonedSYNs, "undecided": c.Undecided, "panics": c.Panics,
+		"abandoned_syns": c.AbandonedSYNs, "reused_tuples": c.ReusedTuples, "undecided": c.Undecided, "panics": c.Panics,
 		"held_tcp": uint64(c.HeldTCP), "udp_flows": uint64(c.UDPFlows), "pings": uint64(c.Pings), "others": uint64(c.Others),
 	}
 }
