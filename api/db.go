@@ -145,7 +145,7 @@ func (s *Server) watchRecords(w http.ResponseWriter, r *http.Request, prefix str
 	settled.Stop()
 	defer alive.Stop()
 	defer settled.Stop()
-	pending := false
+	pending, took := false, time.Duration(0) // a look that is dear is taken less often
 	for v.err == nil {
 		select {
 		case <-r.Context().Done():
@@ -156,12 +156,14 @@ func (s *Server) watchRecords(w http.ResponseWriter, r *http.Request, prefix str
 		case <-watch.Events():
 			if !pending {
 				pending = true
-				settled.Reset(settleWatch)
+				settled.Reset(max(settleWatch, 10*took))
 			}
 		case <-settled.C:
 			pending = false
+			began := time.Now()
 			records, _ := s.query(prefix, filter)
 			v.show(records)
+			took = time.Since(began)
 		}
 	}
 }

@@ -164,7 +164,7 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 		links = s.Flows.Live()
 	}
 	list := FlowList{Schema: network.Schema, Flows: make([]network.Report, 0, len(links))}
-	match := matcher(q)
+	match := Matcher(q)
 	for _, l := range links {
 		if rep := l.Report(); match(&rep) {
 			list.Flows = append(list.Flows, rep)

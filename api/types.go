@@ -92,9 +92,9 @@ func (d DryRun) Values() url.Values {
 	return v
 }
 
-// matcher selects flows by the query's fields: proto, verdict, direction and kind must be
+// Matcher selects flows by the query's fields: proto, verdict, direction and kind must be
 // equal, domain and remote may be a part, process is a name, a path or a pid.
-func matcher(q url.Values) func(*network.Report) bool {
+func Matcher(q url.Values) func(*network.Report) bool {
 	return func(r *network.Report) bool {
 		return equal(q, "proto", r.Proto) && equal(q, "verdict", r.Verdict) && equal(q, "direction", r.Direction) &&
 			equal(q, "kind", r.Kind) && part(q, "domain", r.Domain) && part(q, "remote", r.Remote) && program(q.Get("process"), r.Process)

@@ -160,7 +160,7 @@ func flowsCommand(p *places) *cobra.Command {
 	c.Flags().BoolVar(&live, "live", false, "only flows that have not ended")
 	c.RunE = func(c *cobra.Command, _ []string) error {
 		if watch {
-			return watchFlows(c, p.client(), asJSON, nil)
+			return watchFlows(c, p.client(), asJSON, f.query())
 		}
 		q := f.query()
 		if live {
@@ -188,18 +188,21 @@ func printFlows(w io.Writer, flows []network.Report) error {
 	return t.Flush()
 }
 
-// watchFlows prints events until the user has enough. since = nil starts now.
-func watchFlows(c *cobra.Command, cl *api.Client, asJSON bool, since *uint64) error {
+// watchFlows prints events until the user has enough, with a filter those of flows that pass it.
+func watchFlows(c *cobra.Command, cl *api.Client, asJSON bool, filter url.Values) error {
 	ctx, stop := signal.NotifyContext(c.Context(), interrupts()...)
 	defer stop()
-	w := c.OutOrStdout()
-	return cl.Events(ctx, since, func(b json.RawMessage) error {
-		if asJSON {
-			_, err := fmt.Fprintf(w, "%s\n", b)
+	w, match := c.OutOrStdout(), api.Matcher(filter)
+	return cl.Events(ctx, nil, func(b json.RawMessage) error {
+		var e network.ReportEvent
+		if err := json.Unmarshal(b, &e); err != nil {
 			return err
 		}
-		var e network.ReportEvent
-		if err := json.Unmarshal(b, &e); err != nil || e.Flow == nil {
+		switch {
+		case e.Flow == nil && (!asJSON || len(filter) > 0), e.Flow != nil && !match(e.Flow):
+			return nil
+		case asJSON:
+			_, err := fmt.Fprintf(w, "%s\n", b)
 			return err
 		}
 		_, err := fmt.Fprintln(w, e.Event, line(e.Flow))
@@ -239,7 +242,7 @@ func logCommand(p *places) *cobra.Command {
 		if !watch {
 			return nil
 		}
-		return watchFlows(c, p.client(), asJSON, nil)
+		return watchFlows(c, p.client(), asJSON, f.query())
 	}
 	return c
 }

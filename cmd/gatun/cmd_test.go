@@ -28,6 +28,11 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("up: %w", os.ErrPermission), 4},
 		{fmt.Errorf("%w: x", api.ErrNotRunning), 5},
 		{fmt.Errorf("x: %w", route.ErrAlreadyRunning), 6},
+		{&api.Error{Code: 400}, 1},
+		{&api.Error{Code: 400, Failure: api.Failure{Problems: []api.Problem{{}}}}, 3},
+		{&api.Error{Code: 404, Failure: api.Failure{Problems: []api.Problem{{}}}}, 3},
+		{&api.Error{Code: 409, Failure: api.Failure{Problems: []api.Problem{{}}}}, 1},
+		{&api.Error{Code: 403}, 4},
 		{exitStatus{code: exitBlocked}, 10},
 		{exitStatus{exitConfig, config.Problems{{Message: "x"}}}, 3},
 	} {

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -533,38 +532,90 @@ func TestPromptsAreAskedOneAfterTheOther(t *testing.T) {
 	<-second
 }
 
-// A watch shows what is there, follows, and ends with its context.
-func TestWatch(t *testing.T) {
-	s := newStation(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	var mu sync.Mutex
-	var lines []string
-	root := newRoot(writerFunc(func(b []byte) (int, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		lines = append(lines, strings.Split(strings.TrimSpace(string(b)), "\n")...)
-		return len(b), nil
-	}), new(bytes.Buffer))
-	root.SetArgs([]string{"settings", "list", "--watch", "--json", "--socket", s.socket})
+// screen collects what a command prints while it runs.
+type screen struct {
+	mu   sync.Mutex
+	text string
+}
+
+func (s *screen) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.text += string(b)
+	return len(b), nil
+}
+
+func (s *screen) has(part string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.text, part)
+}
+
+// watch runs a command until the test ends it.
+func (s *station) watch(args ...string) (shown *screen, end func()) {
+	s.Helper()
+	ctx, cancel := context.WithCancel(s.Context())
+	shown = &screen{}
+	root := newRoot(shown, new(bytes.Buffer))
+	root.SetArgs(append(args, "--watch", "--socket", s.socket))
 	done := make(chan error, 1)
 	go func() { done <- root.ExecuteContext(ctx) }()
-	has := func(part string) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.ContainsFunc(lines, func(l string) bool { return strings.Contains(l, part) })
-	}
-	await(t, func() bool { return has(`"key":"settings/core/apiKeys"`) })
-	s.want(0, "", "settings", "set", "filter/blockInternet", "danger")
-	await(t, func() bool { return has(`"value":"danger"`) })
-	cancel()
-	if err := <-done; err != nil {
-		t.Errorf("got %v", err)
+	return shown, func() {
+		s.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			s.Errorf("gatun %v: %v", args, err)
+		}
 	}
 }
 
-type writerFunc func([]byte) (int, error)
+// A watch shows what is there, follows, and ends with its context.
+func TestWatch(t *testing.T) {
+	s := newStation(t)
+	settings, endSettings := s.watch("settings", "list", "--json")
+	await(t, func() bool { return settings.has(`"key":"settings/core/apiKeys"`) })
+	state, endState := s.watch("status")
+	await(t, func() bool { return state.has("trusted (default)") })
+	rating, endRating := s.watch("rating")
+	await(t, func() bool { return rating.has(`status/rating "trusted"`) })
+	prompts, endPrompts := s.watch("prompt", "list")
 
-func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+	s.want(0, "", "settings", "set", "filter/blockInternet", "danger")
+	await(t, func() bool { return settings.has(`"value":"danger"`) })
+	s.want(0, "", "rating", "danger")
+	await(t, func() bool { return rating.has(`status/rating "danger"`) && state.has("danger (config.json)") })
+	s.want(0, "", "pause", "5m")
+	await(t, func() bool { return state.has("PAUSED") })
+	told := s.hold(7, "a.example")
+	s.owner.table.PublishState()
+	await(t, func() bool { return prompts.has(`put prompts/1 {"id":"1"`) })
+	s.want(0, "", "prompt", "block", "1")
+	<-told
+	await(t, func() bool { return prompts.has("delete prompts/1") })
+	for _, end := range []func(){endSettings, endState, endRating, endPrompts} {
+		end()
+	}
+}
+
+// A filter holds for what is watched as well.
+func TestWatchFlows(t *testing.T) {
+	s := newStation(t)
+	all, endAll := s.watch("flows")
+	some, endSome := s.watch("flows", "--process", "b", "--json")
+	for pid := 1; !all.has("a[") || !some.has(`"name":"b"`); pid += 2 { // until both watch
+		s.flow(pid, "/usr/bin/a")
+		s.flow(pid+1, "/usr/bin/b")
+		if pid > 1000 {
+			t.Fatal("nothing is shown")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if some.has(`"name":"a"`) {
+		t.Errorf("the filter does not hold: %s", some.text)
+	}
+	endAll()
+	endSome()
+}
 
 func await(t *testing.T, f func() bool) {
 	t.Helper()
