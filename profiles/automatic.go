@@ -82,7 +82,7 @@ func legible(text string) bool {
 }
 
 // automatic returns the profile that was made for the application of p, and makes it at first
-// sight. current is false if c is no longer in force: then nothing was done.
+// sight; a process without a number is only asked about and leaves no trace. current is false if c is no longer in force: then nothing was done.
 func (s *Store) automatic(c *snapshot, p *attribution.Process) (name string, current bool) {
 	f, ok := boundTo(p)
 	if !ok || s.opt.Created == nil || !c.policy.automatic {
@@ -95,7 +95,7 @@ func (s *Store) automatic(c *snapshot, p *attribution.Process) (name string, cur
 		return "", false
 	}
 	spec, known := s.pending.specs[f]
-	made := !known && len(s.pending.specs)+c.policy.automaticCount < maxAutomatic
+	made := !known && p.PID != 0 && len(s.pending.specs)+c.policy.automaticCount < maxAutomatic
 	if made {
 		spec = config.NewProfile(s.freeName(c.policy, f), []config.Fingerprint{f}, config.Automatic, factsOf(p))
 		spec.Created = now

@@ -108,6 +108,21 @@ func TestAutomatic(t *testing.T) {
 	}
 }
 
+// TestAutomaticNotForQuestions: asking what would be leaves no trace, and tells what is.
+func TestAutomaticNotForQuestions(t *testing.T) {
+	s, c := automaticStore(t, "version: 1\n")
+	question := attribution.Owner{Process: &attribution.Process{Kind: attribution.KindProgram, Path: "/usr/bin/curl"}, Confidence: attribution.Exact}
+	if got := s.For(question); got.ProfileName != "global" || len(c.list) != 0 {
+		t.Errorf("profile %q, made %q", got.ProfileName, c.names())
+	}
+	s.For(owner(attribution.Process{Path: "/usr/bin/curl"}))
+	again := *question.Process
+	question.Process = &again
+	if got := s.For(question); got.ProfileName != "curl" || s.Profiles()[0].Processes != 1 {
+		t.Errorf("profile %q of %+v", got.ProfileName, s.Profiles()[0])
+	}
+}
+
 // TestAutomaticOff: by the setting, in a server's preset, and where nobody listens.
 func TestAutomaticOff(t *testing.T) {
 	curl := owner(attribution.Process{Path: "/usr/bin/curl"})

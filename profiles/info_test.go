@@ -19,7 +19,7 @@ func TestProfiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for pid := range 3 {
+	for pid := 1; pid <= 3; pid++ {
 		s.For(owner(attribution.Process{PID: pid, Path: "/usr/bin/curl"}))
 		s.For(owner(attribution.Process{PID: pid, Path: "/usr/bin/curl"})) // looked at again: the same process
 	}

@@ -191,7 +191,8 @@ func (p *policy) geoMissing(next *policy) (n uint64) {
 }
 
 // For returns the settings that hold for an owner, never nil. An owner that is not one process
-// for sure is judged as unidentified, never by a program's profile.
+// for sure is judged as unidentified, never by a program's profile. A process without a number
+// does not exist: somebody asks what would be ("why --exe"), and no profile is made for it.
 func (s *Store) For(o attribution.Owner) *Settings {
 	c := s.now()
 	if !isOne(o) {
@@ -221,7 +222,9 @@ func (s *Store) find(p *attribution.Process) *Settings {
 			c.cached.Store(1)
 		}
 		c.processes.Store(p, settings)
-		s.seen.add(p, settings.ProfileName)
+		if p.PID != 0 {
+			s.seen.add(p, settings.ProfileName)
+		}
 		return settings
 	}
 }

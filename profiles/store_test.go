@@ -51,6 +51,9 @@ func newStore(t testing.TB, text string, o Options) *Store {
 
 func owner(p attribution.Process) attribution.Owner {
 	p.Kind = attribution.KindProgram
+	if p.PID == 0 {
+		p.PID = 4711
+	}
 	return attribution.Owner{Process: &p, Confidence: attribution.Exact}
 }
 
