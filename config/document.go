@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/spf13/viper"
@@ -31,8 +32,7 @@ func decode(file string, data []byte) (*yaml.Node, *Problem) {
 		if p := checkJSON(file, data); p != nil {
 			return nil, p
 		}
-		// JSON is YAML but for tabs between tokens; inside of strings JSON has none.
-		return decodeYAML(file, bytes.ReplaceAll(data, []byte("\t"), []byte(" ")))
+		return decodeYAML(file, yamlOfJSON(data))
 	default:
 		return decodeYAML(file, data)
 	}
@@ -63,6 +63,54 @@ func checkJSON(file string, data []byte) *Problem {
 		p.Col = max(1, utf8.RuneCount(before[bytes.LastIndexByte(before, '\n')+1:]))
 	}
 	return p
+}
+
+// yamlOfJSON makes YAML of JSON: that is the same but for tabs between tokens, of which there are
+// none inside of strings, and the escapes \/ and \ud83d\ude00, which the YAML decoder refuses.
+func yamlOfJSON(data []byte) []byte {
+	out := make([]byte, 0, len(data))
+	for i := 0; i < len(data); i++ {
+		switch {
+		case data[i] == '\t':
+			out = append(out, ' ')
+		case data[i] != '\\' || i+1 == len(data):
+			out = append(out, data[i])
+		case data[i+1] == '/':
+			i++
+			out = append(out, '/')
+		case data[i+1] == 'u':
+			r, n := escapedRune(data[i:])
+			out = fmt.Appendf(out, `\U%08x`, r)
+			i += n - 1
+		default:
+			out = append(out, data[i], data[i+1])
+			i++
+		}
+	}
+	return out
+}
+
+// escapedRune reads \uXXXX, or two of them that stand for one character, and returns the length
+// of what it read. Half a pair is U+FFFD, as for encoding/json.
+func escapedRune(data []byte) (r rune, n int) {
+	half := func(at int) rune {
+		if len(data) < at+6 || data[at] != '\\' || data[at+1] != 'u' {
+			return utf8.RuneError
+		}
+		v, err := strconv.ParseUint(string(data[at+2:at+6]), 16, 32)
+		if err != nil {
+			return utf8.RuneError
+		}
+		return rune(v)
+	}
+	first := half(0)
+	if !utf16.IsSurrogate(first) {
+		return first, 6
+	}
+	if r := utf16.DecodeRune(first, half(6)); r != utf8.RuneError {
+		return r, 12
+	}
+	return utf8.RuneError, 6
 }
 
 func decodeYAML(file string, data []byte) (*yaml.Node, *Problem) {

@@ -2,14 +2,17 @@ package config
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
 
 	"pgregory.net/rapid"
 )
@@ -375,4 +378,46 @@ func TestCommitFails(t *testing.T) {
 	if names, _ := filepath.Glob(dir + "/.*"); len(names) != 0 {
 		t.Errorf("left over: %q", names)
 	}
+}
+
+// TestJSON: every text that JSON can say is read as encoding/json reads it, also with the escapes
+// that some programs write.
+func TestJSON(t *testing.T) {
+	read := func(text string) string {
+		t.Helper()
+		var want string
+		if err := json.Unmarshal([]byte(text), &want); err != nil {
+			t.Fatal(err)
+		}
+		root, p := decode("x.json", []byte("{\t\"a\":\t"+text+"\t}"))
+		if p != nil {
+			t.Fatalf("%s: %v", text, p)
+		}
+		if got := child(root, "a").Value; got != want {
+			t.Fatalf("%s is read as %q, want %q", text, got, want)
+		}
+		return want
+	}
+	for text, want := range map[string]string{
+		`"\/a\\/"`: "/a\\/", `"\ud83d\ude00"`: "\U0001F600", `"\ud83d"`: "\uFFFD", `"\ud83d\u0041"`: "\uFFFDA", `"\ude00\ud83d x"`: "\uFFFD\uFFFD x", `"\\ud83d"`: `\ud83d`, `"\u0000\b\f\"\n"`: "\x00\b\f\"\n",
+	} {
+		if got := read(text); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
+	}
+	rapid.Check(t, func(r *rapid.T) {
+		s := genText(r, "text")
+		for _, text := range []string{quote(s), strconv.QuoteToASCII(s)} {
+			if json.Valid([]byte(text)) && json.Valid([]byte("["+text+"]")) {
+				read(text)
+			}
+		}
+		var ascii strings.Builder
+		for _, u := range utf16.Encode([]rune(s)) {
+			fmt.Fprintf(&ascii, "\\u%04X", u)
+		}
+		if got := read(`"` + ascii.String() + `"`); got != s {
+			r.Fatalf("%q is read as %q", s, got)
+		}
+	})
 }
