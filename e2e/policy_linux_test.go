@@ -24,7 +24,7 @@ const (
 	packetSeed     = 20261122
 	packetPolicies = 15
 	packetFlows    = 20
-	patience       = 1500 * time.Millisecond // of a program whose packets nobody answers
+	patience       = 2500 * time.Millisecond // of a program whose packets nobody answers
 )
 
 // TestPolicyOnPackets sends random flows through random policies, one `gatun run` each, and
@@ -197,7 +197,7 @@ func (x *trial) run() {
 	list := x.file("flows", commands.Bytes())
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if _, err := g.Program(ctx, "flock", "-at", "4", list); err != nil {
+	if _, err := g.Program(ctx, "flock", "-at", "6", list); err != nil {
 		x.t.Fatal(err)
 	}
 	flows, err := g.Flows()

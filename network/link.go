@@ -96,6 +96,7 @@ type Link struct {
 	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
 	bound    atomic.Bool            // counted by its Communication
 	done     atomic.Pointer[chan struct{}]
+	gone     atomic.Bool // done is to be closed
 }
 
 type ending struct {
@@ -140,26 +141,28 @@ func (l *Link) Ended() bool { return l.ended.Load() != nil }
 
 // Done returns a channel that is closed when the link is over and its flow may be a new one.
 func (l *Link) Done() <-chan struct{} {
-	c := make(chan struct{})
-	if l.done.CompareAndSwap(nil, &c) {
+	for {
+		if c := l.done.Load(); c != nil {
+			return *c
+		}
+		c := make(chan struct{})
+		if !l.done.CompareAndSwap(nil, &c) {
+			continue
+		}
+		if l.gone.Load() {
+			l.finish()
+		}
 		return c
 	}
-	return *l.done.Load()
 }
 
-// finish closes what Done returns, now or later.
+// finish closes what Done has returned, and what it returns from now on.
 func (l *Link) finish() {
-	if c := l.done.Swap(&finished); c != nil {
+	l.gone.Store(true)
+	if c := l.done.Swap(nil); c != nil {
 		close(*c)
 	}
 }
-
-// finished is what Done returns afterwards; it saves ended links a channel of their own.
-var finished = func() chan struct{} {
-	c := make(chan struct{})
-	close(c)
-	return c
-}()
 
 // OnKill names the function that ends the link's effect; it is called at most once per Kill
 // and must not block. Whoever carries the link out sets it. A link that was killed before is

@@ -14,6 +14,8 @@ import (
 	"gatun/e2e/lab"
 )
 
+const permitAll = "version: 1\nfilter: {defaultAction: permit}\n"
+
 // proveLive changes the policy under live connections: exactly those whose verdict changed are
 // closed, at once, and the others lose no byte.
 func proveLive(b *bench) (err error) {
@@ -22,12 +24,7 @@ func proveLive(b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	const permit = "version: 1\nfilter: {defaultAction: permit}\n"
-	g, err := started(l, "up", permit)
-	if err != nil {
-		return err
-	}
-	file, err := policy(l, permit)
+	g, err := started(l, "up", permitAll)
 	if err != nil {
 		return err
 	}
@@ -42,32 +39,47 @@ func proveLive(b *bench) (err error) {
 	if err := out.Decode(&ready); err != nil || ready.Result != "talking" {
 		return fmt.Errorf("crowd: %+v %w", ready, err)
 	}
-	if err := replace(file, permit); err != nil { // identical: nothing may happen
+	edited, err := editTwice(l, g)
+	if err != nil {
 		return err
 	}
-	if _, err := g.Client("reload"); err != nil {
-		return err
-	}
-	time.Sleep(time.Second)
-	begin := time.Now()
-	if err := replace(file, "version: 1\nfilter: {defaultAction: permit, endpoints: [\"- "+lab.Second4+"\"]}\n"); err != nil {
-		return err
-	}
-	time.Sleep(3 * time.Second)
 	if err := crowd.Stdin.Close(); err != nil {
 		return err
 	}
 	if err := out.Decode(&end); err != nil {
 		return err
 	}
-	x := end.Extra
+	b.liveFigures(end.Extra, edited, keep, cut)
+	return nil
+}
+
+// editTwice puts the identical file in place, then one that denies a part, and returns when.
+func editTwice(l *lab.Lab, g *lab.Gatun) (edited time.Time, err error) {
+	file, err := policy(l, permitAll)
+	if err != nil {
+		return edited, err
+	}
+	if err := replace(file, permitAll); err != nil {
+		return edited, err
+	}
+	if _, err := g.Client("reload"); err != nil {
+		return edited, err
+	}
+	time.Sleep(time.Second)
+	edited = time.Now()
+	err = replace(file, "version: 1\nfilter: {defaultAction: permit, endpoints: [\"- "+lab.Second4+"\"]}\n")
+	time.Sleep(3 * time.Second)
+	return edited, err
+}
+
+func (b *bench) liveFigures(x map[string]float64, edited time.Time, keep, cut int) {
+	begin := float64(edited.UnixMilli())
 	b.exactly("connections that the edit denies: closed", x["closed_1"], float64(cut))
 	b.exactly("other connections: kept", x["kept_0"], float64(keep))
 	b.exactly("connections with a wrong byte", x["corrupt_0"]+x["corrupt_1"], 0)
 	b.note("blocks compared", fmt.Sprintf("%.0f", x["blocks_0"]+x["blocks_1"]))
-	b.atLeast("the identical file closed nobody: first close after it", x["first_ms_1"]-float64(begin.UnixMilli()), 0, "ms after the edit")
-	b.atMost("from the edit to the last close", x["last_ms_1"]-float64(begin.UnixMilli()), float64(b.size(200, 600)), "ms")
-	return nil
+	b.atLeast("the identical file closed nobody: first close after it", x["first_ms_1"]-begin, 0, "ms after the edit")
+	b.atMost("from the edit to the last close", x["last_ms_1"]-begin, float64(b.size(200, 600)), "ms")
 }
 
 // replace writes a file as editors do: beside it, then renamed over it.
@@ -122,7 +134,11 @@ func (b *bench) lateAnswer(l *lab.Lab, g *lab.Gatun) error {
 	if _, err := g.Client("prompt", "allow", id, "--for", "once"); err != nil {
 		return err
 	}
-	r := <-connected
+	return b.oneHandshake(g, <-connected)
+}
+
+// oneHandshake looks at the connect that waited: it succeeded, and all its SYNs were one flow.
+func (b *bench) oneHandshake(g *lab.Gatun, r lab.Result) error {
 	b.figure("a connect answered after 8 s", fmt.Sprintf("%s in %.0f ms %s", r.Result, r.MS, r.Error), r.Result == "connected" && r.MS > 8000 && r.MS < 9500)
 	flows, err := g.Flows()
 	if err != nil {
@@ -161,6 +177,11 @@ func (b *bench) heldByThousands(l *lab.Lab, g *lab.Gatun) error {
 	b.exactly("failed connects of the other program", held.Extra["failed"], 0)
 	b.atMost(fmt.Sprintf("p99 of its connects while %d flows wait", n), held.Extra["p99_us"]/free.Extra["p99_us"], float64(b.size(2, 4)),
 		fmt.Sprintf("x of %.0f us", free.Extra["p99_us"]))
+	return b.answered(g, p, id, n)
+}
+
+// answered lets them all go.
+func (b *bench) answered(g *lab.Gatun, p *lab.Process, id string, n int) error {
 	if _, err := g.Client("prompt", "allow", id, "--for", "10m"); err != nil {
 		return err
 	}
