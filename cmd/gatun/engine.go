@@ -38,11 +38,11 @@ type engineOptions struct {
 	local     func(netip.Addr) bool // a source address that programs here may use
 	store     *profiles.Store
 	cfg       *config.Config
-	state     status.State              // what the network was judged to be when cfg was loaded
-	source    config.Source             // where cfg came from; its Data takes run-time changes
-	networks  *netenv.Monitor           // nil: nothing is known of the networks
-	created   <-chan config.ProfileSpec // profiles of programs that were seen first
-	environ   *environ                  // of programs, for profiles
+	state     status.State    // what the network was judged to be when cfg was loaded
+	source    config.Source   // where cfg came from; its Data takes run-time changes
+	networks  *netenv.Monitor // nil: nothing is known of the networks
+	created   <-chan struct{} // the store has made profiles of programs that were seen first
+	environ   *environ        // of programs, for profiles
 	resolvers dns.SystemOptions
 	netns     string
 	// namesForAll knows the programs whose names count for everybody; nil: none.

@@ -29,14 +29,14 @@ func loadPolicy(source config.Source, only []string, log *zap.Logger, ownDevices
 		seen = o.networks.Snapshot()
 	}
 	o.state = status.Judge(cfg, seen, time.Now())
-	created := make(chan config.ProfileSpec, 1024)
+	created := make(chan struct{}, 1)
 	o.created = created
 	o.store, err = profiles.NewStore(cfg, o.state, profiles.Options{
 		Only: only, Logger: log, Environ: o.environ.of,
-		Created: func(p config.ProfileSpec) {
+		Created: func(config.ProfileSpec) {
 			select {
-			case created <- p:
-			default: // it is made again when the program is next seen first
+			case created <- struct{}{}:
+			default:
 			}
 		},
 	})

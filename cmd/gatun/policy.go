@@ -247,74 +247,44 @@ func (e *engine) untilNext(now time.Time) time.Duration {
 	return max(wait, 10*time.Millisecond)
 }
 
-// keepProfiles writes the profiles that were made for programs seen first, and tries again where
-// that fails: while the human's file is wrong nothing can be written.
+// keepProfiles writes the profiles that were made for programs seen first.
 func (e *engine) keepProfiles(ctx context.Context) error {
-	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
-			e.recordOrTell()
 			return nil
-		case p := <-e.opt.created:
-			e.mu.Lock()
-			e.fresh = append(e.fresh, p)
-			e.mu.Unlock()
-			if due == nil {
-				due = time.After(recordEvery)
-			}
-		case <-due:
-			due = nil
-			if !e.recordOrTell() {
-				due = time.After(recordAgain)
-			}
+		case <-e.opt.created:
 		}
+		select { // others are on their way
+		case <-ctx.Done():
+		case <-time.After(recordEvery):
+		}
+		e.record(e.opt.store.Pending())
 	}
 }
 
-func (e *engine) recordOrTell() bool {
+// record writes automatic profiles. They set nothing, so that the policy is what it was.
+func (e *engine) record(list []config.ProfileSpec) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	err := e.record()
-	if err != nil {
-		e.opt.log.Warn("new programs have no profile of their own yet", zap.Int("programs", len(e.fresh)), zap.Error(err))
-	}
-	return err == nil
-}
-
-// record puts the profiles that were made in force and writes them. They set nothing, but the
-// files may have changed meanwhile, and what was read is what is in force. e.mu is held.
-func (e *engine) record() error {
-	for more := true; more; {
-		select {
-		case p := <-e.opt.created:
-			e.fresh = append(e.fresh, p)
-		default:
-			more = false
-		}
-	}
-	e.fresh = slices.DeleteFunc(e.fresh, func(p config.ProfileSpec) bool { // a person took the name since: it is made again
-		return slices.ContainsFunc(e.cfg.Profiles(), func(o config.ProfileSpec) bool { return o.Name == p.Name })
-	})
-	if len(e.fresh) == 0 {
-		return nil
-	}
 	cfg, edit, err := e.edited(func(edit *config.Edit) error {
-		for _, p := range e.fresh {
+		for _, p := range list {
 			edit.PutProfile(p)
 		}
 		return nil
 	})
 	if err == nil {
-		err = e.install(cfg)
-	}
-	if err == nil {
 		err = edit.Commit()
 	}
 	if err == nil {
-		e.fresh = nil
+		err = e.opt.store.Swap(cfg, e.state)
 	}
-	return err
+	if err != nil {
+		e.opt.log.Warn("the profiles of new programs hold, but are not kept yet", zap.Int("programs", len(list)), zap.Error(err))
+		return
+	}
+	e.cfg = cfg
+	e.table.PublishState()
 }
 
 // remember keeps an answer that lasts: a rule of the program's profile, or one for a time.
