@@ -106,7 +106,7 @@ func (b *bench) givenBack(g *lab.Gatun, before int64, what string) error {
 	}
 	ratio := 1.2
 	if b.small {
-		ratio = 2 // after 15 s the runtime has not given everything back
+		ratio = 1.3 // seen: 0.97; the rest is for a busy machine
 	}
 	files, err := lab.OpenFiles(g.Process.PID)
 	if err != nil {
