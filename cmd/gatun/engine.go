@@ -76,7 +76,6 @@ type engine struct {
 	mu    sync.Mutex // held while the policy changes
 	cfg   *config.Config
 	state status.State
-	fresh []config.ProfileSpec // that were made for programs seen first, and are not written yet
 }
 
 func newEngine(o engineOptions) (*engine, error) {

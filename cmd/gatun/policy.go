@@ -33,9 +33,7 @@ const recordAgain = 10 * time.Second
 func (e *engine) config() *config.Config {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.opt.created)+len(e.fresh) > 0 {
-		_ = e.record() // keepProfiles tries again, and tells
-	}
+	_ = e.record() // keepProfiles tries again, and tells
 	return e.cfg
 }
 
@@ -247,44 +245,60 @@ func (e *engine) untilNext(now time.Time) time.Duration {
 	return max(wait, 10*time.Millisecond)
 }
 
-// keepProfiles writes the profiles that were made for programs seen first.
+// keepProfiles writes the profiles that were made for programs seen first, and tries again where
+// that fails: while the human's file is wrong nothing can be written.
 func (e *engine) keepProfiles(ctx context.Context) error {
+	var due <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
+			e.recordOrTell()
 			return nil
 		case <-e.opt.created:
+			if due == nil { // others are on their way
+				due = time.After(recordEvery)
+			}
+		case <-due:
+			due = nil
+			if !e.recordOrTell() {
+				due = time.After(recordAgain)
+			}
 		}
-		select { // others are on their way
-		case <-ctx.Done():
-		case <-time.After(recordEvery):
-		}
-		e.record(e.opt.store.Pending())
 	}
 }
 
-// record writes automatic profiles. They set nothing, so that the policy is what it was.
-func (e *engine) record(list []config.ProfileSpec) {
+func (e *engine) recordOrTell() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	err := e.record()
+	if err != nil {
+		e.opt.log.Warn("the profiles of new programs hold, but are not kept yet", zap.Error(err))
+	}
+	return err == nil
+}
+
+// record writes the profiles that were made for programs seen first. They set nothing, but the
+// files may have changed meanwhile, and what was read is what is in force. e.mu is held.
+func (e *engine) record() error {
+	fresh := slices.DeleteFunc(e.opt.store.Pending(), func(p config.ProfileSpec) bool { // a person took the name since: it is made again
+		return slices.ContainsFunc(e.cfg.Profiles(), func(o config.ProfileSpec) bool { return o.Name == p.Name })
+	})
+	if len(fresh) == 0 {
+		return nil
+	}
 	cfg, edit, err := e.edited(func(edit *config.Edit) error {
-		for _, p := range list {
+		for _, p := range fresh {
 			edit.PutProfile(p)
 		}
 		return nil
 	})
 	if err == nil {
-		err = edit.Commit()
+		err = e.install(cfg)
 	}
 	if err == nil {
-		err = e.opt.store.Swap(cfg, e.state)
+		err = edit.Commit()
 	}
-	if err != nil {
-		e.opt.log.Warn("the profiles of new programs hold, but are not kept yet", zap.Int("programs", len(list)), zap.Error(err))
-		return
-	}
-	e.cfg = cfg
-	e.table.PublishState()
+	return err
 }
 
 // remember keeps an answer that lasts: a rule of the program's profile, or one for a time.
