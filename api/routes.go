@@ -50,7 +50,7 @@ func (s *Server) flowRoutes() []route {
 	}
 	dry := map[string]string{
 		"id": "of a flow; without it the others describe one", "exe": "path of the program", "user": "number or name",
-		"domain": "that the program resolved", "to": "ADDR:PORT/PROTO", "inbound": "1: the flow comes in",
+		"domain": "that the program resolved", "to": "ADDR:PORT/PROTO", "inbound": "1: the flow comes in", "from": "of an inbound flow: ADDR of the other end",
 	}
 	return []route{
 		{method: get, path: "/v1/flows", summary: "The flows with their programs, verdicts and reasons", query: filters, answer: FlowList{}, handle: s.flows},

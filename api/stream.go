@@ -77,7 +77,7 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		}
 		return
 	}
-	answer, err := s.Why.WhyDry(DryRun{Exe: q.Get("exe"), User: q.Get("user"), Domain: q.Get("domain"), To: q.Get("to"), Inbound: q.Get("inbound") != ""})
+	answer, err := s.Why.WhyDry(DryRun{Exe: q.Get("exe"), User: q.Get("user"), Domain: q.Get("domain"), To: q.Get("to"), From: q.Get("from"), Inbound: q.Get("inbound") != ""})
 	if err != nil {
 		fail(w, http.StatusBadRequest, err.Error())
 		return

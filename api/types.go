@@ -75,13 +75,14 @@ type Why struct {
 // DryRun is a flow that need not exist.
 type DryRun struct {
 	Exe, User, Domain, To string // To: ADDR:PORT/PROTO
+	From                  string // inbound: the address of the other end; To is then our end
 	Inbound               bool
 }
 
 // Values encodes d for a request's query.
 func (d DryRun) Values() url.Values {
 	v := url.Values{}
-	for k, s := range map[string]string{"exe": d.Exe, "user": d.User, "domain": d.Domain, "to": d.To} {
+	for k, s := range map[string]string{"exe": d.Exe, "user": d.User, "domain": d.Domain, "to": d.To, "from": d.From} {
 		if s != "" {
 			v.Set(k, s)
 		}

@@ -285,6 +285,7 @@ func whyCommand(p *places) *cobra.Command {
 	c.Flags().StringVar(&dry.User, "user", "", "user, as a number or a name")
 	c.Flags().StringVar(&dry.Domain, "domain", "", "name that the program resolved")
 	c.Flags().StringVar(&dry.To, "to", "", "destination, ADDR:PORT/PROTO")
+	c.Flags().StringVar(&dry.From, "from", "", "the flow comes in from this address, and --to is our end")
 	c.Flags().BoolVar(&dry.Inbound, "inbound", false, "the flow comes in")
 	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	c.RunE = func(c *cobra.Command, args []string) error {

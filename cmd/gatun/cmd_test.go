@@ -142,6 +142,19 @@ func TestDestination(t *testing.T) {
 	}
 }
 
+// An inbound flow comes from the other end, and --to is ours: rules on our ports are about it.
+func TestInboundQuestion(t *testing.T) {
+	q, err := question(api.DryRun{From: "198.51.100.7", To: "10.0.0.1:22/tcp"})
+	if err != nil || q.Direction != network.Inbound || q.Flow.Local.String() != "10.0.0.1:22" || q.Flow.Remote.Addr().String() != "198.51.100.7" || q.Entity.Addr != q.Flow.Remote.Addr() {
+		t.Errorf("%+v %v", q, err)
+	}
+	for _, d := range []api.DryRun{{From: "x", To: "10.0.0.1:22"}, {From: "198.51.100.7"}} {
+		if _, err := question(d); err == nil || !strings.Contains(err.Error(), "--from") {
+			t.Errorf("%+v: %v", d, err)
+		}
+	}
+}
+
 func TestWhyExit(t *testing.T) {
 	for verdict, want := range map[string]int{"accept": 0, "permanent-accept": 0, "reroute-nameserver": 0, "reroute-tunnel": 0, "block": 10, "drop": 10, "permanent-drop": 10, "undecided": 11} {
 		if got := exitCode(whyExit(verdict)); got != want {

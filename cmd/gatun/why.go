@@ -52,7 +52,7 @@ func answer(d network.Decision, t firewall.Trail) api.Why {
 
 func question(d api.DryRun) (firewall.Question, error) {
 	q := firewall.Question{Owner: attribution.Unidentified("dry run without --exe")}
-	if d.Inbound {
+	if d.Inbound || d.From != "" {
 		q.Direction = network.Inbound
 	}
 	if d.Exe != "" {
@@ -75,6 +75,15 @@ func question(d api.DryRun) (firewall.Question, error) {
 		}
 		q.Flow, q.Entity.Addr = f, f.Remote.Addr()
 	}
+	if d.From == "" {
+		return q, nil
+	}
+	from, err := netip.ParseAddr(d.From)
+	if err != nil || d.To == "" {
+		return q, fmt.Errorf("--from: want the address that a flow to our end (--to) comes from, got %q", d.From)
+	}
+	q.Flow.Local, q.Flow.Remote = q.Flow.Remote, netip.AddrPortFrom(from.Unmap(), 0)
+	q.Entity.Addr = q.Flow.Remote.Addr()
 	return q, nil
 }
 
