@@ -91,13 +91,16 @@ func deciders() []decider {
 // noProcess decides nothing: who owns a flow is not known, so the special profile's settings
 // were taken for it already, never those of another program.
 func noProcess(r *request) outcome {
-	switch {
-	case r.owner.Process.Kind != attribution.KindProgram && r.owner.Process.Kind != attribution.KindUnidentified:
-		return outcome{}
-	case r.owner.Process.Kind == attribution.KindProgram && (r.owner.Confidence == attribution.Exact || r.owner.Confidence == attribution.Inherited):
+	if k := r.owner.Process.Kind; k != attribution.KindProgram && k != attribution.KindUnidentified || identified(r.owner) {
 		return outcome{}
 	}
 	return outcome{note: "no program is known for sure (" + r.owner.Cause + "): the profile " + r.settings.ProfileName + " judges"}
+}
+
+// identified reports whether the owner is one program for sure. Nothing may be permitted for
+// what a program is that only may be the owner.
+func identified(o attribution.Owner) bool {
+	return o.Process.Kind == attribution.KindProgram && (o.Confidence == attribution.Exact || o.Confidence == attribution.Inherited)
 }
 
 // ownTraffic cuts loops: what this program sends itself goes around the TUN, so a packet of

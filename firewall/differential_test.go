@@ -3,9 +3,12 @@ package firewall
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
+	"gatun/attribution"
 	"gatun/e2e/policytest"
 	"gatun/network"
 	"gatun/network/packet"
@@ -82,6 +85,38 @@ func TestDifferential(t *testing.T) {
 	}
 }
 
+// TestDifferentialRelated is the same where related names decide: the programs that all others
+// rarely meet.
+func TestDifferentialRelated(t *testing.T) {
+	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
+	world.Programs = slices.DeleteFunc(world.Programs, func(p policytest.Program) bool { return !strings.Contains(p.Path, "shop") })
+	world.Names = slices.DeleteFunc(world.Names, func(n policytest.Name) bool {
+		return !strings.HasSuffix(n.Domain, "example") && !strings.Contains(n.Domain, "shop")
+	})
+	world.Fixed = map[string]string{"filter/autoPermitRelated": "on", "core/releaseLevel": "beta", "filter/defaultAction": "block"}
+	related := 0
+	for i := range uint64(150) {
+		g := world.Generate(base + i)
+		p := g.Policy()
+		l, err := load(dir, p, world.Network)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			f := g.Flow()
+			if l.ref.FirstPacket(f).Setting == "filter/autoPermitRelated" {
+				related++
+			}
+			if l.differ(f) != "" {
+				t.Fatalf("seed %d: %s", base+i, minimal(t, p, world.Network, f))
+			}
+		}
+	}
+	if related < 30 {
+		t.Errorf("only %d flows are permitted as related", related)
+	}
+}
+
 func after(e *policytest.Evaluator, f *policytest.Flow) policytest.Decision {
 	d, _ := e.AfterIntel(f)
 	return d
@@ -115,6 +150,16 @@ func TestFoundByDifferential(t *testing.T) {
 		live := m.DecideOnCommunicationBeforeIntel(Name{Owner: curl(), Domain: "a.example"})
 		if d, _ := m.Why(q); d != live {
 			t.Errorf("why says %v, the live decision is %v", d, live)
+		}
+	})
+	t.Run("what a process is counts for nothing while it is not sure that it is the owner", func(t *testing.T) {
+		m := policy(t, "filter: {autoPermitRelated: on, defaultAction: block}\ncore: {releaseLevel: beta}\n")
+		for confidence, want := range map[attribution.Confidence]network.Verdict{attribution.Exact: network.Accept, attribution.Ambiguous: network.Block} {
+			c := comm("api.spotify.test", "198.51.100.1")
+			c.Owner = attribution.Owner{Process: &attribution.Process{PID: 7, Path: "/opt/spotify/spotify", Kind: attribution.KindProgram}, Confidence: confidence}
+			if d := m.Decide(c, flow(packet.TCP, "198.51.100.1:443")); d.Verdict != want {
+				t.Errorf("%v: got %v (%s), want %v", confidence, d.Verdict, d.Reason, want)
+			}
 		}
 	})
 }

@@ -12,11 +12,11 @@ import (
 // minRelated is the shortest name that says anything: "go" or "sh" is part of too many paths.
 const minRelated = 4
 
-// related permits a name that a program shares with its own path or unit: what is installed as
+// related permits a name that a program shares with its own path: what is installed as
 // /opt/spotify/spotify may talk to spotify.com without a rule.
 func related(r *request) outcome {
 	s := r.settings
-	if !s.AutoPermitRelated || r.direction != network.Outbound || r.owner.Process.Kind != attribution.KindProgram {
+	if !s.AutoPermitRelated || r.direction != network.Outbound || !identified(r.owner) {
 		return outcome{}
 	}
 	if r.facts.Entity.Domain == "" || !sharesName(r.owner.Process, r.facts.Entity.Domain) {

@@ -59,7 +59,7 @@ func DefaultWorld() *World {
 			{"img.shop.test", nil, []string{"198.51.100.78", "fd00::6"}},
 			{"api.shop.test", []string{"www.a.example"}, []string{"2001:db8:7::9", "198.51.100.77"}},
 		},
-		Addresses: []string{"198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.32.0.1"},
+		Addresses: []string{"198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "100.127.0.1", "100.128.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.31.0.1", "172.32.0.1"},
 		Ports:     []int{22, 53, 80, 443, 853, 3478, 5349, 8080, 19305, 65535},
 		Protos:    []int{6, 6, 6, 17, 17, 1, 58, 47, 132},
 		Stamps:    true, Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Runtime: true, Ask: true,
@@ -96,7 +96,7 @@ func (g *Generator) Policy() *Policy {
 			p.Only = append(p.Only, g.body())
 		}
 	}
-	for range g.r.IntN(4) {
+	for range g.r.IntN(5) {
 		g.addProfile(p)
 	}
 	if g.Conditions {
@@ -153,7 +153,7 @@ func (g *Generator) condition() Condition {
 
 func (g *Generator) addProfile(p *Policy) {
 	q := Profile{Name: fmt.Sprintf("p%d", len(p.Profiles)), Settings: g.settings(false), Lists: g.lists(6)}
-	for range 1 + g.r.IntN(2) {
+	for range 1 + g.r.IntN(3) {
 		f := g.fingerprint()
 		// How long a match by a regular expression is, and which of two equal profiles wins, is not
 		// said: neither must matter here.
@@ -180,11 +180,11 @@ func (g *Generator) fingerprint() Fingerprint {
 	prog := pick(g, g.Programs)
 	cut := func(s string) string { return s[:1+g.r.IntN(len(s))] }
 	switch n := g.r.IntN(10); {
-	case n < 3:
+	case n < 2:
 		return Fingerprint{"path", "", "equals", prog.Path}
-	case n < 5:
+	case n < 4:
 		return Fingerprint{"path", "", "prefix", cut(prog.Path)}
-	case n < 6:
+	case n < 5:
 		return Fingerprint{"path", "", "regex", pick(g, []string{"bin", "^/usr/", "er$"})}
 	case n < 7 && prog.Cmdline != "":
 		return Fingerprint{"cmdline", "", "prefix", cut(prog.Cmdline)}
