@@ -34,6 +34,7 @@ type daemon struct {
 	reloads int
 	reload  error
 	stopped bool
+	end     context.CancelFunc // of the server
 	policy  *policy
 	server  *Server
 }
@@ -74,6 +75,7 @@ func start(t *testing.T) *daemon {
 	d.policy = newPolicy(t, d.table)
 	d.server = &Server{Daemon: d, Flows: d.table, Why: d, Control: d.policy, Database: d.policy.database(d)}
 	ctx, cancel := context.WithCancel(context.Background())
+	d.end = cancel
 	done := make(chan error, 1)
 	go func() { done <- d.server.Serve(ctx, l) }()
 	d.client = NewClient(d.socket)
@@ -96,6 +98,23 @@ func shortDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
+}
+
+// endingDaemon stops at once when it is told to, as `up` does.
+type endingDaemon struct{ *daemon }
+
+func (d endingDaemon) Stop() { d.end() }
+
+// Whoever tells the program to end learns that it heard, however fast it ends.
+func TestDownIsAnswered(t *testing.T) {
+	for range 50 {
+		d := start(t)
+		d.server.Daemon = endingDaemon{d}
+		var s Status
+		if err := d.client.Post(t.Context(), "/v1/down", &s); err != nil || s.PID != 7 {
+			t.Fatalf("%v %+v", err, s)
+		}
+	}
 }
 
 func (d *daemon) link(port uint16, v network.Verdict) *network.Link {
