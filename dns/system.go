@@ -138,9 +138,12 @@ type stamp struct {
 	size     int64
 }
 
-// NewSystem returns the system's nameservers as found by o.
+// NewSystem returns the system's nameservers as found by o. It looks for them at once: whoever
+// asks while another one looks gets the list of before, and the first must not get none.
 func NewSystem(o SystemOptions, clock func() time.Time) *System {
-	return &System{options: o, clock: clock}
+	s := &System{options: o, clock: clock}
+	_, _ = s.current() // Err tells it again
+	return s
 }
 
 // Resolvers returns the nameservers of now. The slice must not be changed.

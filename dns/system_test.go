@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -162,4 +164,31 @@ func TestSystemReloads(t *testing.T) {
 	now = now.Add(-time.Hour) // the clock was set back
 	write(t, root+etcConf, "nameserver 192.0.2.55\n")
 	check("192.0.2.55")
+}
+
+// TestSystemKnowsAtOnce: the first queries come together, and none of them may find nobody to
+// ask because another one is still reading the files.
+func TestSystemKnowsAtOnce(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "etc/resolv.conf"), []byte("nameserver 192.0.2.53\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		s := NewSystem(SystemOptions{Root: root}, time.Now)
+		var empty atomic.Int32
+		var group sync.WaitGroup
+		for range 16 {
+			group.Go(func() {
+				if len(s.Resolvers()) == 0 {
+					empty.Add(1)
+				}
+			})
+		}
+		if group.Wait(); empty.Load() > 0 {
+			t.Fatalf("%d of 16 found no nameserver", empty.Load())
+		}
+	}
 }
