@@ -3,6 +3,7 @@ package stack
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -115,6 +116,7 @@ func (f *TCPFlow) goneError(err error) error {
 // Reject answers with RST: the program sees ECONNREFUSED at once.
 func (f *TCPFlow) Reject() {
 	if f.decided.CompareAndSwap(false, true) {
+		f.s.syns.refuse(f, time.Now())
 		f.complete(true)
 		f.cancel(ErrDecided)
 	}
@@ -123,6 +125,7 @@ func (f *TCPFlow) Reject() {
 // Unreachable answers with an ICMP error that quotes the SYN: the program sees the errno of e.
 func (f *TCPFlow) Unreachable(e *packet.ICMPError) {
 	if f.decided.CompareAndSwap(false, true) {
+		f.s.syns.refuse(f, time.Now())
 		f.s.sendError(e, f.syn)
 		f.complete(false)
 		f.cancel(ErrDecided)
@@ -181,7 +184,7 @@ func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 // heldSYN absorbs a SYN that is held already, or holds a new one.
 func (s *Stack) heldSYN(id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
 	now := time.Unix(0, s.now.Load())
-	if s.ctx.Err() != nil || s.syns.again(id, now) {
+	if s.ctx.Err() != nil || s.syns.again(id, now) || s.syns.late(id, seq, now) {
 		return true
 	}
 	f := s.newTCPFlow(id, seq, now, pkt)
@@ -234,13 +237,48 @@ func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
 	})
 }
 
+const (
+	synAgain = 800 * time.Millisecond // when a SYN is sent again first, less what clocks may be off
+	lateSYN  = time.Second            // how long it may be on its way to us
+)
+
 // synTable holds the SYNs without a verdict, and those in a handshake.
 type synTable struct {
-	mu sync.Mutex
-	m  map[stack.TransportEndpointID]*TCPFlow
+	mu      sync.Mutex
+	m       map[stack.TransportEndpointID]*TCPFlow
+	refused map[stack.TransportEndpointID]refusal
 }
 
-func (t *synTable) init() { t.m = make(map[stack.TransportEndpointID]*TCPFlow) }
+// refusal is a SYN that was answered after so long that the program had sent it again.
+type refusal struct {
+	seq   uint32
+	until time.Time
+}
+
+func (t *synTable) init() {
+	t.m = make(map[stack.TransportEndpointID]*TCPFlow)
+	t.refused = make(map[stack.TransportEndpointID]refusal)
+}
+
+// refuse notes that f is about to be refused. Its socket ends with that, while its SYN may be on
+// its way to us once more: that one would be a flow of nobody, judged and dialled as such.
+func (t *synTable) refuse(f *TCPFlow, now time.Time) {
+	if now.Sub(f.first) < synAgain {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.refused[f.id] = refusal{seq: f.seq, until: now.Add(lateSYN)}
+}
+
+// late reports whether the SYN is one that was refused just now. With another number it is
+// another connection's.
+func (t *synTable) late(id stack.TransportEndpointID, seq uint32, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	r, ok := t.refused[id]
+	return ok && r.seq == seq && now.Before(r.until)
+}
 
 func (t *synTable) get(id stack.TransportEndpointID) *TCPFlow {
 	t.mu.Lock()
@@ -272,7 +310,7 @@ func (t *synTable) remove(f *TCPFlow) {
 	}
 	delete(t.m, f.id)
 	if len(t.m) == 0 {
-		t.init() // a Go map never shrinks
+		t.m = make(map[stack.TransportEndpointID]*TCPFlow) // a Go map never shrinks
 	}
 }
 
@@ -313,6 +351,7 @@ func (t *synTable) abortAll() {
 // SYNs, so the next one comes no later than twice the time from the first to the last; Linux
 // sends no RST for a connect that was interrupted.
 func (t *synTable) abandon(now time.Time) uint64 {
+	t.forget(now)
 	n := uint64(0)
 	for _, f := range t.all() {
 		last := time.Unix(0, f.lastSYN.Load())
@@ -322,6 +361,17 @@ func (t *synTable) abandon(now time.Time) uint64 {
 		}
 	}
 	return n
+}
+
+// forget lets go of the refusals that no SYN can meet any more.
+func (t *synTable) forget(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before := len(t.refused)
+	maps.DeleteFunc(t.refused, func(_ stack.TransportEndpointID, r refusal) bool { return !now.Before(r.until) })
+	if before > 0 && len(t.refused) == 0 {
+		t.refused = make(map[stack.TransportEndpointID]refusal)
+	}
 }
 
 // translate turns netstack's error into the errno that a kernel socket would give.

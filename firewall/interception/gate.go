@@ -116,9 +116,7 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 	l, known := g.Table.Link(f.Flow())
 	if known {
 		if d := l.Decision(); d.Decided() && !d.Verdict.Permits() {
-			if d.Verdict != network.Block {
-				g.parked.touch(l, g.Clock())
-			}
+			g.parked.touch(l, g.Clock())
 			refuseTCP(f, d.Verdict)
 			return
 		}
@@ -167,26 +165,13 @@ func refuseTCP(f *stack.TCPFlow, v network.Verdict) {
 	}
 }
 
-// synAgain is when a SYN is sent again first, less what a timer may be early; lateSYN is how long
-// it may be on its way.
-const (
-	synAgain = 900 * time.Millisecond
-	lateSYN  = 2 * time.Second
-)
-
-// end finishes a denied link: at once, or after a while where the verdict is to be remembered. A
-// SYN that was held for long may have another one behind it, which comes out of the device when the
-// refusal has closed the socket: it would belong to nobody, and be judged or asked about as such.
+// end finishes a denied link: at once, or after a while where the verdict is to be remembered.
 func (g *Gate) end(l *network.Link, d network.Decision) {
-	now := g.Clock()
-	switch {
-	case d.Verdict.Permanent():
-		g.parked.add(l, nil, now.Add(dropRemembered))
-	case now.Sub(l.Started) >= synAgain:
-		g.parked.add(l, nil, now.Add(lateSYN))
-	default:
-		g.Table.End(l, "blocked")
+	if d.Verdict.Permanent() {
+		g.parked.add(l, nil, g.Clock().Add(dropRemembered))
+		return
 	}
+	g.Table.End(l, "blocked")
 }
 
 func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Owner) string {
