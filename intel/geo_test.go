@@ -1,0 +1,232 @@
+package intel
+
+import (
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// encode writes a value as the data section of a MaxMind file has it.
+func encode(b []byte, v any) []byte {
+	control := func(kind, size int) {
+		ext := []byte(nil)
+		if kind > 7 {
+			ext, kind = []byte{byte(kind - 7)}, 0
+		}
+		switch {
+		case size < 29:
+			b = append(append(b, byte(kind<<5|size)), ext...)
+		default:
+			b = append(append(append(b, byte(kind<<5|29)), ext...), byte(size-29))
+		}
+	}
+	switch v := v.(type) {
+	case string:
+		control(2, len(v))
+		b = append(b, v...)
+	case uint16:
+		control(5, 2)
+		b = binary.BigEndian.AppendUint16(b, v)
+	case uint32:
+		control(6, 4)
+		b = binary.BigEndian.AppendUint32(b, v)
+	case uint64:
+		control(9, 8)
+		b = binary.BigEndian.AppendUint64(b, v)
+	case map[string]any:
+		control(7, len(v))
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			b = encode(encode(b, k), v[k])
+		}
+	}
+	return b
+}
+
+// mmdb makes a MaxMind file of IPv6 with 32-bit records.
+func mmdb(kind string, networks map[string]map[string]any) []byte {
+	type node struct {
+		child [2]int
+		data  [2]int // offset + 1
+	}
+	nodes := []node{{}}
+	var data []byte
+	for _, text := range slices.Sorted(maps.Keys(networks)) {
+		p := netip.MustParsePrefix(text)
+		raw, length := p.Addr().As16(), p.Bits()
+		if p.Addr().Is4() {
+			raw, length = [16]byte{12: raw[12], 13: raw[13], 14: raw[14], 15: raw[15]}, length+96
+		}
+		at := 0
+		for i := range length {
+			bit := int(raw[i/8] >> (7 - i%8) & 1)
+			if i == length-1 {
+				nodes[at].data[bit] = len(data) + 1
+				break
+			}
+			if nodes[at].child[bit] == 0 {
+				nodes = append(nodes, node{})
+				nodes[at].child[bit] = len(nodes) - 1
+			}
+			at = nodes[at].child[bit]
+		}
+		data = encode(data, networks[text])
+	}
+	var b []byte
+	for _, n := range nodes {
+		for side := range 2 {
+			record := len(nodes)
+			switch {
+			case n.data[side] != 0:
+				record = len(nodes) + 16 + n.data[side] - 1
+			case n.child[side] != 0:
+				record = n.child[side]
+			}
+			b = binary.BigEndian.AppendUint32(b, uint32(record))
+		}
+	}
+	b = append(append(b, make([]byte, 16)...), data...)
+	b = append(b, "\xab\xcd\xefMaxMind.com"...)
+	return encode(b, map[string]any{
+		"node_count": uint32(len(nodes)), "record_size": uint16(32), "ip_version": uint16(6), "database_type": kind,
+		"binary_format_major_version": uint16(2), "binary_format_minor_version": uint16(0), "build_epoch": uint64(1_700_000_000),
+	})
+}
+
+func geoFiles(t testing.TB) (country, asn string) {
+	t.Helper()
+	dir := t.TempDir()
+	country, asn = filepath.Join(dir, "country.mmdb"), filepath.Join(dir, "asn.mmdb")
+	for path, data := range map[string][]byte{
+		country: mmdb("Test-Country", map[string]map[string]any{
+			"198.51.100.0/24": {"country": map[string]any{"iso_code": "DE"}, "continent": map[string]any{"code": "EU"}},
+			"203.0.113.0/24":  {"country_code": "US"},
+			"192.0.2.0/25":    {"country": "jp", "continent": "AS"},
+			"192.0.2.128/25":  {"country": "not a code", "continent": "Moon"},
+			"2001:db8::/32":   {"country_code": "BR"},
+			"10.0.0.0/8":      {"country_code": "FR"},
+			"127.0.0.0/8":     {"country_code": "FR"},
+		}),
+		asn: mmdb("Test-ASN", map[string]map[string]any{
+			"198.51.100.0/24": {"autonomous_system_number": uint32(64500), "autonomous_system_organization": "Example\x1b[31m Net"},
+			"203.0.113.0/24":  {"asn": "AS64501", "name": "Other"},
+			"192.0.2.0/25":    {"asn": "AS99999999999"},
+			"fc00::/7":        {"asn": "AS64501"},
+		}),
+	} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return country, asn
+}
+
+func TestGeo(t *testing.T) {
+	country, asn := geoFiles(t)
+	s := New(Options{})
+	if err := s.Configure(Spec{Country: country, ASN: asn}); err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]Stamp{
+		"198.51.100.7":        {Country: "DE", Continent: "EU", ASN: 64500, ASOwner: "Example[31m Net"},
+		"::ffff:198.51.100.7": {Country: "DE", Continent: "EU", ASN: 64500, ASOwner: "Example[31m Net"},
+		"203.0.113.9":         {Country: "US", Continent: "NA", ASN: 64501, ASOwner: "Other"},
+		"192.0.2.1":           {Country: "JP", Continent: "AS"},
+		"192.0.2.200":         {},
+		"2001:db8::1":         {Country: "BR", Continent: "SA"},
+		"1.1.1.1":             {},
+		"10.1.2.3":            {},
+		"127.0.0.1":           {},
+		"fd00::1":             {},
+	} {
+		for range 2 { // the second is from the cache
+			got := s.Stamp("", nil, netip.MustParseAddr(addr))
+			if got.Country != want.Country || got.Continent != want.Continent || got.ASN != want.ASN || got.ASOwner != want.ASOwner {
+				t.Errorf("%s: %+v, want %+v", addr, got, want)
+			}
+		}
+	}
+	st := s.Geo()
+	if len(st) != 2 || st[0].Type != "Test-Country" || st[1].Kind != "asn" || !st[0].Built.Equal(time.Unix(1_700_000_000, 0)) || st[0].Error != "" {
+		t.Errorf("Geo: %+v", st)
+	}
+	badGeo(t, s, country, asn)
+}
+
+// badGeo: a data file that is broken leaves the last good one in use.
+func badGeo(t *testing.T, s *Store, country, asn string) {
+	t.Helper()
+	good, err := os.ReadFile(country)
+	if err != nil {
+		t.Fatal(err)
+	}
+	de := netip.MustParseAddr("198.51.100.7")
+	for name, data := range map[string]string{
+		"empty": "", "text": "US,1.2.3.0", "cut off": string(good[:len(good)/2]), "no tree": string(good[len(good)-150:]),
+	} {
+		write(t, country, data)
+		s.pollFiles()
+		if st := s.Geo()[0]; !strings.Contains(st.Error, "last good copy") || s.Stamp("", nil, de).Country != "DE" {
+			t.Errorf("%s: %+v", name, st)
+		}
+	}
+	write(t, country, string(good))
+	generation := s.Generation()
+	s.pollFiles()
+	if st := s.Geo()[0]; st.Error != "" || s.Stamp("", nil, de).Country != "DE" {
+		t.Errorf("good again: %+v, generation %d, was %d", st, s.Generation(), generation)
+	}
+	if err := s.Configure(Spec{ASN: asn}); err != nil || s.Stamp("", nil, de).Country != "" || s.Stamp("", nil, de).ASN != 64500 {
+		t.Errorf("without countries: %v %+v", err, s.Stamp("", nil, de))
+	}
+	if err := s.Configure(Spec{Country: filepath.Join(t.TempDir(), "none")}); err != nil || s.Geo()[0].Error == "" {
+		t.Errorf("a file that is not there: %v %+v", err, s.Geo())
+	}
+}
+
+// TestContinents: every country is on one continent.
+func TestContinents(t *testing.T) {
+	seen := map[string]bool{}
+	for _, line := range strings.Split(strings.TrimSpace(continents), "\n") {
+		name, rest, _ := strings.Cut(line, " ")
+		for _, c := range strings.Fields(rest) {
+			if seen[c] || len(c) != 2 || continentOf(c) != name {
+				t.Errorf("%s: twice, or on %q rather than %q", c, continentOf(c), name)
+			}
+			seen[c] = true
+		}
+	}
+	if len(seen) != 250 { // ISO 3166-1 has 249, and XK
+		t.Errorf("%d countries", len(seen))
+	}
+	if continentOf("NA") != "AF" || continentOf("AS") != "OC" || continentOf("EU") != "" || continentOf("ZZ") != "" {
+		t.Errorf("NA %q, AS %q, EU %q, ZZ %q", continentOf("NA"), continentOf("AS"), continentOf("EU"), continentOf("ZZ"))
+	}
+}
+
+func FuzzGeo(f *testing.F) {
+	country, _ := geoFiles(f)
+	good, err := os.ReadFile(country)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, data []byte) {
+		path := filepath.Join(t.TempDir(), "x")
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		file := readGeoFile("country", path, nil)
+		s := newGeo(file, file)
+		for _, a := range []string{"198.51.100.7", "1.1.1.1", "2001:db8::1", "192.0.2.130"} {
+			if got := s.stamp(netip.MustParseAddr(a)); len(got.Country) != 0 && len(got.Country) != 2 {
+				t.Fatalf("country %q", got.Country)
+			}
+		}
+	})
+}
