@@ -110,7 +110,7 @@ func TestAbandonedHandshake(t *testing.T) {
 		case <-time.After(5 * time.Second):
 			t.Fatal("the handshake's deadline does not work")
 		}
-		eventually(t, "the endpoint is gone", func() bool { return len(l.s.net.RegisteredEndpoints()) == 0 })
+		eventually(t, "the endpoint is gone", func() bool { return len(l.s.nets.current.Load().net.RegisteredEndpoints()) == 0 })
 	})
 }
 
@@ -240,7 +240,7 @@ func TestPortReuse(t *testing.T) {
 	if served.Load() != 400 {
 		t.Errorf("served %d of 400", served.Load())
 	}
-	eventually(t, "no endpoint is left", func() bool { return len(l.s.net.RegisteredEndpoints()) == 0 })
+	eventually(t, "no endpoint is left", func() bool { return len(l.s.nets.current.Load().net.RegisteredEndpoints()) == 0 })
 }
 
 func TestTranslate(t *testing.T) {

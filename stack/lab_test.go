@@ -104,6 +104,12 @@ func newLab(t testing.TB, h *handler, limits Limits) *lab { return newLabMTU(t, 
 
 func newLabMTU(t testing.TB, h *handler, limits Limits, mtu int) *lab {
 	t.Helper()
+	return newLabWith(t, h, limits, mtu, func(*Stack) {})
+}
+
+// newLabWith lets the test change the Stack before it runs.
+func newLabWith(t testing.TB, h *handler, limits Limits, mtu int, change func(*Stack)) *lab {
+	t.Helper()
 	h.t = t
 	dev, prog := tun.Pipe(mtu)
 	isLocal := func(a netip.Addr) bool { return a == families[0].prog || a == families[1].prog }
@@ -112,6 +118,7 @@ func newLabMTU(t testing.TB, h *handler, limits Limits, mtu int) *lab {
 	if err != nil {
 		t.Fatal(err)
 	}
+	change(s)
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &lab{t: t, s: s, prog: prog, cancel: cancel, ended: make(chan struct{})}
 	go func() {

@@ -138,24 +138,25 @@ func (l *link) Close() {}
 // SetOnCloseAction implements stack.NetworkLinkEndpoint.
 func (l *link) SetOnCloseAction(func()) {}
 
-// startNet makes the netstack. Only TCP is registered: whatever is not TCP never reaches it,
+// newNetstack makes a netstack. Only TCP is registered: whatever is not TCP never reaches it,
 // so it cannot answer pings or unknown ports on its own.
-func (s *Stack) startNet() error {
-	s.link = &link{out: &s.out, mtu: uint32(s.mtu)}
-	s.link.gro.Init(true)
+func (s *Stack) newNetstack() (*netstack, error) {
+	ns := &netstack{link: &link{out: &s.out, mtu: uint32(s.mtu)}}
+	ns.link.gro.Init(true)
 	n := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocolCUBIC},
 		HandleLocal:        false,
+		Clock:              newClock(),
 	})
-	s.net = n
+	ns.net = n
 	if err := setOptions(n); err != nil {
 		n.Destroy()
-		return err
+		return nil, err
 	}
-	if err := n.CreateNIC(nicID, s.link); err != nil {
+	if err := n.CreateNIC(nicID, ns.link); err != nil {
 		n.Destroy()
-		return fmt.Errorf("stack: create interface: %s", err)
+		return nil, fmt.Errorf("stack: create interface: %s", err)
 	}
 	// Every address is ours to receive (promiscuous) and to answer from (spoofing).
 	n.SetPromiscuousMode(nicID, true)
@@ -165,9 +166,11 @@ func (s *Stack) startNet() error {
 		{Destination: header.IPv6EmptySubnet, NIC: nicID},
 	})
 	// Our own table bounds the SYNs; the forwarder's limit would drop silently.
-	s.fwd = tcp.NewForwarder(n, 0, 1<<30, s.serveTCP)
-	n.SetTransportProtocolHandler(tcp.ProtocolNumber, s.unmatchedTCP)
-	return nil
+	ns.fwd = tcp.NewForwarder(n, 0, 1<<30, s.serveTCP)
+	n.SetTransportProtocolHandler(tcp.ProtocolNumber, func(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+		return s.unmatchedTCP(ns, id, pkt)
+	})
+	return ns, nil
 }
 
 func setOptions(n *stack.Stack) error {

@@ -39,12 +39,12 @@ func pathLab(t testing.TB, h *handler) (*Stack, *reader) {
 		t.Fatal(err)
 	}
 	s.ctx = t.Context()
-	if err := s.startNet(); err != nil {
+	if err := s.renew(); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { s.write() })
-	t.Cleanup(func() { s.out.close(); wg.Wait(); s.net.Destroy() })
+	t.Cleanup(func() { s.out.close(); wg.Wait(); s.nets.destroy() })
 	return s, s.newReader()
 }
 
@@ -119,7 +119,7 @@ func (q *outQueue) waiting() int {
 	return len(q.items)
 }
 
-func heap() uint64 {
+func liveBytes() uint64 {
 	var m runtime.MemStats
 	runtime.GC()
 	runtime.GC()
@@ -131,13 +131,13 @@ func TestUDPMemory(t *testing.T) {
 	const flows = 20000
 	sink := &countingSink{}
 	s, r := pathLab(t, &handler{udp: func(u *UDPFlow) { u.Accept(sink) }})
-	before := heap()
+	before := liveBytes()
 	for i := range flows {
 		p := udpPacket(at(families[0].prog, uint16(1000+i%50000)), at(families[0].peer, uint16(1+i/50000)), make([]byte, 200))
 		r.batch([][]byte{p}, []int{len(p)})
 	}
 	eventually(t, "all accepted", func() bool { return sink.n.Load() == flows && s.held.Load() == 0 })
-	each := float64(heap()-before) / flows
+	each := float64(liveBytes()-before) / flows
 	t.Logf("%.0f bytes per idle UDP flow", each)
 	if each > 1024 {
 		t.Errorf("%.0f bytes per idle UDP flow, want at most 1024", each)
@@ -149,7 +149,7 @@ func TestUDPMemory(t *testing.T) {
 	}
 	// The runtime keeps the descriptors of ended goroutines: up to 0.5 KiB for each that ran at
 	// the same time, which a busy machine makes many. A flow that is kept costs more than half.
-	if after := heap(); after > before+uint64(each*flows/2) {
+	if after := liveBytes(); after > before+uint64(each*flows/2) {
 		t.Errorf("%d bytes before, %d after all flows are forgotten", before, after)
 	}
 	runtime.KeepAlive(r)
@@ -176,7 +176,7 @@ func TestTCPMemory(t *testing.T) {
 		c.WaitReadable(fl.Context())
 	}}, Limits{})
 	p := newProgram(t, l)
-	before := heap()
+	before := liveBytes()
 	for range flows {
 		c, err := p.dial(short(t), at(families[0].peer, 80))
 		if err != nil {
@@ -187,7 +187,7 @@ func TestTCPMemory(t *testing.T) {
 	}
 	open.Wait()
 	time.Sleep(100 * time.Millisecond)
-	each := float64(heap()-before) / flows
+	each := float64(liveBytes()-before) / flows
 	t.Logf("%.1f KiB per idle TCP flow, both ends", each/1024)
 	if each > 44*1024 {
 		t.Errorf("%.1f KiB per idle TCP flow, both ends", each/1024)

@@ -17,6 +17,7 @@ type reader struct {
 	frags  reassembler
 	source netip.Addr // the last source that was found to be local, within one batch
 	now    time.Time
+	looked time.Time // when the netstacks were looked at
 }
 
 // read is the only goroutine that reads the device.
@@ -54,7 +55,11 @@ func (r *reader) batch(bufs [][]byte, sizes []int) {
 		bytes += sizes[i]
 		r.packet(b[:sizes[i]])
 	}
-	r.s.link.flush()
+	r.s.nets.flush()
+	if r.now.Sub(r.looked) >= r.s.nets.every {
+		r.looked = r.now
+		r.s.turnOver()
+	}
 	r.s.counts.packetsIn.Add(uint64(len(bufs)))
 	r.s.counts.bytesIn.Add(uint64(bytes))
 }

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/ports"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -33,14 +32,14 @@ func (s *Stack) tcp(h *packet.Header, b []byte) {
 	if h.TCPFlags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn && !s.makeRoom(h, b) {
 		return
 	}
-	s.link.inject(b, h.Is6())
+	s.netOf(tuple(h.Flow)).link.inject(b, h.Is6())
 }
 
 // again delivers a SYN that has waited for the end of the flow before it.
 func (s *Stack) again(b []byte) {
 	var h packet.Header
 	if err := h.Parse(b); err == nil && s.ctx.Err() == nil && s.makeRoom(&h, b) {
-		s.link.injectAlone(b, h.Is6())
+		s.netOf(tuple(h.Flow)).link.injectAlone(b, h.Is6())
 	}
 }
 
@@ -55,12 +54,9 @@ func (s *Stack) makeRoom(h *packet.Header, b []byte) bool {
 	if f := s.syns.get(id); f != nil {
 		return f.seq == h.TCPSeq || !s.syns.replace(f, b)
 	}
-	proto := header.IPv4ProtocolNumber
-	if h.Is6() {
-		proto = header.IPv6ProtocolNumber
-	}
-	ep, ok := s.net.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID).(*tcp.Endpoint)
-	if !ok || ep.SocketOptions().GetMark() == h.TCPSeq {
+	ns := s.netOf(id)
+	ep := ns.endpoint(id)
+	if ep == nil || ep.SocketOptions().GetMark() == h.TCPSeq {
 		return true // new, or a retransmission
 	}
 	s.counts.reusedTuples.Add(1)
@@ -69,7 +65,7 @@ func (s *Stack) makeRoom(h *packet.Header, b []byte) bool {
 		return true
 	}
 	// Everything is said and acknowledged. Whoever still reads the last bytes may go on.
-	s.net.StartTransportEndpointCleanup([]tcpip.NetworkProtocolNumber{proto}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
+	ns.net.StartTransportEndpointCleanup([]tcpip.NetworkProtocolNumber{netProto(id)}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
 	return true
 }
 

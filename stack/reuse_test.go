@@ -88,7 +88,7 @@ func TestPortReusedAtOnce(t *testing.T) {
 		if n := l.s.Counters().ReusedTuples; n < 20 {
 			t.Errorf("%d SYNs met a connection in TIME_WAIT: this test tests nothing", n)
 		}
-		eventually(t, "no endpoint is left", func() bool { return len(l.s.net.RegisteredEndpoints()) == 0 })
+		eventually(t, "no endpoint is left", func() bool { return len(l.s.nets.current.Load().net.RegisteredEndpoints()) == 0 })
 	})
 }
 

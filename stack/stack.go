@@ -22,8 +22,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"gvisor.dev/gvisor/pkg/tcpip/stack"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 
 	"gatun/network/packet"
 )
@@ -111,9 +109,7 @@ type Stack struct {
 	held   atomic.Int64 // bytes of held datagrams
 
 	out  outQueue
-	link *link
-	net  *stack.Stack
-	fwd  *tcp.Forwarder
+	nets netstacks
 
 	ctx      context.Context // of Run; parent of every flow's context
 	handlers sync.WaitGroup
@@ -150,6 +146,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)
+	s.nets.init()
 	s.syns.init()
 	s.udp.init()
 	s.pings.init()
@@ -165,7 +162,7 @@ func (s *Stack) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	s.ctx = ctx
-	if err := s.startNet(); err != nil {
+	if err := s.renew(); err != nil {
 		return err
 	}
 	failed := make(chan error, 2)
@@ -181,13 +178,13 @@ func (s *Stack) Run(ctx context.Context) error {
 	}
 	cancel()
 	s.syns.abortAll()
-	s.net.Close()
+	s.nets.close()
 	late := s.drain()
 	s.out.close()
 	writer.Wait() // the resets are on the device before it closes
 	s.dev.Close()
 	loops.Wait()
-	s.net.Destroy()
+	s.nets.destroy()
 	return errors.Join(err, late)
 }
 

@@ -41,6 +41,7 @@ var (
 // Exactly one of these takes effect, the first; all others do nothing.
 type TCPFlow struct {
 	s      *Stack
+	ns     *netstack
 	flow   packet.Flow
 	id     stack.TransportEndpointID
 	syn    []byte // IP and TCP header, for the ICMP error that quotes it
@@ -148,17 +149,14 @@ func (f *TCPFlow) complete(reset bool) {
 	if next := f.next.Swap(nil); next != nil {
 		f.s.again(*next)
 	}
+	f.ns.flows.Add(-1) // last: until then the netstack stays
 }
 
 // abortHandshake ends an Accept that waits for the program's ACK. Shutdown, unlike Abort,
 // wakes the waiter of an endpoint that is still connecting; on a connection it would do harm.
 func (f *TCPFlow) abortHandshake() {
-	proto := header.IPv4ProtocolNumber
-	if f.flow.Is6() {
-		proto = header.IPv6ProtocolNumber
-	}
-	ep, ok := f.s.net.FindTransportEndpoint(proto, tcp.ProtocolNumber, f.id, nicID).(*tcp.Endpoint)
-	if !ok || ep.EndpointState() != tcp.StateSynRecv {
+	ep := f.ns.endpoint(f.id)
+	if ep == nil || ep.EndpointState() != tcp.StateSynRecv {
 		return
 	}
 	ep.Shutdown(tcpip.ShutdownRead | tcpip.ShutdownWrite)
@@ -166,7 +164,7 @@ func (f *TCPFlow) abortHandshake() {
 
 // unmatchedTCP is called on the packet path for a segment that belongs to no connection. False
 // lets netstack answer it with RST, which is the truth: the program's connection is gone.
-func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+func (s *Stack) unmatchedTCP(ns *netstack, id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	flags := h.Flags()
 	switch {
@@ -174,7 +172,7 @@ func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 		s.syns.reset(id)
 		return true
 	case flags&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn:
-		return s.heldSYN(id, h.SequenceNumber(), pkt)
+		return s.heldSYN(ns, id, h.SequenceNumber(), pkt)
 	default:
 		s.counts.straySegments.Add(1)
 		return false
@@ -182,20 +180,22 @@ func (s *Stack) unmatchedTCP(id stack.TransportEndpointID, pkt *stack.PacketBuff
 }
 
 // heldSYN absorbs a SYN that is held already, or holds a new one.
-func (s *Stack) heldSYN(id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
+func (s *Stack) heldSYN(ns *netstack, id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
 	now := time.Unix(0, s.now.Load())
 	if s.ctx.Err() != nil || s.syns.again(id, now) || s.syns.late(id, seq, now) {
 		return true
 	}
-	f := s.newTCPFlow(id, seq, now, pkt)
+	f := s.newTCPFlow(ns, id, seq, now, pkt)
 	if !s.syns.add(f, s.limits.HeldTCP) {
 		s.counts.heldTCPLimit.Add(1)
 		f.cancel(ErrDecided)
 		return true
 	}
+	ns.flows.Add(1)
 	s.handlers.Add(1) // serveTCP, in the forwarder's goroutine
-	if !s.fwd.HandlePacket(id, pkt) {
+	if !ns.fwd.HandlePacket(id, pkt) {
 		s.syns.remove(f)
+		ns.flows.Add(-1)
 		s.handlers.Done()
 		f.cancel(ErrDecided)
 		return false
@@ -203,8 +203,8 @@ func (s *Stack) heldSYN(id stack.TransportEndpointID, seq uint32, pkt *stack.Pac
 	return true
 }
 
-func (s *Stack) newTCPFlow(id stack.TransportEndpointID, seq uint32, now time.Time, pkt *stack.PacketBuffer) *TCPFlow {
-	f := &TCPFlow{s: s, id: id, seq: seq, first: now}
+func (s *Stack) newTCPFlow(ns *netstack, id stack.TransportEndpointID, seq uint32, now time.Time, pkt *stack.PacketBuffer) *TCPFlow {
+	f := &TCPFlow{s: s, ns: ns, id: id, seq: seq, first: now}
 	f.lastSYN.Store(now.UnixNano())
 	f.syn = append(make([]byte, 0, maxSYN), pkt.NetworkHeader().Slice()...)
 	f.syn = append(f.syn, pkt.TransportHeader().Slice()...)

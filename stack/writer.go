@@ -13,9 +13,8 @@ import (
 
 // outDepth bounds the packets that wait for the device. A producer that finds the queue full
 // waits; the writer never waits for a producer, so that cannot deadlock. Where outWaiters wait
-// already, the packet is lost, as on any full link: when thousands of connections end together,
-// netstack's retransmission timers each bring a goroutine, which would wait with a stack of 8 KiB
-// to send once more what is still in the queue.
+// already, the packet is lost, as on any full link: when thousands of flows are busy together, the
+// goroutine of each would wait with a stack of 8 KiB.
 const (
 	outDepth   = 1024
 	outWaiters = 256
