@@ -52,6 +52,13 @@ func (c *cache) remember(inode uint64, at place) {
 	c.young[inode] = at
 }
 
+// forget drops all places; a Go map never shrinks.
+func (c *cache) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.young, c.old = map[uint64]place{}, nil
+}
+
 // recent returns the programs that last owned sockets, newest first, each to be released.
 func (c *cache) recent(limit int) []*program {
 	c.mu.Lock()

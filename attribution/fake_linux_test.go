@@ -303,4 +303,12 @@ func TestGenerations(t *testing.T) {
 	if _, found := c.place(0); found || len(c.young)+len(c.old) > 2*inodeGeneration {
 		t.Errorf("%d places are kept", len(c.young)+len(c.old))
 	}
+	c.forget()
+	if _, found := c.place(5*inodeGeneration/2 - 1); found || len(c.young)+len(c.old) > 0 {
+		t.Errorf("%d places are kept after all were forgotten", len(c.young)+len(c.old))
+	}
+	c.remember(7, place{1, 2})
+	if at, found := c.place(7); !found || at != (place{1, 2}) {
+		t.Errorf("after all were forgotten: %v, %v", at, found)
+	}
 }

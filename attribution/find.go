@@ -103,6 +103,10 @@ func (f *Finder) Environ(p *Process) []string { return f.os.environ(p) }
 // Alive reports whether the process of that number and start, as Process has them, still runs.
 func (f *Finder) Alive(pid int, started time.Time) bool { return f.os.alive(pid, started) }
 
+// Compact forgets where sockets were seen: after a flood these places are most of what f keeps.
+// Whoever asks next reads the descriptors of a program once more.
+func (f *Finder) Compact() { f.os.compact() }
+
 // Close gives back the files that f keeps. Find must not be called after it.
 func (f *Finder) Close() error {
 	f.os.close()

@@ -16,6 +16,8 @@ func newOSFinder(Options) osFinder { return osFinder{} }
 
 func (osFinder) close() {}
 
+func (osFinder) compact() {}
+
 func (osFinder) environ(p *Process) []string { return portableEnviron(p) }
 
 func (osFinder) alive(pid int, started time.Time) bool { return portableAlive(pid, started) }

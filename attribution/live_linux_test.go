@@ -475,6 +475,23 @@ wait()`
 	wg.Wait()
 }
 
+// TestCompact forgets the places of sockets between look-ups: each is found again.
+func TestCompact(t *testing.T) {
+	h := script(t, `
+kept = [udp() for _ in range(200)]
+for s in kept: say(name(s))
+wait()`)
+	f := newFinder(t)
+	for n := range 200 {
+		flow := udpFlow(h.line())
+		expect(t, f, flow, h.pid(), Exact, CauseOne)
+		if n%20 == 0 {
+			f.Compact()
+			expect(t, f, flow, h.pid(), Exact, CauseOne)
+		}
+	}
+}
+
 func TestPortableOnLinux(t *testing.T) {
 	h := script(t, `s = udp(); say(name(s)); wait()`)
 	f := New(Options{})

@@ -33,6 +33,8 @@ func newOSFinder(o Options) osFinder {
 	}
 }
 
+func (o osFinder) compact() { o.cache.forget() }
+
 func (o osFinder) close() {
 	for _, p := range o.cache.recent(maxPrograms) {
 		o.cache.drop(p)

@@ -114,10 +114,16 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	if e.opt.networks != nil {
 		g.Go(func() error { return e.opt.networks.Run(ctx) })
 	}
-	g.Go(func() error { return keepSmall(ctx, e.table.LiveCount, e.table.Compact) })
+	g.Go(func() error { return keepSmall(ctx, e.table.LiveCount, e.compact) })
 	if e.opt.closings != nil {
 		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
 	}
+}
+
+// compact gives up what only a flood needed.
+func (e *engine) compact() {
+	e.table.Compact()
+	e.opt.owners.Compact()
 }
 
 // control is what the API asks and changes.
