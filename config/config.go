@@ -83,6 +83,8 @@ type Config struct {
 	profiles []ProfileSpec
 	byName   map[string]int // -> index of profiles
 	preset   string
+	lists    []ListSpec
+	geo      GeoSpec
 	warnings Problems
 	lines    map[string][]string // of every file, for excerpts
 	paths    []string
@@ -196,6 +198,7 @@ func (c *Config) fingerprint() {
 		}
 		digest(p.values)
 	}
+	c.digestIntelligence(h)
 	h.Sum(c.sum[:0])
 }
 

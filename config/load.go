@@ -95,6 +95,8 @@ type merger struct {
 	profiles []ProfileSpec
 	byName   map[string]int // -> index of profiles
 	preset   Value          // zero: none chosen
+	lists    []ListSpec
+	geo      GeoSpec
 }
 
 func newMerger(w *walker) *merger {
@@ -114,7 +116,7 @@ func defaultOf(s *Setting) any {
 
 // file checks one file and merges it.
 func (m *merger) file(f file) {
-	s := &scope{file: f.path, kind: FromFile, keys: []string{"version", "preset", "profiles"}, values: map[string]Value{}}
+	s := &scope{file: f.path, kind: FromFile, keys: []string{"version", "preset", "profiles", "lists", "geo"}, values: map[string]Value{}}
 	m.w.keepLines(f.path, f.data)
 	root, p := decode(f.path, f.data)
 	if p != nil {
@@ -130,6 +132,8 @@ func (m *merger) file(f file) {
 			m.setPreset(value.Value, value.Tag, Value{Origin: Origin{Kind: FromFile, Position: s.at(key)}}, s.at(value))
 		case name == "profiles":
 			m.addPinned(m.w.profileList(s, value))
+		case name == "lists" || name == "geo":
+			m.intelligence(s, name, key, value)
 		case m.w.children[name] != nil:
 			m.w.subsection(s, name, key, value)
 		default:
@@ -235,7 +239,7 @@ func (m *merger) merge(values map[string]Value) {
 
 // config resolves presets and release levels and returns the result.
 func (m *merger) config(files []file) *Config {
-	c := &Config{values: map[string]Value{}, profiles: m.profiles, byName: m.byName, lines: m.w.lines}
+	c := &Config{values: map[string]Value{}, profiles: m.profiles, byName: m.byName, lines: m.w.lines, lists: m.lists, geo: m.geo}
 	for _, f := range files {
 		c.paths = append(c.paths, f.path)
 	}

@@ -18,6 +18,8 @@ func Schema() []byte {
 	properties["version"] = object{"const": fileVersion, "description": "The version of the file format."}
 	properties["preset"] = object{"enum": presets(), "description": "A set of defaults."}
 	properties["profiles"] = object{"type": []string{"array", "null"}, "items": ref("profile"), "description": "What holds for single programs."}
+	properties["lists"] = object{"type": []string{"array", "null"}, "items": ref("filterList"), "description": "Filter lists, from files and URLs."}
+	properties["geo"] = geoSchema()
 	for name, part := range missingSections() {
 		of := object{"type": "object", "description": "Not in this version: it needs " + part.needs + "."}
 		if part.list {
@@ -36,7 +38,7 @@ func Schema() []byte {
 			"switch": object{"enum": []any{"on", "off", true, false}}, "grade": object{"enum": []any{"off", "trusted", "untrusted", "danger", "on", true, false}},
 			"duration": object{"type": "string", "pattern": `^(([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|ms|s|m|h|d))+$`},
 			"rule":     object{"type": "string", "pattern": `^\s*(\+|-|\?)`},
-			"profile":  profileSchema(), "fingerprint": fingerprintSchema(), "condition": conditionSchema(), "ratingRule": ratingRuleSchema(),
+			"profile":  profileSchema(), "filterList": filterListSchema(), "fingerprint": fingerprintSchema(), "condition": conditionSchema(), "ratingRule": ratingRuleSchema(),
 		},
 	}); err != nil {
 		panic(err) // maps of texts and numbers
