@@ -19,6 +19,7 @@ type request struct {
 	direction network.Direction
 	facts     profiles.Facts
 	settings  *profiles.Settings
+	intel     Intel                                                  // nil: nothing is known of names and addresses
 	solicited bool                                                   // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }
@@ -65,7 +66,7 @@ func (s stageSet) has(st network.Stage) bool { return s&(1<<st) != 0 }
 
 // deciders returns the policy: the first entry that decides wins (policy.md section 4). The
 // numbers that are missing have their place here: 7 resolver scope, 8 connectivity domain,
-// 9 bypass prevention, 10 filter lists, 11 custom lists, 12 domain heuristics.
+// 9 bypass prevention, 11 custom lists, 12 domain heuristics.
 func deciders() []decider {
 	var (
 		firstPacket = stages(network.StageCommunication, network.StageLink)
@@ -83,6 +84,7 @@ func deciders() []decider {
 		{4, "scope", withAddress, "filter/blockInternet, blockLAN, blockLocal", "block", scope},
 		{5, "rules", all, "filter/endpoints, serviceEndpoints", "accept, block, drop, ask", rules},
 		{6, "invalid-address", withAddress, "", "block", invalidAddress},
+		{10, "filter-lists", all, "filter/lists", "block, drop", filterLists},
 		{13, "related", all, "filter/autoPermitRelated", "accept", related},
 		{14, "default-action", all, "filter/defaultAction", "accept, block, drop, ask", defaultAction},
 	}

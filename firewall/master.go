@@ -17,6 +17,7 @@ type Profiles interface {
 // Master decides. Its methods are pure in the sense that they depend on their arguments and
 // on the settings of the moment only; any goroutine may call them.
 type Master struct {
+	Intel    Intel // set before the first decision; nil: no lists, countries and networks
 	profiles Profiles
 	order    []decider
 }
@@ -49,6 +50,7 @@ func (m *Master) DecideOnCommunicationAfterIntel(n Name, addrs []netip.Addr) (ne
 	r := m.query(n, network.StageAfterIntel)
 	if len(addrs) == 0 {
 		r.facts.Final = true
+		r.stamp()
 		d, _ := m.walk(&r, nil)
 		return orAccepted(d), nil
 	}
@@ -58,6 +60,7 @@ func (m *Master) DecideOnCommunicationAfterIntel(n Name, addrs []netip.Addr) (ne
 	)
 	for _, a := range addrs {
 		r.facts.Entity.Addr = a
+		r.stamp()
 		d, _ := m.walk(&r, nil)
 		d = orAccepted(d)
 		switch {
@@ -93,7 +96,7 @@ func orAccepted(d network.Decision) network.Decision {
 func (m *Master) query(n Name, st network.Stage) request {
 	s := m.profiles.For(n.Owner)
 	return request{
-		stage: st, owner: n.Owner, settings: s,
+		stage: st, owner: n.Owner, settings: s, intel: m.Intel,
 		facts: profiles.Facts{
 			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs},
 			GeoMissingBlocks: s.GeoMissingBlocks,
@@ -140,6 +143,7 @@ func (m *Master) communication(c *network.Communication) request {
 	if c.Entity.Domain != "" {
 		r.facts.Entity.Addr = netip.Addr{} // links of one name go to many addresses
 	}
+	r.stamp()
 	return r
 }
 
@@ -150,6 +154,7 @@ func (m *Master) link(c *network.Communication, f packet.Flow) request {
 	if c.Direction == network.Inbound {
 		r.facts.Port = f.Local.Port()
 	}
+	r.stamp()
 	return r
 }
 
@@ -157,7 +162,7 @@ func (m *Master) link(c *network.Communication, f packet.Flow) request {
 func (m *Master) flow(c *network.Communication, st network.Stage) request {
 	s := m.profiles.For(c.Owner)
 	return request{
-		stage: st, owner: c.Owner, direction: c.Direction, settings: s, solicited: c.Solicited,
+		stage: st, owner: c.Owner, direction: c.Direction, settings: s, intel: m.Intel, solicited: c.Solicited,
 		facts: profiles.Facts{Entity: c.Entity, GeoMissingBlocks: s.GeoMissingBlocks},
 	}
 }

@@ -28,7 +28,7 @@ func (t *Trail) add(name string, st network.Stage, o outcome) {
 	if t == nil {
 		return
 	}
-	s := Step{Decider: name, Stage: st.String(), Result: "pass", Setting: o.decision.Setting, Layer: o.decision.Profile}
+	s := Step{Decider: name, Stage: st.String(), Result: "pass", Setting: o.decision.Setting, Layer: o.decision.Profile, List: o.decision.List}
 	switch {
 	case o.decision.Decided():
 		s.Result = o.decision.Verdict.String() + ": " + o.decision.Reason

@@ -47,5 +47,19 @@ func Expand(id string) []string {
 	return []string{id}
 }
 
+// PartOf returns the category that another one is part of, "" if there is none.
+func PartOf(id string) string {
+	switch id {
+	case "ADS", "ALYTC", "TELEM", "TRACO":
+		return "TRAC"
+	case "PHISH", "FRAUD":
+		return "DECEP"
+	case "PORN", "VIOL", "GAMBL", "NSFWM":
+		return "NSFW"
+	default:
+		return ""
+	}
+}
+
 // KnownCategory reports whether there is a category of that name.
 func KnownCategory(id string) bool { return slices.Contains(Categories(), id) }

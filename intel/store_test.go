@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -440,6 +441,14 @@ func TestCategories(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, id := range Categories() {
+		if whole := PartOf(id); whole != "" && !slices.Contains(Expand(whole), id) || whole == "" && Expand(id)[0] != id {
+			t.Errorf("%s is part of %q, which is made of %v", id, whole, Expand(whole))
+		}
+		for _, part := range Expand(id)[1:] {
+			if PartOf(part) != id {
+				t.Errorf("%s is part of %q, want %s", part, PartOf(part), id)
+			}
+		}
 		if seen[id] {
 			t.Errorf("%s is there twice", id)
 		}

@@ -127,6 +127,7 @@ type Decision struct {
 	Setting string  // the setting that decided: "filter/endpoints"
 	Profile string  // ID of the profile whose layer decided; "" is the global one
 	Rule    RuleRef // zero where no rule decided
+	List    string  // ID of the filter list that decided, "" if none
 }
 
 // Decided reports whether d carries a verdict.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"gatun/intel"
 	"gatun/network"
 )
 
@@ -205,7 +206,8 @@ func (e *entity) matchLists(f *Facts) Match {
 		return Unknown
 	}
 	for i := range stamp.Lists {
-		if slices.Contains(e.ids, stamp.Lists[i].ID) || slices.Contains(e.ids, stamp.Lists[i].Category) {
+		m := &stamp.Lists[i]
+		if slices.Contains(e.ids, m.ID) || slices.Contains(e.ids, m.Category) || slices.Contains(e.ids, intel.PartOf(m.Category)) {
 			return Matched
 		}
 	}

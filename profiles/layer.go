@@ -3,6 +3,7 @@ package profiles
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"gatun/config"
 	"gatun/network"
@@ -65,6 +66,7 @@ func scalarKeys() []string {
 		"filter/defaultAction", "filter/askTimeout", "filter/blockInternet", "filter/blockLAN", "filter/blockLocal", "filter/blockP2P",
 		"filter/blockInbound", "filter/ping", "filter/permanentVerdicts", "filter/dnsQueryInterception", "filter/reevaluate",
 		"filter/removeOutOfScopeDNS", "filter/removeBlockedDNS", "filter/autoPermitRelated", "filter/geoMissing", "dns/blockStyle",
+		"filter/lists", "filter/includeSubdomains", "filter/includeCNAMEs",
 	}
 }
 
@@ -79,6 +81,13 @@ func settingOf(v config.Value, profile string, rating status.Rating) setting {
 	s := setting{value: v.Any(), profile: profile, origin: Origin(v.Origin.String())}
 	if g, graded := s.value.(config.Grade); graded {
 		s.value = status.Active(g, rating)
+	}
+	if items, list := s.value.([]config.RuleText); list { // of names without blanks; a setting is comparable
+		texts := make([]string, len(items))
+		for i, item := range items {
+			texts[i] = item.Text
+		}
+		s.value = strings.Join(texts, " ")
 	}
 	if profile != "" {
 		s.origin = "profile " + Origin(profile) + " (" + s.origin + ")"

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"gatun/intel"
 	"gatun/network"
 )
 
@@ -188,6 +189,9 @@ func (l *lookup) lists() {
 			l.bucket(x.lists[m.ID])
 			if m.Category != m.ID {
 				l.bucket(x.lists[m.Category])
+			}
+			if whole := intel.PartOf(m.Category); whole != "" && whole != m.ID {
+				l.bucket(x.lists[whole])
 			}
 		}
 	case !l.facts.Final:

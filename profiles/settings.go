@@ -1,6 +1,7 @@
 package profiles
 
 import (
+	"strings"
 	"time"
 )
 
@@ -54,6 +55,10 @@ type Settings struct {
 	Endpoints        []Layer // outgoing rules, evaluated one after another, the global list last
 	ServiceEndpoints []Layer // incoming rules
 
+	Lists                            []string // ids and categories of the filter lists that block
+	ListsProfile                     string   // ID of the profile whose layer set them
+	IncludeSubdomains, IncludeCNAMEs bool     // names below a listed one, and names that are aliases of one, count as listed
+
 	AskTimeout        time.Duration // how long a flow waits for a person's answer
 	AutoPermitRelated bool
 	GeoMissingBlocks  bool // a rule about a country blocks where no country is known
@@ -79,6 +84,9 @@ func (o overlay) settings() Settings {
 		DefaultActionForNames: o.on(keyOnly),
 		Endpoints:             o.endpoints, ServiceEndpoints: o.services, LayerNames: o.names,
 	}
+	lists := o.set["filter/lists"]
+	s.Lists, s.ListsProfile = strings.Fields(o.text("filter/lists")), lists.profile
+	s.IncludeSubdomains, s.IncludeCNAMEs = o.on("filter/includeSubdomains"), o.on("filter/includeCNAMEs")
 	s.AskTimeout, _ = o.set["filter/askTimeout"].value.(time.Duration)
 	action := o.set["filter/defaultAction"]
 	s.DefaultActionOrigin, s.DefaultActionProfile = action.origin, action.profile
