@@ -66,8 +66,9 @@ func (p *peak) over(n int) bool {
 // pace chooses how much garbage the collector lets gather, as GOGC.
 //
 // A large heap is one of many idle flows. The runtime never gives back the bookkeeping of the
-// largest heap it had, about 2 %: a double size would stay visible for ever. In a quiet minute
-// collecting costs next to nothing. Else the default is best.
+// largest heap it had, about 2 %: a double size would stay visible for ever. Where little is
+// allocated collecting costs next to nothing: two collections of some milliseconds per second at
+// most. Else the default is best.
 type pace struct {
 	sample    []metrics.Sample
 	percent   int
@@ -78,6 +79,7 @@ const (
 	largeHeap  = 32 << 20 // live bytes
 	hugeHeap   = 64 << 20
 	quietBytes = 1 << 20 // allocated per pace
+	calmBytes  = 4 << 20
 )
 
 func newPace() *pace {
@@ -97,7 +99,9 @@ func (p *pace) next() (percent int, changed bool) {
 
 func gcPercent(live, allocated uint64) int {
 	switch {
-	case live >= hugeHeap, allocated < quietBytes:
+	case live < largeHeap && allocated < quietBytes:
+		return 10
+	case live >= hugeHeap, allocated < calmBytes:
 		return 25
 	case live >= largeHeap:
 		return 50

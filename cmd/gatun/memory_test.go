@@ -25,7 +25,9 @@ func TestGCPercent(t *testing.T) {
 		want            int
 	}{
 		{"busy and small", 5 << 20, 50 << 20, 100},
-		{"quiet", 5 << 20, 100 << 10, 25},
+		{"quiet", 5 << 20, 100 << 10, 10},
+		{"calm", 5 << 20, 3 << 20, 25},
+		{"many flows, quiet", 40 << 20, 100 << 10, 25},
 		{"many flows", 40 << 20, 50 << 20, 50},
 		{"a flood", 100 << 20, 50 << 20, 25},
 	} {
@@ -34,7 +36,7 @@ func TestGCPercent(t *testing.T) {
 		}
 	}
 	p := newPace()
-	if percent, changed := p.next(); percent < 25 || percent > 100 || changed != (percent != 100) {
+	if percent, changed := p.next(); percent < 10 || percent > 100 || changed != (percent != 100) {
 		t.Errorf("first: %d, changed %v", percent, changed)
 	}
 	if p.allocated == 0 {
