@@ -70,8 +70,12 @@ func readGeoFile(kind, path string, old *geoFile) *geoFile {
 		return old
 	}
 	f := &geoFile{mark: mark, status: GeoStatus{Kind: kind, Path: path}}
-	if err := f.open(path, old); err != nil {
-		f.status.Error = err.Error()
+	data, err := readFile(path, maxGeoFile)
+	if err == nil {
+		err = f.open(data, old)
+	}
+	if err != nil {
+		f.status.Error = printable(err.Error())
 		if old != nil && old.reader != nil {
 			f.reader, f.sum, f.status.Type, f.status.Built = old.reader, old.sum, old.status.Type, old.status.Built
 			f.status.Error += "; the last good copy is used"
@@ -80,11 +84,7 @@ func readGeoFile(kind, path string, old *geoFile) *geoFile {
 	return f
 }
 
-func (f *geoFile) open(path string, old *geoFile) error {
-	data, err := readFile(path, maxGeoFile)
-	if err != nil {
-		return err
-	}
+func (f *geoFile) open(data []byte, old *geoFile) error {
 	f.sum = sha256.Sum256(data)
 	if old != nil && old.reader != nil && old.sum == f.sum {
 		f.reader, f.status.Type, f.status.Built = old.reader, old.status.Type, old.status.Built
@@ -92,10 +92,10 @@ func (f *geoFile) open(path string, old *geoFile) error {
 	}
 	r, err := maxminddb.OpenBytes(data)
 	if err != nil {
-		return fmt.Errorf("%s: not a MaxMind file: %w", path, err)
+		return fmt.Errorf("not a MaxMind file: %w", err)
 	}
 	if err := r.Lookup(netip.AddrFrom4([4]byte{1, 1, 1, 1})).Err(); err != nil {
-		return fmt.Errorf("%s: the file is broken: %w", path, err)
+		return fmt.Errorf("the file is broken: %w", err)
 	}
 	f.reader, f.status.Type, f.status.Built = r, r.Metadata.DatabaseType, r.Metadata.BuildTime().UTC()
 	return nil

@@ -38,8 +38,12 @@ func TestMillion(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes seconds")
 	}
+	n := million
+	if raceFactor > 1 { // what is measured is not what runs
+		n /= 20
+	}
 	path := filepath.Join(t.TempDir(), "list")
-	if err := os.WriteFile(path, synthetic(million), 0o600); err != nil {
+	if err := os.WriteFile(path, synthetic(n), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	country, asn := geoFiles(t)
@@ -51,7 +55,7 @@ func TestMillion(t *testing.T) {
 	took := time.Since(start)
 	mib := float64(heap()-before) / (1 << 20)
 	t.Logf("%d names in %v, %.1f MiB", s.Status()[0].Entries, took.Round(time.Millisecond), mib)
-	if s.Status()[0].Entries != million || mib >= 64 {
+	if s.Status()[0].Entries != n || mib >= 64 {
 		t.Errorf("%+v, %.1f MiB, want below 64", s.Status()[0], mib)
 	}
 	if limit := 3 * time.Second; took > limit*raceFactor {
@@ -62,8 +66,10 @@ func TestMillion(t *testing.T) {
 	if n := testing.AllocsPerRun(1000, func() { s.Stamp("www.shop.example.org", cnames, addr) }); n != 0 {
 		t.Errorf("%v allocations where nothing matches, want 0", n)
 	}
-	if got := s.Matches("x.t3.1aed9d5.example563.com"); len(got) > 1 {
-		t.Errorf("%v", got)
+	for _, i := range []int{0, n / 2, n - 1} {
+		if got := s.Matches(fmt.Sprintf("www.t%d.%x.example%d.com", i%10, i*7919, i%1000)); len(got) != 1 || got[0].Line != i+1 {
+			t.Errorf("name %d: %v", i, got)
+		}
 	}
 	runtime.KeepAlive(s)
 }
