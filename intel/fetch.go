@@ -88,7 +88,10 @@ func (s *Store) pollFiles() {
 func (s *Store) fetch(ctx context.Context, l *list, insist bool) *list {
 	next, data, err := s.request(ctx, l, insist)
 	now := s.o.Clock()
-	if err != nil {
+	switch {
+	case err != nil && errors.Is(ctx.Err(), context.Canceled): // the program ends: nothing is wrong with the list
+		return l
+	case err != nil:
 		return s.failed(l, err).with(func(n *list) {
 			n.next = now.Add(jitter(min(retryFirst<<min(n.failures, 10), retryLast, every(n.spec))))
 			n.failures++

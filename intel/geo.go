@@ -66,12 +66,13 @@ func readGeoFile(kind, path string, old *geoFile) *geoFile {
 		old = nil
 	}
 	mark := markOf(path)
-	if old != nil && old.mark == mark && old.status.Error == "" {
+	if old != nil && old.mark == mark && mark != (fileMark{}) {
 		return old
 	}
-	f := &geoFile{mark: mark, status: GeoStatus{Kind: kind, Path: path}}
+	f := &geoFile{status: GeoStatus{Kind: kind, Path: path}}
 	data, err := readFile(path, maxGeoFile)
-	if err == nil {
+	if err == nil { // else it is tried again although it did not change: a person may let us read it
+		f.mark = mark
 		err = f.open(data, old)
 	}
 	if err != nil {
@@ -80,6 +81,9 @@ func readGeoFile(kind, path string, old *geoFile) *geoFile {
 			f.reader, f.sum, f.status.Type, f.status.Built = old.reader, old.sum, old.status.Type, old.status.Built
 			f.status.Error += "; the last good copy is used"
 		}
+	}
+	if old != nil && old.reader == f.reader && old.status == f.status {
+		return old
 	}
 	return f
 }

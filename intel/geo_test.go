@@ -184,8 +184,17 @@ func badGeo(t *testing.T, s *Store, country, asn string) {
 	if err := s.Configure(Spec{ASN: asn}); err != nil || s.Stamp("", nil, de).Country != "" || s.Stamp("", nil, de).ASN != 64500 {
 		t.Errorf("without countries: %v %+v", err, s.Stamp("", nil, de))
 	}
-	if err := s.Configure(Spec{Country: filepath.Join(t.TempDir(), "none")}); err != nil || s.Geo()[0].Error == "" {
+	later := filepath.Join(t.TempDir(), "none")
+	if err := s.Configure(Spec{Country: later}); err != nil || s.Geo()[0].Error == "" {
 		t.Errorf("a file that is not there: %v %+v", err, s.Geo())
+	}
+	generation = s.Generation()
+	if s.pollFiles(); s.Generation() != generation {
+		t.Error("a file that is not there changes something each time it is looked for")
+	}
+	write(t, later, string(good))
+	if s.pollFiles(); s.Generation() != generation+1 || s.Geo()[0].Error != "" || s.Stamp("", nil, de).Country != "DE" {
+		t.Errorf("it came: %+v", s.Geo())
 	}
 }
 

@@ -162,6 +162,31 @@ func BenchmarkStamp(b *testing.B) {
 	}
 }
 
+// BenchmarkStampLists is the same in the number of lists, which all have the same names: the worst
+// case for the index, because the records of one name lie side by side.
+func BenchmarkStampLists(b *testing.B) {
+	for _, n := range []int{1, 10, 100} {
+		spec := Spec{}
+		for i := range n {
+			path := filepath.Join(b.TempDir(), "list")
+			if err := os.WriteFile(path, synthetic(100_000/n), 0o600); err != nil {
+				b.Fatal(err)
+			}
+			spec.Lists = append(spec.Lists, ListSpec{ID: fmt.Sprintf("l%d", i), Format: "domains", Path: path})
+		}
+		s := New(Options{})
+		if err := s.Configure(spec); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(fmt.Sprintf("miss/%d", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				s.Stamp("www.shop.example.org", nil, netip.Addr{})
+			}
+		})
+	}
+}
+
 func BenchmarkLoad(b *testing.B) {
 	data := synthetic(100_000)
 	b.SetBytes(int64(len(data)))

@@ -119,7 +119,9 @@ func (s *Store) readPath(l *list, insist bool) *list {
 		return l
 	}
 	data, err := readFile(l.spec.Path, s.o.MaxBytes)
-	if err == nil {
+	if err != nil {
+		mark = fileMark{} // it is tried again although it did not change: a person may let us read it
+	} else {
 		var next *list
 		if next, err = l.take(data, s.o.MaxEntries, insist); err == nil {
 			now := s.o.Clock()

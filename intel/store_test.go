@@ -359,6 +359,60 @@ func TestRetry(t *testing.T) {
 	})
 }
 
+// TestUnreadable: a file that could not be read is tried again, and changes nothing until then.
+func TestUnreadable(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "list")
+	s := New(Options{})
+	if err := s.Configure(Spec{Lists: []ListSpec{{ID: "l", Format: "domains", Path: path}}}); err != nil {
+		t.Fatal(err)
+	}
+	if st := s.Status()[0]; st.Error == "" || strings.Contains(st.Error, "last good") {
+		t.Errorf("%+v", st)
+	}
+	generation := s.Generation()
+	s.pollFiles()
+	if s.Generation() != generation {
+		t.Error("looking for it changes something")
+	}
+	write(t, path, "a.example\n")
+	s.pollFiles()
+	if st := s.Status()[0]; st.Error != "" || st.Entries != 1 || s.Generation() != generation+1 {
+		t.Errorf("it came: %+v", st)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if s.pollFiles(); !strings.Contains(s.Status()[0].Error, "not a file") || len(s.Matches("a.example")) != 1 {
+		t.Errorf("a directory: %+v", s.Status())
+	}
+}
+
+// TestEnd: a download that the end of the program cuts off says nothing about the list.
+func TestEnd(t *testing.T) {
+	s := New(Options{Client: &http.Client{Transport: hanging{}}})
+	if err := s.Configure(Spec{Lists: []ListSpec{{ID: "l", Format: "hosts", URL: "http://lists.example/"}}}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Run(ctx) }()
+	stop()
+	if err := <-done; err != nil || s.Status()[0].Error != "" {
+		t.Errorf("%v, %+v", err, s.Status())
+	}
+}
+
+// hanging is a server that never answers.
+type hanging struct{}
+
+func (hanging) RoundTrip(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
 // TestRunReloadsFiles: a file that a person changes is read without a command.
 func TestRunReloadsFiles(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
