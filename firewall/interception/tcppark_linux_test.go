@@ -164,14 +164,16 @@ func TestFloodLeavesNoGoroutines(t *testing.T) {
 	}()
 	before := runtime.NumGoroutine()
 	ends := make([]net.Conn, 0, 2*flows)
-	for range flows {
+	for i := range flows {
 		p, s, _, err := l.pair(t)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ends = append(ends, p, s)
+		if i%100 == 99 { // a new connection has its goroutines until it is idle
+			l.awaitParked(t, i+1)
+		}
 	}
-	l.awaitParked(t, flows)
 	if n := runtime.NumGoroutine() - before; n > 50 {
 		t.Errorf("%d idle connections have %d goroutines", flows, n)
 	}
