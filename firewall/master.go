@@ -115,7 +115,8 @@ func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decisio
 		return *d
 	}
 	if d, cacheable := m.DecideOnCommunication(c); d.Decided() && cacheable {
-		c.Cache(s.Revision, &d)
+		kept := d // only this one is to lie on the heap
+		c.Cache(s.Revision, &kept)
 		return d
 	}
 	return m.DecideOnLink(c, f)

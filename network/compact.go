@@ -28,7 +28,7 @@ func fitted[K comparable, V any](m map[K]V) map[K]V {
 }
 
 func (t *Table) compactEnded() {
-	c := compactor{links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}}
+	c := compactor{links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}, comms: t.liveComms()}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, l := range t.ended {
@@ -39,10 +39,22 @@ func (t *Table) compactEnded() {
 	}
 }
 
+// liveComms returns the Communications that a live link may have: each stands for itself.
+func (t *Table) liveComms() map[*Communication]*Communication {
+	t.commMu.Lock()
+	defer t.commMu.Unlock()
+	live := make(map[*Communication]*Communication, len(t.comms))
+	for _, e := range t.comms {
+		live[e.comm] = e.comm
+	}
+	return live
+}
+
 // compactor copies links and lets those with the same decision share it.
 type compactor struct {
 	links     map[*Link]*Link
 	decisions map[Decision]*Decision
+	comms     map[*Communication]*Communication
 }
 
 // link returns a copy of an ended link, always the same, and a live link itself.
@@ -63,13 +75,28 @@ func (c *compactor) link(l *Link) *Link {
 	}{end: *end}
 	n := &kept.Link
 	n.Kind, n.Flow, n.Started, n.id, n.unlisted = l.Kind, l.Flow, l.Started, l.id, l.unlisted
-	n.comm.Store(l.comm.Load())
+	n.comm.Store(c.comm(l.comm.Load()))
 	n.decision.Store(c.decision(l.decision.Load()))
 	n.sent.Store(l.sent.Load())
 	n.received.Store(l.received.Load())
 	n.killed.Store(l.killed.Load())
 	n.ended.Store(&kept.end)
 	c.links[l] = n
+	return n
+}
+
+// comm returns a copy without the cached decision: nothing is decided any more.
+func (c *compactor) comm(old *Communication) *Communication {
+	if old == nil {
+		return nil
+	}
+	n := c.comms[old]
+	if n == nil {
+		n = &Communication{
+			Owner: old.Owner, Direction: old.Direction, Entity: old.Entity, Profile: old.Profile, Solicited: old.Solicited,
+		}
+		c.comms[old] = n
+	}
 	return n
 }
 

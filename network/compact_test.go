@@ -38,6 +38,10 @@ func TestCompact(t *testing.T) {
 	for _, l := range links[:4] {
 		table.End(l, "idle")
 	}
+	live := links[4].Comm()
+	shared, _ := table.Link(floodFlow(100))
+	table.Bind(shared, &Communication{Owner: live.Owner, Entity: live.Entity})
+	table.End(shared, "idle")
 	type seen struct {
 		Report Report
 		Sent   uint64
@@ -61,10 +65,16 @@ func TestCompact(t *testing.T) {
 	if l, known := table.Link(links[5].Flow); !known || l != links[5] {
 		t.Error("a live link was copied")
 	}
+	if c := table.Get(links[0].ID()).Comm(); c == links[0].Comm() || !reflect.DeepEqual(c.Entity, links[0].Comm().Entity) {
+		t.Errorf("the Communication of an ended link was not copied: %+v", c)
+	}
+	if c := table.Get(shared.ID()).Comm(); c != links[4].Comm() {
+		t.Error("an ended link has another Communication than the live one that shares it")
+	}
 	w := table.Watch(0)
 	defer w.Close()
 	byID := map[string]*Link{}
-	for range 10 {
+	for range 11 {
 		e := <-w.Events()
 		if old := byID[e.Link.ID()]; old != nil && old != e.Link {
 			t.Errorf("two links %s in the events", e.Link.ID())
@@ -74,7 +84,7 @@ func TestCompact(t *testing.T) {
 	for _, l := range links[4:] {
 		table.End(l, "idle")
 	}
-	if table.LiveCount() != 0 || len(table.All()) != 6 {
+	if table.LiveCount() != 0 || len(table.All()) != 7 {
 		t.Errorf("%d live, %d in all", table.LiveCount(), len(table.All()))
 	}
 }
