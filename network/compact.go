@@ -1,5 +1,11 @@
 package network
 
+import (
+	"strings"
+
+	"gatun/attribution"
+)
+
 // Compact copies what is kept of ended links into fresh memory and makes the maps as large as
 // their content. After a flood each link that is kept, with its decision and its end, lies alone
 // between thousands that are gone, and keeps a whole page of the heap from being given back. It
@@ -28,7 +34,13 @@ func fitted[K comparable, V any](m map[K]V) map[K]V {
 }
 
 func (t *Table) compactEnded() {
-	c := compactor{links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}, comms: t.liveComms()}
+	c := compactor{
+		links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}, comms: t.liveComms(),
+		processes: map[*attribution.Process]*attribution.Process{}, texts: map[string]string{},
+	}
+	for live := range c.comms {
+		c.processes[live.Owner.Process] = live.Owner.Process
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for i, l := range t.ended {
@@ -55,6 +67,8 @@ type compactor struct {
 	links     map[*Link]*Link
 	decisions map[Decision]*Decision
 	comms     map[*Communication]*Communication
+	processes map[*attribution.Process]*attribution.Process
+	texts     map[string]string
 }
 
 // link returns a copy of an ended link, always the same, and a live link itself.
@@ -95,7 +109,36 @@ func (c *compactor) comm(old *Communication) *Communication {
 		n = &Communication{
 			Owner: old.Owner, Direction: old.Direction, Entity: old.Entity, Profile: old.Profile, Solicited: old.Solicited,
 		}
+		n.Owner.Process = c.process(old.Owner.Process)
 		c.comms[old] = n
+	}
+	return n
+}
+
+// process returns a copy of the facts of a process that has no live link. Those of the many
+// processes of one program share their texts.
+func (c *compactor) process(old *attribution.Process) *attribution.Process {
+	n := c.processes[old]
+	if n == nil && old != nil {
+		kept := *old
+		n = &kept
+		for _, s := range []*string{&n.Path, &n.Name, &n.User, &n.Unit, &n.Container, &n.CGroup, &n.Script, &n.Flatpak, &n.Snap, &n.AppImage} {
+			*s = c.text(*s)
+		}
+		n.Args = make([]string, len(old.Args))
+		for i, s := range old.Args {
+			n.Args[i] = c.text(s)
+		}
+		c.processes[old] = n
+	}
+	return n
+}
+
+func (c *compactor) text(old string) string {
+	n, ok := c.texts[old]
+	if !ok {
+		n = strings.Clone(old)
+		c.texts[n] = n
 	}
 	return n
 }

@@ -42,6 +42,10 @@ func TestCompact(t *testing.T) {
 	shared, _ := table.Link(floodFlow(100))
 	table.Bind(shared, &Communication{Owner: live.Owner, Entity: live.Entity})
 	table.End(shared, "idle")
+	gone, _ := table.Link(floodFlow(200))
+	facts := &attribution.Process{PID: 8, Kind: attribution.KindProgram, Path: "/bin/y", Args: []string{"y", "-z"}, Script: "/bin/y"}
+	table.Bind(gone, &Communication{Owner: attribution.Owner{Process: facts}, Entity: live.Entity})
+	table.End(gone, "idle")
 	type seen struct {
 		Report Report
 		Sent   uint64
@@ -71,10 +75,16 @@ func TestCompact(t *testing.T) {
 	if c := table.Get(shared.ID()).Comm(); c != links[4].Comm() {
 		t.Error("an ended link has another Communication than the live one that shares it")
 	}
+	if c := table.Get(shared.ID()).Comm(); c.Owner.Process != live.Owner.Process {
+		t.Error("a process with a live link was copied")
+	}
+	if p := table.Get(gone.ID()).Comm().Owner.Process; p == facts || !reflect.DeepEqual(p, facts) {
+		t.Errorf("the facts of an ended process: %+v", p)
+	}
 	w := table.Watch(0)
 	defer w.Close()
 	byID := map[string]*Link{}
-	for range 11 {
+	for range 12 {
 		e := <-w.Events()
 		if old := byID[e.Link.ID()]; old != nil && old != e.Link {
 			t.Errorf("two links %s in the events", e.Link.ID())
@@ -84,7 +94,7 @@ func TestCompact(t *testing.T) {
 	for _, l := range links[4:] {
 		table.End(l, "idle")
 	}
-	if table.LiveCount() != 0 || len(table.All()) != 7 {
+	if table.LiveCount() != 0 || len(table.All()) != 8 {
 		t.Errorf("%d live, %d in all", table.LiveCount(), len(table.All()))
 	}
 }

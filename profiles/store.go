@@ -229,6 +229,14 @@ func (s *Store) find(p *attribution.Process) *Settings {
 	}
 }
 
+// Compact forgets which settings hold for which process: after a flood most of these have ended,
+// and their facts lie alone in memory that is otherwise free. Who is still there is matched again.
+func (s *Store) Compact() {
+	c := s.current.Load()
+	c.processes.Clear()
+	c.cached.Store(0)
+}
+
 // match returns the settings of a program; current is false if c is no longer in force.
 func (s *Store) match(c *snapshot, p *attribution.Process) (settings *Settings, current bool) {
 	i, m := c.policy.profileOf(p)

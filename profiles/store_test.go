@@ -409,3 +409,22 @@ func BenchmarkLoad(b *testing.B) {
 		}
 	}
 }
+
+// Compact forgets only what can be found again.
+func TestCompact(t *testing.T) {
+	s := newStore(t, "version: 1\nprofiles: [{name: a, match: [{path: /a}], filter: {defaultAction: block}}]\n", Options{})
+	o := owner(attribution.Process{PID: 7, Path: "/a"})
+	before := s.For(o)
+	if s.current.Load().cached.Load() != 1 {
+		t.Fatal("nothing was kept")
+	}
+	s.Compact()
+	c := s.current.Load()
+	c.processes.Range(func(k, _ any) bool {
+		t.Errorf("%v is kept", k)
+		return true
+	})
+	if c.cached.Load() != 0 || s.For(o) != before || before.ProfileName != "a" {
+		t.Errorf("%+v", s.For(o))
+	}
+}

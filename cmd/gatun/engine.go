@@ -124,6 +124,7 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 func (e *engine) compact() {
 	e.table.Compact()
 	e.opt.owners.Compact()
+	e.opt.store.Compact()
 }
 
 // control is what the API asks and changes.
