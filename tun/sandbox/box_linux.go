@@ -143,7 +143,7 @@ func startSupervisor(o Options, control *os.File) (*exec.Cmd, error) {
 
 // setUp sends the set-up and takes the descriptors that come back.
 func (b *Box) setUp(ctx context.Context, o Options) error {
-	setup := message{Op: opSetup, MTU: o.MTU, Link: o.Link, ResolvConf: resolvConf(o.ResolvConf, GatewayV4(), GatewayV6())}
+	setup := message{Op: opSetup, MTU: o.MTU, Link: o.Link, Sysctls: hostSysctls(), ResolvConf: resolvConf(o.ResolvConf, GatewayV4(), GatewayV6())}
 	if err := b.ctl.send(setup); err != nil {
 		return fmt.Errorf("set up the sandbox: %w", err)
 	}

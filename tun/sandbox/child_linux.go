@@ -126,7 +126,7 @@ func (s *supervisor) setUp() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of the command's children: %w", err)
 	}
-	in, err := setUpNetwork(m.MTU, m.Link)
+	in, err := setUpNetwork(m.MTU, m.Link, m.Sysctls)
 	if err != nil {
 		return err
 	}

@@ -33,6 +33,7 @@ type message struct {
 	MTU        int      `json:",omitempty"`
 	ResolvConf []byte   `json:",omitempty"`
 	Link       Link     `json:",omitempty"`
+	Sysctls    []sysctl `json:",omitempty"` // of the host, to hold inside as well
 	NetNS      uint64   `json:",omitempty"`
 	IfIndex    int      `json:",omitempty"`
 	MAC        []byte   `json:",omitempty"` // of the program's end; empty for a TUN device

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -39,16 +40,16 @@ func (i *interior) close() {
 
 // setUpNetwork makes the interface of this network namespace, its addresses and its routes.
 // After it, everything the namespace sends to any address but its own comes out of deviceFD.
-func setUpNetwork(mtu int, kind Link) (*interior, error) {
+func setUpNetwork(mtu int, kind Link, sysctls []sysctl) (*interior, error) {
 	in := &interior{deviceFD: -1, diagFD: -1, closingsFD: -1}
-	if err := in.build(mtu, kind); err != nil {
+	if err := in.build(mtu, kind, sysctls); err != nil {
 		in.close()
 		return nil, err
 	}
 	return in, nil
 }
 
-func (i *interior) build(mtu int, kind Link) error {
+func (i *interior) build(mtu int, kind Link, sysctls []sysctl) error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -68,7 +69,7 @@ func (i *interior) build(mtu int, kind Link) error {
 	if err := i.address(h, link); err != nil {
 		return err
 	}
-	i.setSysctls()
+	i.setSysctls(sysctls)
 	i.diagFD, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
 		return fmt.Errorf("open a socket diagnosis socket: %w", err)
@@ -252,7 +253,12 @@ func defaultRoute(link netlink.Link, src netip.Addr) *netlink.Route {
 
 // setSysctls allows what a program without capabilities needs in a network of its own: ping
 // without raw sockets, and servers on ports below 1024.
-func (i *interior) setSysctls() {
+func (i *interior) setSysctls(host []sysctl) {
+	for _, s := range host {
+		if err := setSysctl(s.Name, s.Value); err != nil {
+			i.warn("%s is not that of the host inside: %v", s.Name, err)
+		}
+	}
 	// The range may only name groups that exist in this user namespace: all, or just ours.
 	const groups = "net/ipv4/ping_group_range"
 	if setSysctl(groups, "0 2147483647") != nil {
@@ -263,6 +269,21 @@ func (i *interior) setSysctls() {
 	if err := setSysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
 		i.warn("ports below 1024 cannot be listened on inside: %v", err)
 	}
+}
+
+// sysctl is a setting of a network namespace.
+type sysctl struct{ Name, Value string }
+
+// hostSysctls returns what the host's owner has set for programs that open many connections: a
+// new namespace has the kernel's 28 000 ports, which such a program fills within a minute.
+func hostSysctls() []sysctl {
+	var list []sysctl
+	for _, name := range []string{"net/ipv4/ip_local_port_range", "net/ipv4/tcp_tw_reuse"} {
+		if value := strings.TrimSpace(readText("/proc/sys/" + name)); value != "" {
+			list = append(list, sysctl{name, value})
+		}
+	}
+	return list
 }
 
 func setSysctl(name, value string) error {
