@@ -34,6 +34,17 @@ func (l *lab) asUser(uid uint32, script string) int {
 	return l.packets("any") - before
 }
 
+// passes is asUser for nobody. Neighbours are looked for at any time, which passes the guard and is
+// counted too: only what passes each of three times is the script's.
+func (l *lab) passes(script string, wanted bool) (n int) {
+	for range 3 {
+		if n = l.asUser(nobody, script); n == 0 || wanted {
+			break
+		}
+	}
+	return n
+}
+
 // What stays on the link passes per scope, never per program; what keeps the link alive (DHCP,
 // neighbour discovery) passes whatever the policy.
 func TestLiveLinkLocalPolicy(t *testing.T) {
@@ -62,7 +73,7 @@ s.sendto(b"x", ("10.77.0.255", 9)); s.sendto(b"x", ("255.255.255.255", 9))`,
 			m := l.manager(func(o *Options) { o.Policy.BlockLAN = blockLAN })
 			l.up(m)
 			for name, script := range sends {
-				if n := l.asUser(nobody, script); (n > 0) == blockLAN {
+				if n := l.passes(script, !blockLAN); (n > 0) == blockLAN {
 					t.Errorf("blockLAN %v: %s: %d packets", blockLAN, name, n)
 				}
 			}
@@ -72,7 +83,7 @@ s.sendto(b"x", ("10.77.0.255", 9)); s.sendto(b"x", ("255.255.255.255", 9))`,
 				return strings.Contains(m.Status().LinkLocal, "refused") != blockLAN
 			})
 			for name, script := range sends {
-				if n := l.asUser(nobody, script); (n > 0) != blockLAN {
+				if n := l.passes(script, blockLAN); (n > 0) != blockLAN {
 					t.Errorf("blockLAN changed from %v: %s: %d packets", blockLAN, name, n)
 				}
 			}
