@@ -56,9 +56,9 @@ func TestFakeTags(t *testing.T) {
 	write("work/tool.py", "")
 	p.born(13, 1, "python3", 13, 504)
 	link(sandbox, "13/root")
-	link("/work", "13/cwd")
+	link("/srv", "13/cwd")
 	p.write("13/cmdline", "python3\x00-u\x00tool.py\x00")
-	if got := expect(t, f, fromPort(504), 13, Exact, CauseOne); got.Script != "/work/tool.py"+suffixForeign {
+	if got := expect(t, f, fromPort(504), 13, Exact, CauseOne); got.Script != "/srv/tool.py"+suffixForeign {
 		t.Errorf("script %q: here is no such file", got.Script)
 	}
 }
