@@ -53,7 +53,7 @@ func TestFakeTags(t *testing.T) {
 		t.Errorf("flatpak through a link: %q", got.Flatpak)
 	}
 	// The script is looked up below the root and the directory of the process.
-	write("work/tool.py", "")
+	write("srv/tool.py", "")
 	p.born(13, 1, "python3", 13, 504)
 	link(sandbox, "13/root")
 	link("/srv", "13/cwd")
