@@ -58,27 +58,10 @@ type Lasting struct {
 	Time              time.Duration
 }
 
-// ParseLasting reads once, always, exit or a duration from 1s to 720h.
-func ParseLasting(s string) (Lasting, error) {
-	switch s {
-	case "", "once":
-		return Lasting{}, nil
-	case "always":
-		return Lasting{Always: true}, nil
-	case "exit":
-		return Lasting{UntilExit: true}, nil
-	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d < time.Second || d > 720*time.Hour {
-		return Lasting{}, fmt.Errorf("want once, always, exit or a time from 1s to 720h such as 10m, got %q", s)
-	}
-	return Lasting{Time: d}, nil
-}
-
 // Once reports whether the answer holds for the flows that wait only.
 func (l Lasting) Once() bool { return l == Lasting{} }
 
-// String formats l as ParseLasting reads it.
+// String formats l as people write it: once, always, exit or a duration.
 func (l Lasting) String() string {
 	switch {
 	case l.Always:

@@ -211,22 +211,3 @@ func TestPromptLimits(t *testing.T) {
 		t.Errorf("%d remotes, %d names", len(i.Remotes), len(i.Names))
 	}
 }
-
-func TestParseLasting(t *testing.T) {
-	for text, want := range map[string]Lasting{
-		"": {}, "once": {}, "always": {Always: true}, "exit": {UntilExit: true}, "10m": {Time: 10 * time.Minute}, "1s": {Time: time.Second},
-	} {
-		got, err := ParseLasting(text)
-		if err != nil || got != want {
-			t.Errorf("%q: %+v %v", text, got, err)
-		}
-		if back, err := ParseLasting(got.String()); err != nil || back != got {
-			t.Errorf("%q: %q reads as %+v %v", text, got, back, err)
-		}
-	}
-	for _, text := range []string{"0s", "-1m", "10", "1000h", "forever", "999ms"} {
-		if _, err := ParseLasting(text); err == nil {
-			t.Errorf("%q was taken", text)
-		}
-	}
-}
