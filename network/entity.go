@@ -72,6 +72,10 @@ type Entity struct {
 	CNAMEs []string
 	Others []string // other names of the address that this process resolved, newest first: for "why"
 
+	// Local says that who answered for Domain may give addresses of this network: a nameserver
+	// that the user chose for that name, or the network's own for a name of the network.
+	Local bool
+
 	Stamp *intel.Stamp // what intelligence says; nil: it was not asked yet
 }
 

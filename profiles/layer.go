@@ -66,7 +66,7 @@ func scalarKeys() []string {
 		"filter/defaultAction", "filter/askTimeout", "filter/blockInternet", "filter/blockLAN", "filter/blockLocal", "filter/blockP2P",
 		"filter/blockInbound", "filter/ping", "filter/permanentVerdicts", "filter/dnsQueryInterception", "filter/reevaluate",
 		"filter/removeOutOfScopeDNS", "filter/removeBlockedDNS", "filter/autoPermitRelated", "filter/geoMissing", "dns/blockStyle",
-		"filter/lists", "filter/includeSubdomains", "filter/includeCNAMEs",
+		"filter/lists", "filter/includeSubdomains", "filter/includeCNAMEs", "filter/preventBypassing", "filter/domainHeuristics", "dns/nameservers",
 	}
 }
 

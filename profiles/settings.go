@@ -64,6 +64,12 @@ type Settings struct {
 	GeoMissingBlocks  bool // a rule about a country blocks where no country is known
 	Paused            bool // a person lets everything through for a while
 
+	PreventBypassing bool // other ways to resolve names than the built-in nameserver
+	DomainHeuristics bool // generated names and tunnels through DNS
+	Portal           bool // a captive portal holds this machine: names that tell of one must be reachable
+
+	Nameservers []string // resolver URLs of the program's own layers; none: the global ones
+
 	Ping                 Ping
 	BlockStyle           BlockStyle
 	PermanentVerdicts    bool
@@ -81,11 +87,15 @@ func (o overlay) settings() Settings {
 		PermanentVerdicts: o.on("filter/permanentVerdicts"), DNSQueryInterception: o.on("filter/dnsQueryInterception"),
 		Reevaluate: o.on("filter/reevaluate"), RemoveOutOfScopeDNS: o.on("filter/removeOutOfScopeDNS"), RemoveBlockedDNS: o.on("filter/removeBlockedDNS"),
 		AutoPermitRelated: o.on("filter/autoPermitRelated"), GeoMissingBlocks: o.text("filter/geoMissing") == "block",
+		PreventBypassing: o.on("filter/preventBypassing"), DomainHeuristics: o.on("filter/domainHeuristics"),
 		DefaultActionForNames: o.on(keyOnly),
 		Endpoints:             o.endpoints, ServiceEndpoints: o.services, LayerNames: o.names,
 	}
 	lists := o.set["filter/lists"]
 	s.Lists, s.ListsProfile = strings.Fields(o.text("filter/lists")), lists.profile
+	if servers := o.set["dns/nameservers"]; servers.profile != "" {
+		s.Nameservers = strings.Fields(o.text("dns/nameservers"))
+	}
 	s.IncludeSubdomains, s.IncludeCNAMEs = o.on("filter/includeSubdomains"), o.on("filter/includeCNAMEs")
 	s.AskTimeout, _ = o.set["filter/askTimeout"].value.(time.Duration)
 	action := o.set["filter/defaultAction"]

@@ -190,16 +190,17 @@ func TestWait(t *testing.T) {
 func TestStateEqual(t *testing.T) {
 	s := State{Rating: Untrusted, Origin: "default", Holds: map[string]bool{"a": true}}
 	for name, o := range map[string]State{
-		"rating": {Trusted, "default", map[string]bool{"a": true}, time.Time{}},
-		"origin": {Untrusted, "config.json", map[string]bool{"a": true}, time.Time{}},
-		"holds":  {Untrusted, "default", map[string]bool{"a": false}, time.Time{}},
-		"number": {Untrusted, "default", nil, time.Time{}},
+		"rating": {Trusted, "default", map[string]bool{"a": true}, false, time.Time{}},
+		"origin": {Untrusted, "config.json", map[string]bool{"a": true}, false, time.Time{}},
+		"holds":  {Untrusted, "default", map[string]bool{"a": false}, false, time.Time{}},
+		"number": {Untrusted, "default", nil, false, time.Time{}},
+		"portal": {Untrusted, "default", map[string]bool{"a": true}, true, time.Time{}},
 	} {
 		if s.Equal(o) {
 			t.Errorf("%s is no difference", name)
 		}
 	}
-	if o := (State{Untrusted, "default", map[string]bool{"a": true}, time.Unix(1, 0)}); !s.Equal(o) {
+	if o := (State{Untrusted, "default", map[string]bool{"a": true}, false, time.Unix(1, 0)}); !s.Equal(o) {
 		t.Error("when it may change is a difference")
 	}
 }

@@ -69,6 +69,7 @@ type State struct {
 	Rating Rating
 	Origin string          // where the rating comes from: "default", "gatun.yaml:3", "rule gatun.yaml:9"
 	Holds  map[string]bool // by name of a network-conditional profile: whether its condition holds
+	Portal bool            // a captive portal holds this machine back
 	Next   time.Time       // when a condition on the time of day may change; zero: never
 }
 
@@ -78,7 +79,7 @@ const look = time.Minute
 
 // Equal reports whether both judge the same, whenever that may change.
 func (s State) Equal(o State) bool {
-	return s.Rating == o.Rating && s.Origin == o.Origin && maps.Equal(s.Holds, o.Holds)
+	return s.Rating == o.Rating && s.Portal == o.Portal && s.Origin == o.Origin && maps.Equal(s.Holds, o.Holds)
 }
 
 // Wait returns after how long to Judge again because of the time of day; ok is false where no
