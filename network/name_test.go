@@ -6,7 +6,7 @@ func TestLocalName(t *testing.T) {
 	for name, want := range map[string]bool{
 		"printer": true, "localhost": true, "a.localhost": true, "nas.local": true, "x.test": true, "vault.internal": true,
 		"nas.lan": true, "router.home.arpa": true, "home.arpa": true, "srv.corp": true,
-		"": false, // the root
+		"":            false, // the root
 		"example.org": false, "local.example.org": false, "lan.example": false, "xhome.arpa": false, "1.in-addr.arpa": false,
 	} {
 		if got := LocalName(name); got != want {
