@@ -60,9 +60,13 @@ type Intel interface {
 
 // Config is what may change while the server runs.
 type Config struct {
-	Nameservers    []Resolver // in order; none: the system's
-	NoAssigned     bool       // dns/noAssignedNameservers: the system's are never asked for other than local names
-	ResolveSpecial bool       // dns/dontResolveSpecialDomains is off: special-use names are asked upstream like others
+	Nameservers    []Resolver    // in order; none: the system's
+	NoAssigned     bool          // dns/noAssignedNameservers: the system's are never asked for other than local names
+	NoInsecure     bool          // dns/noInsecureProtocols: nothing is asked without encryption
+	NoMulticast    bool          // dns/noMulticastDNS: nothing is asked by multicast
+	ResolveSpecial bool          // dns/dontResolveSpecialDomains is off: special-use names are asked upstream like others
+	UseStale       bool          // dns/useStaleCache: expired answers are served while they are renewed
+	RetryRate      time.Duration // dns/nameserverRetryRate: how often a failing nameserver is tried in the background
 }
 
 // Options wires a Server. Firewall, Dialer, Memory and Recorder must be set.
