@@ -22,6 +22,10 @@ const dnsPort = 53
 type Resolver struct {
 	Scheme Scheme
 	Addr   netip.AddrPort
+
+	Search     string // domains that it is preferred for, comma-joined; "" is none
+	SearchOnly bool   // it is asked for names in Search only
+	LinkLocal  bool   // it is also asked for the names of this network
 }
 
 // String formats the resolver as its URL.
