@@ -65,8 +65,7 @@ func stages(list ...network.Stage) stageSet {
 func (s stageSet) has(st network.Stage) bool { return s&(1<<st) != 0 }
 
 // deciders returns the policy: the first entry that decides wins (policy.md section 4). The
-// numbers that are missing have their place here: 7 resolver scope, 8 connectivity domain,
-// 9 bypass prevention, 11 custom lists, 12 domain heuristics.
+// numbers that are missing have their place here: 11 custom lists, 12 domain heuristics.
 func deciders() []decider {
 	var (
 		firstPacket = stages(network.StageCommunication, network.StageLink)
@@ -84,6 +83,9 @@ func deciders() []decider {
 		{4, "scope", withAddress, "filter/blockInternet, blockLAN, blockLocal", "block", scope},
 		{5, "rules", all, "filter/endpoints, serviceEndpoints", "accept, block, drop, ask", rules},
 		{6, "invalid-address", withAddress, "", "block", invalidAddress},
+		{7, "resolver-scope", withAddress, "filter/removeOutOfScopeDNS", "block", resolverScope},
+		{8, "connectivity", all, "", "accept", connectivity},
+		{9, "bypass", all, "filter/preventBypassing", "block", bypass},
 		{10, "filter-lists", all, "filter/lists", "block, drop", filterLists},
 		{13, "related", all, "filter/autoPermitRelated", "accept", related},
 		{14, "default-action", all, "filter/defaultAction", "accept, block, drop, ask", defaultAction},
@@ -181,6 +183,10 @@ func blockP2P(r *request) outcome {
 	}
 	switch {
 	case e.Domain == "":
+		return decided(d)
+	case onList(r, "P2P") != nil:
+		on := onList(r, "P2P")
+		d.Reason, d.List = on.Name+" is on the list "+on.ID+" of peer-to-peer networks", on.ID
 		return decided(d)
 	case !r.facts.PortKnown:
 		return outcome{unknown: true}

@@ -33,6 +33,8 @@ type Name struct {
 	Owner  attribution.Owner
 	Domain string // lower-case, punycode, without the final dot
 	CNAMEs []string
+	Type   uint16 // of the records that are asked for (RFC 1035, 3.2.2)
+	Local  bool   // after it was resolved: who answered may give addresses of this network
 }
 
 // DecideOnCommunicationBeforeIntel decides whether the program may ask for the name at all. An
@@ -72,14 +74,13 @@ func (m *Master) DecideOnCommunicationAfterIntel(n Name, addrs []netip.Addr) (ne
 			if !first.Decided() {
 				first = d
 			}
-			denied = append(denied, a)
+			if d.Code == codeOutOfScope || r.settings.RemoveBlockedDNS {
+				denied = append(denied, a)
+			}
 		}
 	}
 	if !allow.Decided() {
-		return first, denied
-	}
-	if !r.settings.RemoveBlockedDNS {
-		denied = nil
+		return first, addrs
 	}
 	return allow, denied
 }
@@ -98,7 +99,7 @@ func (m *Master) query(n Name, st network.Stage) request {
 	return request{
 		stage: st, owner: n.Owner, settings: s, intel: m.Intel,
 		facts: profiles.Facts{
-			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs},
+			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs, Local: n.Local},
 			GeoMissingBlocks: s.GeoMissingBlocks,
 		},
 	}
@@ -108,7 +109,7 @@ func (m *Master) query(n Name, st network.Stage) request {
 // next links of it then inherit, else on the link with all facts.
 func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decision {
 	s := m.profiles.For(c.Owner)
-	if intercepted(s, c.Direction, f.Proto, f.Remote.Port()) { // whatever holds for the other links of c
+	if byLink(s, c.Direction, f) { // whatever holds for the other links of c
 		return m.DecideOnLink(c, f)
 	}
 	if d := c.Cached(s.Revision); d != nil {
@@ -120,6 +121,12 @@ func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decisio
 		return d
 	}
 	return m.DecideOnLink(c, f)
+}
+
+// byLink knows the flows that a decider judges by their port: what holds for the other flows of
+// their Communication does not hold for them.
+func byLink(s *profiles.Settings, dir network.Direction, f packet.Flow) bool {
+	return intercepted(s, dir, f.Proto, f.Remote.Port()) || s.PreventBypassing && dir != network.Inbound && decidedByPort(f)
 }
 
 // DecideOnCommunication decides with what all links of c share: the program, and the domain or

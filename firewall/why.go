@@ -104,7 +104,7 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 
 // whyFlow answers as Decide decides.
 func (m *Master) whyFlow(c *network.Communication, f packet.Flow, t *Trail) network.Decision {
-	if !intercepted(m.profiles.For(c.Owner), c.Direction, f.Proto, f.Remote.Port()) {
+	if !byLink(m.profiles.For(c.Owner), c.Direction, f) {
 		if d, cacheable := m.trace(m.communication(c), t); d.Decided() && cacheable {
 			return d
 		}
@@ -119,7 +119,7 @@ func (m *Master) whyName(q Question, t *Trail) network.Decision {
 	if d.Decided() && !d.Verdict.Permits() {
 		return d
 	}
-	n.CNAMEs = q.Entity.CNAMEs // the answer tells them
+	n.CNAMEs, n.Local = q.Entity.CNAMEs, q.Entity.Local // the answer tells them
 	r := m.query(n, network.StageAfterIntel)
 	r.facts.Entity.Addr = q.Entity.Addr
 	d, _ = m.trace(r, t)

@@ -124,7 +124,7 @@ const (
 func specialOf(p *attribution.Process) string {
 	switch p.Kind {
 	case attribution.KindProgram:
-		if isSystemResolver(p.Path) {
+		if IsSystemResolver(p.Path) {
 			return systemResolverName
 		}
 		return ""
@@ -139,10 +139,10 @@ func specialOf(p *attribution.Process) string {
 	}
 }
 
-// isSystemResolver knows the resolver daemons that ask for everybody by where distributions
+// IsSystemResolver knows the resolver daemons that ask for everybody by where distributions
 // install them (package dns has the same list). Only root can put a program there; a binary of
 // that name elsewhere, or in a mount namespace of its own, has another path.
-func isSystemResolver(path string) bool {
+func IsSystemResolver(path string) bool {
 	switch path {
 	case "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved", "/usr/sbin/nscd", "/usr/sbin/dnsmasq",
 		"/usr/bin/dnsmasq", "/usr/sbin/unbound", "/usr/bin/unbound", "/usr/sbin/named", "/usr/bin/named",

@@ -188,7 +188,7 @@ func (e *Evaluator) value(layers []layer, key string) (value, profile string) {
 	}
 	return map[string]string{
 		"filter/defaultAction": "permit", "filter/blockInbound": "on", "filter/removeBlockedDNS": "on",
-		"filter/dnsQueryInterception": "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
+		"filter/dnsQueryInterception": "on", "filter/removeOutOfScopeDNS": "on", "filter/preventBypassing": "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
 	}[key], ""
 }
 
@@ -261,7 +261,7 @@ func (e *Evaluator) AfterIntel(f *Flow) (d Decision, removed []netip.Addr) {
 		if kept == nil && d.Permits() {
 			kept = &d
 		}
-		if remove && !d.Permits() {
+		if !d.Permits() && (remove || d.Setting == "filter/removeOutOfScopeDNS") {
 			removed = append(removed, a)
 		}
 	}
@@ -303,6 +303,10 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 		return d
 	case fa.addr.IsValid() && invalid(fa.addr):
 		return Decision{Verdict: "block"}
+	case e.outOfScope(layers, f.Domain, fa.addr):
+		return Decision{Verdict: "block", Setting: "filter/removeOutOfScopeDNS"}
+	case e.bypasses(layers, f, -1):
+		return Decision{Verdict: "block", Setting: "filter/preventBypassing"}
 	case e.isRelated(layers, f):
 		return related()
 	case e.p.Only != nil:
@@ -339,6 +343,38 @@ func invalid(a netip.Addr) bool {
 	return a.IsUnspecified() || a.Is4() && (first == 0 || first >= 240 && a.String() != "255.255.255.255")
 }
 
+// outOfScope: a public name leads to an address that is not public.
+func (e *Evaluator) outOfScope(layers []layer, domain string, a netip.Addr) bool {
+	on, _ := e.active(layers, "filter/removeOutOfScopeDNS")
+	local := slices.Contains([]string{"localhost", "local", "test", "internal", "intranet", "private", "corp", "home", "lan", "localdomain"}, domain[strings.LastIndex(domain, ".")+1:])
+	if !on || !a.IsValid() || !strings.Contains(domain, ".") || local || strings.HasSuffix("."+domain, ".home.arpa") {
+		return false
+	}
+	if b := a.As16(); a.Is6() && strings.HasPrefix(a.String(), "64:ff9b::") {
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	return scope(a) != "Internet"
+}
+
+// bypasses: the name, or the port at its address, resolves names.
+func (e *Evaluator) bypasses(layers []layer, f *Flow, port int) bool {
+	on, _ := e.active(layers, "filter/preventBypassing")
+	switch {
+	case !on:
+		return false
+	case slices.Contains([]string{"use-application-dns.net", "mask.icloud.com", "mask-h2.icloud.com"}, f.Domain):
+		return true
+	case slices.ContainsFunc([]string{"dns.google", "cloudflare-dns.com"}, func(r string) bool { return f.Domain == r || strings.HasSuffix(f.Domain, "."+r) }):
+		return true
+	case port < 0 || f.Proto != 6 && f.Proto != 17:
+		return false
+	case port == 443:
+		return slices.Contains([]string{"1.1.1.1", "8.8.8.8", "2606:4700:4700::1111"}, f.Remote.String())
+	default:
+		return slices.Contains([]int{53, 853, 5353, 5355, 5443}, port)
+	}
+}
+
 // FirstPacket decides on a flow with all that is known of it.
 func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	layers := e.layers(&f.Program)
@@ -373,6 +409,12 @@ func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	}
 	if invalid(f.Remote) {
 		return Decision{Verdict: "block"}
+	}
+	if !f.Inbound && e.outOfScope(layers, f.Domain, f.Remote) {
+		return Decision{Verdict: "block", Setting: "filter/removeOutOfScopeDNS"}
+	}
+	if !f.Inbound && e.bypasses(layers, f, port) {
+		return Decision{Verdict: "block", Setting: "filter/preventBypassing"}
 	}
 	if e.isRelated(layers, f) {
 		return related()

@@ -55,11 +55,14 @@ func DefaultWorld() *World {
 			{"b.example", nil, []string{"203.0.113.8", "10.1.2.3"}},
 			{"intranet.b.example", nil, []string{"10.1.2.3", "fd00::5"}},
 			{"xn--bcher-kva.example", nil, []string{"203.0.113.9", "127.0.0.1"}},
+			{"rebound.example", []string{"b.example"}, []string{"64:ff9b::c0a8:101", "198.51.100.3"}},
+			{"mozilla.cloudflare-dns.com", nil, []string{"198.51.100.4"}},
+			{"use-application-dns.net", nil, []string{"198.51.100.5"}},
 			{"tracker.test", nil, []string{"203.0.113.7", "0.0.0.0"}},
 			{"img.shop.test", nil, []string{"198.51.100.78", "fd00::6"}},
 			{"api.shop.test", []string{"www.a.example"}, []string{"2001:db8:7::9", "198.51.100.77"}},
 		},
-		Addresses: []string{"198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "100.127.0.1", "100.128.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.31.0.1", "172.32.0.1"},
+		Addresses: []string{"1.1.1.1", "2606:4700:4700::1111", "198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "100.127.0.1", "100.128.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.31.0.1", "172.32.0.1"},
 		Ports:     []int{22, 53, 80, 443, 853, 3478, 5349, 8080, 19305, 65535},
 		Protos:    []int{6, 6, 6, 17, 17, 1, 58, 47, 132},
 		Stamps:    true, Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Runtime: true, Ask: true,
@@ -217,7 +220,7 @@ func (g *Generator) settings(global bool) map[string]string {
 			s["filter/"+k.key] = pick(g, grades)
 		}
 	}
-	for _, key := range []string{"filter/removeBlockedDNS", "filter/autoPermitRelated"} {
+	for _, key := range []string{"filter/removeBlockedDNS", "filter/autoPermitRelated", "filter/removeOutOfScopeDNS", "filter/preventBypassing"} {
 		if g.chance(20) {
 			s[key] = pick(g, []string{"on", "on", "off"})
 		}
