@@ -37,6 +37,8 @@ type daemon struct {
 	end     context.CancelFunc // of the server
 	policy  *policy
 	server  *Server
+	names   *names
+	lists   *lists
 }
 
 func (d *daemon) Status() Status {
@@ -73,7 +75,8 @@ func start(t *testing.T) *daemon {
 		t.Fatal(err)
 	}
 	d.policy = newPolicy(t, d.table)
-	d.server = &Server{Daemon: d, Flows: d.table, Why: d, Control: d.policy, Database: d.policy.database(d)}
+	d.names, d.lists = newNames(), newLists()
+	d.server = &Server{Daemon: d, Flows: d.table, Why: d, Control: d.policy, Names: d.names, Lists: d.lists, Database: d.policy.database(d)}
 	ctx, cancel := context.WithCancel(context.Background())
 	d.end = cancel
 	done := make(chan error, 1)
@@ -238,7 +241,8 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 		t.Fatalf("mode %v, %v", fi.Mode(), err)
 	}
 	h := d.server.handler()
-	for _, r := range []struct{ method, path string }{{"POST", "/v1/reload"}, {"POST", "/v1/down"}, {"DELETE", "/v1/flows/1"}} {
+	for _, r := range []struct{ method, path string }{{"POST", "/v1/reload"}, {"POST", "/v1/down"}, {"DELETE", "/v1/flows/1"},
+		{"GET", "/v1/dns/query?name=a.example"}, {"DELETE", "/v1/dns/cache"}, {"POST", "/v1/lists/update"}} {
 		for _, who := range []struct {
 			name string
 			ctx  context.Context
@@ -251,7 +255,7 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 			}
 		}
 	}
-	if d.reloads != 0 || d.stopped {
+	if d.reloads != 0 || d.stopped || d.names.asked != nil || len(d.names.cache) != 3 || d.lists.updates != nil {
 		t.Error("a refused request had an effect")
 	}
 }

@@ -70,13 +70,16 @@ func refuse(w http.ResponseWriter, code int, err error) {
 		}
 		failWith(w, code, f)
 	case errors.Is(err, ErrNotFound):
-		fail(w, http.StatusNotFound, strings.TrimSuffix(err.Error(), ": "+ErrNotFound.Error()))
+		fail(w, http.StatusNotFound, says(err, ErrNotFound))
 	case errors.Is(err, ErrConflict):
-		fail(w, http.StatusConflict, strings.TrimSuffix(err.Error(), ": "+ErrConflict.Error()))
+		fail(w, http.StatusConflict, says(err, ErrConflict))
 	default:
 		fail(w, http.StatusInternalServerError, err.Error())
 	}
 }
+
+// says is what an error tells a person, without the word that stands for its kind.
+func says(err, kind error) string { return strings.TrimSuffix(err.Error(), ": "+kind.Error()) }
 
 // body reads a request of one of the types. A type that a form of a web page cannot send is what
 // keeps other sites from using a browser as their hand.

@@ -65,6 +65,11 @@ func (c *Client) Delete(ctx context.Context, path string, out any) error {
 	return c.call(ctx, message{method: http.MethodDelete, path: path}, out)
 }
 
+// DeleteSome sends DELETE path?q and decodes the answer into out.
+func (c *Client) DeleteSome(ctx context.Context, path string, q url.Values, out any) error {
+	return c.call(ctx, message{method: http.MethodDelete, path: path, query: q}, out)
+}
+
 // Send sends body as JSON with that method and decodes the answer into out.
 func (c *Client) Send(ctx context.Context, method, path string, body, out any) error {
 	b, err := json.Marshal(body)

@@ -498,7 +498,7 @@ func TestEveryChangeNeedsPermission(t *testing.T) {
 	h := d.server.handler()
 	changes := 0
 	for _, r := range d.server.routes() {
-		if r.method == "GET" {
+		if r.method == "GET" && r.path != "/v1/dns/query" { // which sends a name out
 			if r.changes {
 				t.Errorf("%s changes something", r.path)
 			}

@@ -33,6 +33,8 @@ func (s *Server) routes() []route {
 	list = append(list, s.settingRoutes()...)
 	list = append(list, s.profileRoutes()...)
 	list = append(list, s.overrideRoutes()...)
+	list = append(list, s.dnsRoutes()...)
+	list = append(list, s.listRoutes()...)
 	return append(list, s.otherRoutes()...)
 }
 

@@ -37,6 +37,8 @@ type Server struct {
 	Why    Explainer
 	// Control reads and changes the policy.
 	Control Control
+	Names   Names
+	Lists   Lists
 	// Database is the virtual database.
 	Database *network.Database
 	Log      *zap.Logger
