@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -202,8 +203,18 @@ func FuzzResolver(f *testing.F) {
 
 func FuzzResolvConf(f *testing.F) {
 	f.Add([]byte("nameserver 127.0.0.53\nsearch x\n"))
+	f.Add([]byte("search corp.example. .. LAN lan\ndomain home.arpa\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, r := range (SystemOptions{}).usable(parseResolvConf(b)) {
+		servers, search := parseResolvConf(b)
+		if len(search) > maxSearchDomains {
+			t.Fatalf("%d search domains", len(search))
+		}
+		for _, d := range search {
+			if d == "" || d != strings.ToLower(d) || strings.Trim(d, ".") != d || strings.ContainsAny(d, " \t\n") {
+				t.Fatalf("search domain %q", d)
+			}
+		}
+		for _, r := range (SystemOptions{}).usable(servers) {
 			if a := r.Addr.Addr(); a.IsLoopback() || a.IsUnspecified() || a.Is4In6() || r.Addr == (netip.AddrPort{}) {
 				t.Fatalf("%v", r)
 			}

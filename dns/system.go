@@ -15,6 +15,7 @@ import (
 
 const (
 	maxSystemResolvers = 8
+	maxSearchDomains   = 32
 	maxResolvConf      = 64 << 10
 	reloadInterval     = time.Second
 )
@@ -52,9 +53,20 @@ func resolvConfs() []string {
 	}
 }
 
+// assigned is what the network, or a person, gave the system for names.
+type assigned struct {
+	resolvers []Resolver
+	search    []string // domains that are tried behind a short name; lower-case, without the final dot
+}
+
 // SystemResolvers reads the system's nameservers: the first file that names one which may be
 // used.
 func SystemResolvers(o SystemOptions) ([]Resolver, error) {
+	a, err := o.read()
+	return a.resolvers, err
+}
+
+func (o SystemOptions) read() (assigned, error) {
 	var errs []error
 	for _, path := range resolvConfs() {
 		b, err := readLimited(filepath.Join(o.Root, path))
@@ -64,11 +76,12 @@ func SystemResolvers(o SystemOptions) ([]Resolver, error) {
 			}
 			continue
 		}
-		if list := o.usable(parseResolvConf(b)); len(list) > 0 {
-			return list, nil
+		servers, search := parseResolvConf(b)
+		if list := o.usable(servers); len(list) > 0 {
+			return assigned{list, search}, nil
 		}
 	}
-	return nil, errors.Join(append(errs, ErrNoSystemResolver)...)
+	return assigned{}, errors.Join(append(errs, ErrNoSystemResolver)...)
 }
 
 func readLimited(path string) ([]byte, error) {
@@ -104,16 +117,32 @@ func loopbackOf(a netip.Addr) netip.Addr {
 	return netip.IPv6Loopback()
 }
 
-// parseResolvConf returns the nameservers of a resolv.conf (resolv.conf(5)). Search domains
-// are left to the program's libc, which applies them before it asks.
-func parseResolvConf(b []byte) (list []netip.Addr) {
+// parseResolvConf returns the nameservers and the search domains of a resolv.conf
+// (resolv.conf(5)): of several lines `search` or `domain` the last one counts. The program's libc
+// applies them before it asks; here they only tell which network it is.
+func parseResolvConf(b []byte) (servers []netip.Addr, search []string) {
 	for line := range bytes.Lines(b) {
 		f := strings.Fields(string(line))
-		if len(f) < 2 || f[0] != "nameserver" {
+		if len(f) < 2 {
 			continue
 		}
-		if a, err := netip.ParseAddr(f[1]); err == nil {
-			list = append(list, a.Unmap())
+		switch f[0] {
+		case "nameserver":
+			if a, err := netip.ParseAddr(f[1]); err == nil {
+				servers = append(servers, a.Unmap())
+			}
+		case "search", "domain":
+			search = searchDomains(f[1:])
+		}
+	}
+	return servers, search
+}
+
+func searchDomains(fields []string) []string {
+	list := make([]string, 0, min(len(fields), maxSearchDomains))
+	for _, d := range fields {
+		if d = strings.ToLower(strings.Trim(d, ".")); d != "" && len(list) < maxSearchDomains && !slices.Contains(list, d) {
+			list = append(list, d)
 		}
 	}
 	return list
@@ -128,7 +157,7 @@ type System struct {
 	mu      sync.Mutex
 	checked time.Time
 	stamps  []stamp
-	list    []Resolver
+	found   assigned
 	err     error
 }
 
@@ -148,8 +177,32 @@ func NewSystem(o SystemOptions, clock func() time.Time) *System {
 
 // Resolvers returns the nameservers of now. The slice must not be changed.
 func (s *System) Resolvers() []Resolver {
-	list, _ := s.current()
-	return list
+	found, _ := s.current()
+	return found.resolvers
+}
+
+// Search returns the search domains that came with them: by the suffix that it assigns a network
+// can be known. The slice must not be changed.
+func (s *System) Search() []string {
+	found, _ := s.current()
+	return found.search
+}
+
+// Refresh makes the next question look at the files, however recently that was done: somebody
+// has seen one change.
+func (s *System) Refresh() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.checked = time.Time{}
+}
+
+// Paths are the files that are looked at, for who wants to know at once when one changes.
+func (s *System) Paths() []string {
+	paths := resolvConfs()
+	for i, p := range paths {
+		paths[i] = filepath.Join(s.options.Root, p)
+	}
+	return paths
 }
 
 // Err returns why there are none.
@@ -158,12 +211,12 @@ func (s *System) Err() error {
 	return err
 }
 
-func (s *System) current() ([]Resolver, error) {
+func (s *System) current() (assigned, error) {
 	s.mu.Lock()
 	now := s.clock()
 	if age := now.Sub(s.checked); !s.checked.IsZero() && age >= 0 && age < reloadInterval {
 		defer s.mu.Unlock()
-		return s.list, s.err
+		return s.found, s.err
 	}
 	s.checked = now // the others go on with the old list meanwhile
 	old := s.stamps
@@ -173,13 +226,13 @@ func (s *System) current() ([]Resolver, error) {
 	if slices.Equal(stamps, old) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.list, s.err
+		return s.found, s.err
 	}
-	list, err := SystemResolvers(s.options)
+	found, err := s.options.read()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stamps, s.list, s.err = stamps, list, err
-	return list, err
+	s.stamps, s.found, s.err = stamps, found, err
+	return found, err
 }
 
 func (s *System) look() []stamp {

@@ -1,0 +1,70 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+
+	mdns "github.com/miekg/dns"
+	"go.uber.org/zap"
+)
+
+// Lookup asks the system's nameservers for the addresses of a name, here and now: nothing is
+// taken from the cache or put there, no program's verdict is asked for, and nothing is
+// remembered. It is how netenv looks whether the network tells the truth about a name; no
+// program's query may come here. A name without addresses is an empty list; an error means that
+// nobody answered.
+func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
+	system := s.o.System()
+	if len(system) == 0 {
+		return nil, ErrNoSystemResolver
+	}
+	type result struct {
+		addrs []netip.Addr
+		err   error
+	}
+	types := [...]uint16{mdns.TypeA, mdns.TypeAAAA}
+	var results [len(types)]chan result
+	for i, t := range types {
+		results[i] = make(chan result, 1)
+		go func() {
+			addrs, err := s.lookup(ctx, inquiry{name: name, qtype: t}, system)
+			results[i] <- result{addrs, err}
+		}()
+	}
+	var addrs []netip.Addr
+	var errs []error
+	for _, c := range results {
+		r := <-c
+		addrs = append(addrs, r.addrs...)
+		if r.err != nil {
+			errs = append(errs, r.err)
+		}
+	}
+	if len(errs) == len(types) {
+		return nil, errors.Join(errs...)
+	}
+	return addrs, nil
+}
+
+func (s *Server) lookup(ctx context.Context, q inquiry, system []Resolver) (addrs []netip.Addr, err error) {
+	defer func() {
+		if p := recover(); p != nil { // over a hostile reply
+			s.panics.Add(1)
+			s.o.Logger.Error("a lookup panicked", zap.Any("panic", p), zap.Stack("stack"))
+			addrs, err = nil, errPanic
+		}
+	}()
+	m, _, err := s.resolver.client.ask(ctx, q, [][]Resolver{system})
+	if err != nil {
+		return nil, err
+	}
+	a, err := clean(m, q)
+	if err != nil {
+		return nil, err
+	}
+	if a.failed() {
+		return nil, errors.New(causeOf(a))
+	}
+	return a.addrs, nil
+}
