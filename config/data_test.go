@@ -96,7 +96,6 @@ func TestStored(t *testing.T) {
 			`config.json:3:2: profiles: unknown key`,
 			`config.json:4:13: filter/blockLAM: unknown key (did you mean "blockLAN"?)`,
 			"config.json:4:39: filter/ping: want text, got the number 3",
-			"config.json:4:42: filter/lists: not available in this version: it needs filter lists",
 			"config.json:4:71: core/state: cannot be set in a file, because the client commands need it too; use --state or GATUN_STATE",
 			"profiles/a.yaml:1:1: profiles: missing; want profiles: with a list of profiles",
 			"profiles/a.yaml:2:1: filter: unknown key; this file has version and profiles only",

@@ -56,12 +56,8 @@ const (
 	minEvery  = time.Minute
 )
 
-// intelligence reads the sections lists and geo. While what they are for is not there it says so
-// as well.
-func (m *merger) intelligence(s *scope, name string, key, value *yaml.Node) {
-	if _, missing := missingSections()[name]; missing {
-		m.w.unknown(s, "", key)
-	}
+// intelligence reads the sections lists and geo.
+func (m *merger) intelligence(s *scope, name string, value *yaml.Node) {
 	switch {
 	case value.Tag == "!!null":
 	case name == "geo":
@@ -143,10 +139,7 @@ func (l *ListSpec) set(name, text string) (message, suggestion string) {
 		return checkPath(text)
 	case "url":
 		l.URL = text
-		u, err := url.Parse(text)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
-			return "want a URL such as https://lists.example/ads.txt", ""
-		}
+		return checkListURL(text), ""
 	case "every":
 		v, fault := parseDuration(text)
 		if fault != "" {
@@ -172,14 +165,83 @@ func oneOfThese(text string, known []string) (message, suggestion string) {
 	return fmt.Sprintf("want %s, got %q", oneOf(known), text), nearest(text, known)
 }
 
+// itemsOf makes the default of a list.
+func itemsOf(texts ...string) []RuleText {
+	items := make([]RuleText, len(texts))
+	for i, text := range texts {
+		items[i].Text = text
+	}
+	return items
+}
+
+// CustomCategory is the category of the lists of filter/customLists, which no list of the section
+// lists may have.
+const CustomCategory = "CUSTOM"
+
 // checkListID accepts what rules can name and what is no category: L:TRAC means them all.
 func checkListID(id string) (message, suggestion string) {
-	const first = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 	switch {
-	case len(id) > maxListID || strings.Trim(id, first+"-_.") != "" || !strings.Contains(first, id[:1]):
-		return fmt.Sprintf("want 1 to %d letters, digits, -, _ and ., beginning with a letter or digit, got %q", maxListID, id), ""
-	case slices.Contains(ListCategories(), id):
+	case !isListID(id):
+		return wantedListID(id), ""
+	case id == CustomCategory || slices.Contains(ListCategories(), id):
 		return fmt.Sprintf("%q is a category; want a name of its own for the list", id), strings.ToLower(id)
+	}
+	return "", ""
+}
+
+func isListID(id string) bool {
+	const first = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+	return id != "" && len(id) <= maxListID && strings.Trim(id, first+"-_.") == "" && strings.Contains(first, id[:1])
+}
+
+func wantedListID(id string) string {
+	return fmt.Sprintf("want 1 to %d letters, digits, -, _ and ., beginning with a letter or digit, got %q", maxListID, id)
+}
+
+// checkListName checks one item of filter/lists: a category, or the id of a list.
+func checkListName(v any) (message, suggestion string) {
+	name := v.(string)
+	if isListID(name) {
+		return "", ""
+	}
+	if rest, ok := strings.CutPrefix(name, "L:"); ok && isListID(rest) {
+		return "want the category or the id of a list without L:", rest
+	}
+	return wantedListID(name), ""
+}
+
+// checkCustomList checks one item of filter/customLists.
+func checkCustomList(v any) (message, suggestion string) {
+	text := v.(string)
+	if strings.Contains(text, "://") {
+		return checkListURL(text), ""
+	}
+	if text == "" {
+		return "want the path of a file, or a URL", ""
+	}
+	return checkPath(text)
+}
+
+func checkListURL(text string) string {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		return "want a URL such as https://lists.example/ads.txt"
+	}
+	return ""
+}
+
+// checkRemoteIntel wants encryption: whoever is between would see each name that is asked for.
+func checkRemoteIntel(v any) (message, suggestion string) {
+	text := v.(string)
+	if text == "" {
+		return "", ""
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Host == "" || u.Fragment != "":
+		return "want a URL such as https://stamp.example/v1", ""
+	case u.Scheme != "https":
+		return "want an https URL: it is told each name that is asked for", ""
 	}
 	return "", ""
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -8,7 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// readLists reads files as Load does, and leaves out that the sections are not in this version.
+// readLists reads files as Load does.
 func readLists(texts ...string) (*merger, []string) {
 	m := newMerger(newWalker())
 	for i, text := range texts {
@@ -16,9 +17,7 @@ func readLists(texts ...string) (*merger, []string) {
 	}
 	var problems []string
 	for _, p := range m.w.problems.Sort() {
-		if !strings.Contains(p.Message, "not available in this version") {
-			problems = append(problems, p.Error())
-		}
+		problems = append(problems, p.Error())
 	}
 	return m, problems
 }
@@ -92,6 +91,37 @@ func TestListProblems(t *testing.T) {
 		_, problems := readLists("version: 1\n" + c.text)
 		if diff := cmp.Diff(c.want, problems); diff != "" {
 			t.Errorf("%s\n%s", c.text, diff)
+		}
+	}
+}
+
+// TestListSettings: what the settings about lists accept, and what a person probably meant.
+func TestListSettings(t *testing.T) {
+	cfg := load(t, "version: 1\n")
+	if got := cfg.Strings("filter/lists"); !slices.Equal(got, []string{"TRAC", "MAL", "DECEP", "BAD", "UNBREAK"}) {
+		t.Errorf("filter/lists by default: %q", got)
+	}
+	good := "version: 1\nfilter:\n  lists: [ADS, mine, CUSTOM]\n  customLists: [/etc/lists/a.txt, \"https://lists.example/b\"]\n  includeSubdomains: off\n  includeCNAMEs: off\n  remoteIntel: \"https://stamp.example/v1?key=1\"\n" +
+		"lists: [{id: mine, category: BAD, format: hosts, path: /a}]\ngeo: {asn: /b}\nprofiles: [{name: a, match: [{path: /a}], filter: {lists: []}}]\n"
+	cfg = load(t, good)
+	if len(cfg.Warnings()) > 0 || len(cfg.Lists()) != 1 || cfg.Geo().ASN != "/b" || cfg.String("filter/remoteIntel") != "https://stamp.example/v1?key=1" {
+		t.Errorf("%v %+v %+v", cfg.Warnings(), cfg.Lists(), cfg.Geo())
+	}
+	if got := cfg.Strings("filter/customLists"); !slices.Equal(got, []string{"/etc/lists/a.txt", "https://lists.example/b"}) {
+		t.Errorf("filter/customLists: %q", got)
+	}
+	for text, want := range map[string]string{
+		"lists: [\"L:ads\"]":                        `gatun.yaml:3:12: filter/lists[0]: want the category or the id of a list without L: (did you mean "ads"?)`,
+		"lists: [\"a b\"]":                          `gatun.yaml:3:12: filter/lists[0]: want 1 to 64 letters, digits, -, _ and ., beginning with a letter or digit, got "a b"`,
+		"customLists: [a.txt]":                      `gatun.yaml:3:17: filter/customLists[0]: want an absolute path, got "a.txt"`,
+		"customLists: [\"ftp://x/y\"]":              "gatun.yaml:3:18: filter/customLists[0]: want a URL such as https://lists.example/ads.txt",
+		"remoteIntel: \"http://stamp.example/v1\"":  "gatun.yaml:3:16: filter/remoteIntel: want an https URL: it is told each name that is asked for",
+		"remoteIntel: \"stamp.example\"":            "gatun.yaml:3:16: filter/remoteIntel: want a URL such as https://stamp.example/v1",
+		"remoteIntel: \"https://stamp.example/#a\"": "gatun.yaml:3:16: filter/remoteIntel: want a URL such as https://stamp.example/v1",
+		"lists: [mine]\nlists: [{id: CUSTOM, category: BAD, format: hosts, path: /a}]": `gatun.yaml:4:14: lists[0]/id: "CUSTOM" is a category; want a name of its own for the list (did you mean "custom"?)`,
+	} {
+		if got := problemsOf(t, "gatun.yaml", "version: 1\nfilter:\n  "+text+"\n"); len(got) != 1 || got[0] != want {
+			t.Errorf("%s:\n%q, want\n%q", text, got, want)
 		}
 	}
 }

@@ -133,7 +133,7 @@ func (m *merger) file(f file) {
 		case name == "profiles":
 			m.addPinned(m.w.profileList(s, value))
 		case name == "lists" || name == "geo":
-			m.intelligence(s, name, key, value)
+			m.intelligence(s, name, value)
 		case m.w.children[name] != nil:
 			m.w.subsection(s, name, key, value)
 		default:

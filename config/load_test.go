@@ -89,9 +89,6 @@ func TestProblems(t *testing.T) {
 		{"not there yet", "version: 1\npreset: gateway\ntunnels: []\ngateway: {}\nlists: []\ngeo: {}\nfilter:\n  lists: [TRAC]\n  askTimeout: 5s\n  defaultAction: ask\ntunnel: {use: on}\ncore: {listenAddress: \"127.0.0.1:1\"}\ndns: {nameservers: [\"dot://192.0.2.53\"]}\n", []string{
 			`gatun.yaml:3:1: tunnels: not available in this version: it needs tunnels`,
 			`gatun.yaml:4:1: gateway: not available in this version: it needs the gateway mode`,
-			`gatun.yaml:5:1: lists: not available in this version: it needs filter lists`,
-			`gatun.yaml:6:1: geo: not available in this version: it needs country and ASN data`,
-			`gatun.yaml:8:3: filter/lists: not available in this version: it needs filter lists`,
 			`gatun.yaml:11:10: tunnel/use: not available in this version: it needs tunnels`,
 			`gatun.yaml:12:8: core/listenAddress: not available in this version: it needs the API over TCP`,
 			`gatun.yaml:13:22: dns/nameservers[0]: dot:// is not available in this version: it needs encrypted resolvers`,
@@ -169,7 +166,6 @@ func TestProfileProblems(t *testing.T) {
 		{"settings", "profiles:\n  - name: a\n    match: [{path: /a}]\n    core: {mark: 1}\n    dns: {nameservers: [192.0.2.1]}\n    filter: {lists: [x], blockLAN: maybe}\n    lists: []\n    nam: x", []string{
 			"gatun.yaml:5:12: profiles[a]/core/mark: cannot be set per app; set it at the top of the file",
 			"gatun.yaml:6:11: profiles[a]/dns/nameservers: cannot be set per app in this version: it needs resolvers per app",
-			"gatun.yaml:7:14: profiles[a]/filter/lists: not available in this version: it needs filter lists",
 			`gatun.yaml:7:36: profiles[a]/filter/blockLAN: want off, trusted, untrusted, danger or on, got "maybe"`,
 			`gatun.yaml:8:5: profiles[a]/lists: unknown key (did you mean "filter/lists"?)`,
 			`gatun.yaml:9:5: profiles[a]/nam: unknown key (did you mean "name"?)`,

@@ -15,13 +15,11 @@ import (
 // TestDefaultsOfWhatIsMissing: to state the default of what is not built is a warning, to change
 // it an error.
 func TestDefaultsOfWhatIsMissing(t *testing.T) {
-	same := "version: 1\nfilter: {removeOutOfScopeDNS: on, lists: [], preventBypassing: true}\ntunnel: {use: off, hops: 1, via: \"\"}\nhistory: {keep: 720h}\nprofiles: [{name: a, match: [{path: /a}], tunnel: {use: off}}]\n"
+	same := "version: 1\nfilter: {removeOutOfScopeDNS: on, requireEncryption: off}\ntunnel: {use: off, hops: 1, via: \"\"}\nhistory: {keep: 720h}\nprofiles: [{name: a, match: [{path: /a}], tunnel: {use: off}}]\n"
 	cfg := load(t, same)
 	src := Source{File: cfg.Files()[0]}
 	want := []string{
-		"gatun.yaml:2:10: filter/removeOutOfScopeDNS: has no effect in this version: it needs the check of resolver scopes",
-		"gatun.yaml:2:35: filter/lists: has no effect in this version: it needs filter lists",
-		"gatun.yaml:2:46: filter/preventBypassing: has no effect in this version: it needs bypass prevention",
+		"gatun.yaml:2:35: filter/requireEncryption: has no effect in this version: it needs inspection",
 		"gatun.yaml:3:10: tunnel/use: has no effect in this version: it needs tunnels",
 		"gatun.yaml:3:20: tunnel/hops: has no effect in this version: it needs tunnels",
 		"gatun.yaml:3:29: tunnel/via: has no effect in this version: it needs tunnels",
@@ -31,7 +29,7 @@ func TestDefaultsOfWhatIsMissing(t *testing.T) {
 	if diff := cmp.Diff(want, texts(cfg.Warnings(), src)); diff != "" {
 		t.Error(diff)
 	}
-	for _, change := range []string{"removeOutOfScopeDNS: off", "lists: [TRAC]", "preventBypassing: off"} {
+	for _, change := range []string{"requireEncryption: on"} {
 		if problems := problemsOf(t, "gatun.yaml", "version: 1\nfilter: {"+change+"}\n"); len(problems) != 1 || !strings.Contains(problems[0], "not available in this version: it needs") {
 			t.Errorf("%s: %q", change, problems)
 		}
@@ -48,7 +46,7 @@ func TestDefaultsOfWhatIsMissing(t *testing.T) {
 		}
 	}
 	for _, st := range cfg.States() {
-		if st.Key == "filter/preventBypassing" && st.Inactive != "no effect in this version: it needs bypass prevention" {
+		if st.Key == "filter/requireEncryption" && st.Inactive != "no effect in this version: it needs inspection" {
 			t.Errorf("%s looks enforced: %+v", st.Key, st)
 		}
 	}

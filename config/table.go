@@ -7,19 +7,16 @@ import (
 
 // The parts of the program that a setting may wait for.
 const (
-	needsLists      = "filter lists"
-	needsBypass     = "bypass prevention"
 	needsHeuristics = "domain heuristics"
 	needsInspection = "inspection"
 	needsHistory    = "the history"
 	needsResolvers  = "the resolver selection"
 	needsTunnels    = "tunnels"
 	needsGateway    = "the gateway mode"
-	needsGeo        = "country and ASN data"
-	needsTCPAPI     = "the API over TCP"
-	needsHandback   = "hand-back to the kernel"
-	needsScopes     = "the check of resolver scopes"
-	needsPerApp     = "resolvers per app"
+
+	needsTCPAPI   = "the API over TCP"
+	needsHandback = "hand-back to the kernel"
+	needsPerApp   = "resolvers per app"
 )
 
 // Table returns every setting, in the order of the settings reference. The caller owns the
@@ -48,21 +45,23 @@ func filterTable() []Setting {
 			Description: "Rules for outgoing connections. The first match wins; a program's own rules come before these."},
 		{Key: "filter/serviceEndpoints", Name: "Incoming rules", Type: TypeRules, PerApp: true, Stacked: true, Expertise: Expert,
 			Description: "Rules for incoming connections, where blockInbound is off. No match drops."},
-		{Key: "filter/lists", Name: "Filter lists", Type: TypeStrings, PerApp: true, Missing: needsLists,
-			Description: "Categories and lists that are blocked."},
-		{Key: "filter/customLists", Name: "Custom filter lists", Type: TypeStrings, Expertise: Expert, Missing: needsLists,
-			Description: "Files or URLs with further names and addresses to block."},
-		{Key: "filter/includeSubdomains", Name: "Filter subdomains", Type: TypeBool, Default: true, PerApp: true, Missing: needsLists,
+		{Key: "filter/lists", Name: "Filter lists", Type: TypeStrings, Default: itemsOf("TRAC", "MAL", "DECEP", "BAD", "UNBREAK"), PerApp: true, Check: checkListName,
+			Description: "Categories and lists of the section lists that are blocked. What is on one of UNBREAK is not blocked by the others."},
+		{Key: "filter/customLists", Name: "Custom filter lists", Type: TypeStrings, Expertise: Expert, Check: checkCustomList,
+			Description: "Files or URLs with further names and addresses to block, in any format that lists have. UNBREAK does not take them back."},
+		{Key: "filter/includeSubdomains", Name: "Filter subdomains", Type: TypeBool, Default: true, PerApp: true,
 			Description: "A listed name also stands for the names below it."},
-		{Key: "filter/includeCNAMEs", Name: "Filter aliases", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert, Missing: needsLists,
+		{Key: "filter/includeCNAMEs", Name: "Filter aliases", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert,
 			Description: "The names that a name is an alias of are looked up as well."},
-		{Key: "filter/removeOutOfScopeDNS", Name: "Remove out of scope answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer, Missing: needsScopes,
+		{Key: "filter/remoteIntel", Name: "Remote intelligence", Type: TypeString, Default: "", Expertise: Expert, Check: checkRemoteIntel,
+			Description: "An https URL that is asked about each name while it is resolved; empty: nobody is told which names are asked for."},
+		{Key: "filter/removeOutOfScopeDNS", Name: "Remove out of scope answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer,
 			Description: "Removes addresses from a DNS answer that the resolver has no business to give, such as private ones for public names."},
 		{Key: "filter/removeBlockedDNS", Name: "Remove blocked answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer,
 			Description: "Removes addresses from a DNS answer that the program would not be allowed to connect to."},
 		{Key: "filter/domainHeuristics", Name: "Domain heuristics", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert, Missing: needsHeuristics,
 			Description: "Blocks generated names and tunnels through DNS."},
-		{Key: "filter/preventBypassing", Name: "Prevent bypassing", Type: TypeBool, Default: true, PerApp: true, Missing: needsBypass,
+		{Key: "filter/preventBypassing", Name: "Prevent bypassing", Type: TypeBool, Default: true, PerApp: true,
 			Description: "Blocks other ways to resolve names."},
 		{Key: "filter/autoPermitRelated", Name: "Permit related domains", Type: TypeBool, Default: false, PerApp: true, Release: Beta,
 			Description: "Permits names that belong to the program's maker."},
@@ -173,8 +172,7 @@ type missingSection struct {
 
 func missingSections() map[string]missingSection {
 	return map[string]missingSection{
-		"tunnels": {needsTunnels, true}, "peers": {needsTunnels, true}, "lists": {needsLists, true},
-		"gateway": {needsGateway, false}, "geo": {needsGeo, false},
+		"tunnels": {needsTunnels, true}, "peers": {needsTunnels, true}, "gateway": {needsGateway, false},
 	}
 }
 
