@@ -426,7 +426,7 @@ func (d failingDialer) DialContext(context.Context, string, string) (net.Conn, e
 }
 
 func TestDialError(t *testing.T) {
-	r := newRig(t, func(o *Options) { o.Dialer = failingDialer{errors.New("network is unreachable")} }, Resolver{SchemeDNS, netip.MustParseAddrPort("192.0.2.1:53")})
+	r := newRig(t, func(o *Options) { o.Dialer = failingDialer{errors.New("network is unreachable")} }, Resolver{Scheme: SchemeDNS, Addr: netip.MustParseAddrPort("192.0.2.1:53")})
 	if reply := r.query(t, ask("a.example", mdns.TypeA).SetEdns0(512, false)); reply.Rcode != mdns.RcodeServerFailure || !strings.Contains(r.last(t).CloseCause, "unreachable") {
 		t.Fatalf("got %v, %q", reply, r.last(t).CloseCause)
 	}

@@ -31,6 +31,7 @@ type resolution struct {
 	clock   func() time.Time
 	renew   chan renewal
 
+	told     func(error)   // how an inquiry ended: nil, or nobody answered; may be nil
 	patience time.Duration // for the whole of a query: its program asks again after 5 s
 
 	mu      sync.Mutex
@@ -41,7 +42,7 @@ type resolution struct {
 
 type renewal struct {
 	key    key
-	groups [][]Resolver
+	choice choice
 }
 
 // flight is one inquiry that several queries wait for. It is given up when nobody waits.
@@ -54,13 +55,13 @@ type flight struct {
 }
 
 // resolve returns the answer and how long it still lives.
-func (r *resolution) resolve(ctx context.Context, p program, k key, groups [][]Resolver) (*answer, time.Duration, error) {
+func (r *resolution) resolve(ctx context.Context, p program, k key, c choice) (*answer, time.Duration, error) {
 	now := r.clock()
 	if a, refresh := r.cache.get(k, now); a != nil {
 		r.hits.Add(1)
 		if refresh {
 			select {
-			case r.renew <- renewal{k, groups}:
+			case r.renew <- renewal{k, c}:
 			default:
 			}
 		}
@@ -77,7 +78,7 @@ func (r *resolution) resolve(ctx context.Context, p program, k key, groups [][]R
 		r.hits.Add(1)
 		return a, a.expires.Sub(now), nil
 	}
-	a, err := r.wait(ctx, k, r.join(k, groups))
+	a, err := r.wait(ctx, k, r.join(k, c))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -85,7 +86,7 @@ func (r *resolution) resolve(ctx context.Context, p program, k key, groups [][]R
 }
 
 // join returns the flight for k, beginning one if there is none.
-func (r *resolution) join(k key, groups [][]Resolver) *flight {
+func (r *resolution) join(k key, c choice) *flight {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f := r.flights[k]; f != nil {
@@ -98,7 +99,7 @@ func (r *resolution) join(k key, groups [][]Resolver) *flight {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &flight{done: make(chan struct{}), waiters: 1, cancel: cancel}
 	r.flights[k] = f
-	go r.fly(ctx, k, f, groups)
+	go r.fly(ctx, k, f, c)
 	return f
 }
 
@@ -122,7 +123,7 @@ func (r *resolution) wait(ctx context.Context, k key, f *flight) (*answer, error
 
 // fly runs the inquiry. It ends for its waiters in any case: a panic over a hostile reply costs
 // this one question.
-func (r *resolution) fly(ctx context.Context, k key, f *flight, groups [][]Resolver) {
+func (r *resolution) fly(ctx context.Context, k key, f *flight, c choice) {
 	f.err = errPanic
 	defer func() {
 		if p := recover(); p != nil {
@@ -135,13 +136,16 @@ func (r *resolution) fly(ctx context.Context, k key, f *flight, groups [][]Resol
 		r.mu.Unlock()
 		close(f.done)
 	}()
-	f.answer, f.err = r.fetch(ctx, k, groups)
+	f.answer, f.err = r.fetch(ctx, k, c)
 }
 
 // fetch asks upstream and caches what came.
-func (r *resolution) fetch(ctx context.Context, k key, groups [][]Resolver) (*answer, error) {
+func (r *resolution) fetch(ctx context.Context, k key, c choice) (*answer, error) {
 	q := inquiry{name: k.name, qtype: k.qtype, do: k.do, cd: k.cd}
-	m, err := r.client.ask(ctx, q, groups)
+	m, _, err := r.client.ask(ctx, q, c.groups)
+	if r.told != nil && ctx.Err() == nil {
+		r.told(err)
+	}
 	if err != nil {
 		if ctx.Err() == nil && !errors.Is(err, ErrNoNameserver) {
 			r.keep(k, &answer{rcode: mdns.RcodeServerFailure, lifetime: errorTTL, note: unreachable})
@@ -179,7 +183,7 @@ func (r *resolution) run(ctx context.Context) {
 			for {
 				select {
 				case n := <-r.renew:
-					_, _ = r.wait(ctx, n.key, r.join(n.key, n.groups)) // if it fails the next miss tries again
+					_, _ = r.wait(ctx, n.key, r.join(n.key, n.choice)) // if it fails the next miss tries again
 				case <-ctx.Done():
 					return
 				}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/netip"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,14 +23,18 @@ type Query struct {
 	Name  string // lower-case, without the final dot
 	Type  uint16
 	Link  *network.Link
+
+	local bool // who is asked may give addresses of this network
 }
 
 // Answer is what would be answered. Addrs are all addresses in it, those in HTTPS and SVCB
 // hints too; CNAMEs are the aliases on the way, in order. Both are shared and only to be read.
-// The Firewall puts into Remove the addresses that the program must not see.
+// Local says that who answered may give addresses of this network. The Firewall puts into Remove
+// the addresses that the program must not see.
 type Answer struct {
 	Addrs  []netip.Addr
 	CNAMEs []string
+	Local  bool
 	Remove []netip.Addr
 }
 
@@ -80,10 +83,14 @@ type Options struct {
 	BlockStyle func(attribution.Owner) BlockStyle // how that program's blocked names are answered; nil: NXDomain
 	Profile    func(attribution.Owner) string     // name of the profile that judges it, for the record; nil: none
 	Intel      Intel                              // nil: none
-	Config     Config
-	Limits     Limits
-	Clock      func() time.Time // default time.Now
-	Logger     *zap.Logger      // default none
+	Told       func(error)                        // how each inquiry upstream ended: nil, or nobody answered; nil: nobody wants to know
+	// Nameservers are those of the owner's own profile, which take the place of Config's. The
+	// slice must not change. Nil: none.
+	Nameservers func(attribution.Owner) []Resolver
+	Config      Config
+	Limits      Limits
+	Clock       func() time.Time // default time.Now
+	Logger      *zap.Logger      // default none
 }
 
 // Server answers the programs' queries. Its methods may be called from any goroutine.
@@ -97,13 +104,6 @@ type Server struct {
 
 	malformed, blocked, panics atomic.Uint64
 	exchanges                  atomic.Uint64
-}
-
-// state is the set of nameservers in use. Its revision is part of every cache key.
-type state struct {
-	config   Config
-	system   []Resolver
-	revision uint64
 }
 
 // Counters are totals since the start.
@@ -130,17 +130,21 @@ func New(o Options) *Server {
 	if o.BlockStyle == nil {
 		o.BlockStyle = func(attribution.Owner) BlockStyle { return NXDomain }
 	}
+	if o.Nameservers == nil {
+		o.Nameservers = func(attribution.Owner) []Resolver { return nil }
+	}
 	if o.Profile == nil {
 		o.Profile = func(attribution.Owner) string { return "" }
 	}
 	s := &Server{o: o, upstream: state{config: o.Config}, idle: streamIdle}
+	s.upstream.renew()
 	s.resolver = resolution{
 		client:  &client{dialer: o.Dialer, clock: o.Clock, log: o.Logger, sent: func() { s.exchanges.Add(1) }, known: map[Resolver]*upstream{}},
 		cache:   newCache(cacheEntries, cacheBytes),
 		limiter: newLimiter(o.Limits),
 		clock:   o.Clock,
 		renew:   make(chan renewal, refreshQueue),
-		flights: map[key]*flight{}, patience: patience,
+		flights: map[key]*flight{}, patience: patience, told: o.Told,
 	}
 	return s
 }
@@ -154,10 +158,15 @@ func (s *Server) Run(ctx context.Context) error {
 // Configure changes the nameservers. What others had answered is not served any more.
 func (s *Server) Configure(c Config) {
 	s.mu.Lock()
-	s.upstream.config = c
-	s.upstream.revision++
+	same := s.upstream.config.equal(c)
+	if !same {
+		s.upstream.config = c
+		s.upstream.renew()
+	}
 	s.mu.Unlock()
-	s.Flush()
+	if !same {
+		s.Flush()
+	}
 }
 
 // Flush empties the cache.
@@ -171,25 +180,6 @@ func (s *Server) Counters() Counters {
 	}
 	c.CacheEntries, c.CacheBytes = s.resolver.cache.len()
 	return c
-}
-
-// Nameserver is one upstream as it is now.
-type Nameserver struct {
-	Resolver
-	Failing bool // more than 5 failures in 50 s: asked after the others
-}
-
-// Nameservers returns the upstreams for ordinary names, in the order of the settings.
-func (s *Server) Nameservers() []Nameserver {
-	groups, _, _ := s.groups("")
-	now := s.o.Clock()
-	var list []Nameserver
-	for _, g := range groups {
-		for _, r := range g {
-			list = append(list, Nameserver{Resolver: r, Failing: s.resolver.client.failing(r, now)})
-		}
-	}
-	return list
 }
 
 // ServeUDP answers one datagram. The reply is to be sent from the address that was asked; nil
@@ -253,7 +243,7 @@ func (s *Server) handle(ctx context.Context, q *Query, req *request) ending {
 	if ctx.Err() != nil {
 		return ending{decision: before, cause: "the program gave up"}
 	}
-	result := &Answer{}
+	result := &Answer{Local: q.local}
 	if err == nil {
 		result.Addrs, result.CNAMEs = a.addrs, a.cnames
 	}
@@ -302,50 +292,25 @@ func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (*
 }
 
 func (s *Server) resolve(ctx context.Context, q *Query, req *request) (*answer, time.Duration, error) {
-	groups, scope, where := s.groups(q.Name)
-	if where == routeLocal {
+	c := s.choose(q.Owner, q.Name)
+	q.local = c.local
+	if c.where == routeLocal {
 		return local(q.Name, q.Type), 0, nil
 	}
-	switch {
-	case len(groups) > 0:
-	case where == routeSystem: // a name of this network, which has no nameserver
-		return &answer{rcode: mdns.RcodeNameError}, 0, nil
-	default:
-		return nil, 0, ErrNoNameserver
+	if len(c.groups) == 0 && !c.multicast {
+		return nobody(c.where)
 	}
-	k := key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: scope}
-	return s.resolver.resolve(ctx, programOf(q.Owner), k, groups)
+	k := key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: c.scope}
+	return s.resolver.resolve(ctx, programOf(q.Owner), k, c)
 }
 
-// groups returns the nameservers for a name, one group after another, and the scope under
-// which their answers are cached.
-func (s *Server) groups(name string) (groups [][]Resolver, scope uint64, where route) {
-	system := s.o.System()
-	s.mu.Lock()
-	if !slices.Equal(system, s.upstream.system) {
-		s.upstream.system = slices.Clone(system)
-		s.upstream.revision++
+// nobody is the answer where there is no nameserver to ask: no name of this network exists on
+// one that has none.
+func nobody(where route) (*answer, time.Duration, error) {
+	if where == routeSystem || where == routeMulticast {
+		return &answer{rcode: mdns.RcodeNameError}, 0, nil
 	}
-	u := s.upstream
-	s.mu.Unlock()
-	where = routeOf(name)
-	if u.config.ResolveSpecial && lastLabel(name) != ownZone {
-		where = routeUpstream
-	}
-	add := func(g []Resolver) {
-		if len(g) > 0 {
-			groups = append(groups, g)
-		}
-	}
-	if where == routeUpstream {
-		add(u.config.Nameservers)
-		if !u.config.NoAssigned {
-			add(u.system)
-		}
-	} else if where == routeSystem {
-		add(u.system)
-	}
-	return groups, u.revision<<2 | uint64(where), where
+	return nil, 0, ErrNoNameserver
 }
 
 func orUndecided(d network.Decision) network.Decision {

@@ -11,22 +11,32 @@ import (
 type route uint8
 
 const (
-	routeUpstream route = iota // the configured nameservers, or the system's
-	routeSystem                // only the system's: the name means something on this network only
-	routeLocal                 // this package
+	routeUpstream     route = iota // the configured nameservers, or the system's
+	routeSystem                    // only those of this network: the name means something there only
+	routeMulticast                 // like routeSystem, but multicast is asked first
+	routeLocal                     // this package
+	routeSearch                    // the nameservers chosen for a domain that the name is part of
+	routeConnectivity              // the system's, past the cache: a captive portal gives false answers
 )
 
 // ownZone holds the names that mean this program.
 const ownZone = "gatun"
 
-// routeOf sorts a name by RFC 6761, 6762, 7686, 8375, 9462 and 9476 and the private reverse
-// zones of RFC 6303.
+// routeOf sorts a name by RFC 6761, 6762, 7686, 8375, 9462 and 9476, the private top-level domains
+// of RFC 6762, appendix G, and the private reverse zones of RFC 6303. routeSearch and
+// routeConnectivity are not about the name's form, so they are not among its results.
 func routeOf(name string) route {
 	switch lastLabel(name) {
 	case "localhost", "invalid", "onion", "alt", ownZone:
 		return routeLocal
-	case "local", "test", "internal":
+	case "local":
+		return routeMulticast
+	case "test", "internal":
 		return routeSystem
+	case "intranet", "private", "corp", "home", "lan", "localdomain":
+		if strings.Contains(name, ".") { // alone it is a host's name, like any single label
+			return routeSystem
+		}
 	case "arpa":
 		return routeArpa(name)
 	}
@@ -40,10 +50,12 @@ func routeArpa(name string) route {
 	case within(name, "home.arpa"):
 		return routeSystem
 	}
-	for _, zone := range [...]string{
-		"10.in-addr.arpa", "168.192.in-addr.arpa", "254.169.in-addr.arpa", "127.in-addr.arpa", "0.in-addr.arpa",
-		"c.f.ip6.arpa", "d.f.ip6.arpa", "8.e.f.ip6.arpa", "9.e.f.ip6.arpa", "a.e.f.ip6.arpa", "b.e.f.ip6.arpa",
-	} {
+	for _, zone := range [...]string{"254.169.in-addr.arpa", "8.e.f.ip6.arpa", "9.e.f.ip6.arpa", "a.e.f.ip6.arpa", "b.e.f.ip6.arpa"} {
+		if within(name, zone) {
+			return routeMulticast // RFC 6762, section 4
+		}
+	}
+	for _, zone := range [...]string{"10.in-addr.arpa", "168.192.in-addr.arpa", "127.in-addr.arpa", "0.in-addr.arpa", "c.f.ip6.arpa", "d.f.ip6.arpa"} {
 		if within(name, zone) {
 			return routeSystem
 		}

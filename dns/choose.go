@@ -1,0 +1,243 @@
+package dns
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+
+	mdns "github.com/miekg/dns"
+
+	"gatun/attribution"
+	"gatun/network"
+)
+
+// maxLists bounds the distinct lists of nameservers that profiles may bring before all are
+// forgotten.
+const maxLists = 256
+
+// choice says who is asked for a name.
+type choice struct {
+	where     route
+	groups    [][]Resolver // one group stands in when those before it do not answer
+	scope     uint64       // under which answers are cached
+	local     bool         // they may give addresses of this network
+	multicast bool         // asked by multicast before the groups are
+	uncached  bool
+}
+
+// lineup is one list of nameservers, sorted by what they may be asked for: what choose would
+// otherwise find out for every query.
+type lineup struct {
+	scope        uint64
+	list         []Resolver // as it was given
+	ordinary     [][]Resolver
+	network      [][]Resolver            // for names that mean something on this network only
+	connectivity [][]Resolver            // for names that tell whether a captive portal is there
+	search       map[string][][]Resolver // by domain
+}
+
+// choose says who is asked for the name when that owner asks.
+func (s *Server) choose(o attribution.Owner, name string) choice {
+	list := s.o.Nameservers(o)
+	system := s.o.System()
+	s.mu.Lock()
+	if !sameResolvers(system, s.upstream.system) {
+		s.upstream.system = slices.Clone(system)
+		s.upstream.renew()
+	}
+	l, config := s.upstream.lineup(list), s.upstream.config
+	s.mu.Unlock()
+	return l.choose(name, config)
+}
+
+// choose takes the first kind of name that fits, in the order of dns.md.
+func (l *lineup) choose(name string, config Config) choice {
+	where := routeOf(name)
+	local := network.LocalName(name)
+	switch {
+	case where == routeLocal && ours(name):
+		return choice{where: routeLocal, local: local}
+	case network.ConnectivityName(name):
+		return choice{where: routeConnectivity, groups: l.connectivity, scope: l.scope | uint64(routeConnectivity), uncached: true}
+	}
+	if groups := l.searched(name); groups != nil {
+		return choice{where: routeSearch, groups: groups, scope: l.scope | uint64(routeSearch), local: true}
+	}
+	if config.ResolveSpecial {
+		where = routeUpstream
+	}
+	c := choice{where: where, scope: l.scope | uint64(where), local: local}
+	switch where {
+	case routeUpstream:
+		c.groups = l.ordinary
+	case routeSystem:
+		c.groups = l.network
+	case routeMulticast:
+		c.groups, c.multicast = l.network, !config.NoMulticast
+	}
+	return c
+}
+
+// ours reports a name that no setting gives to another.
+func ours(name string) bool {
+	last := lastLabel(name)
+	return last == ownZone || last == "localhost"
+}
+
+// searched returns the nameservers that were chosen for a domain of which the name is part:
+// those of the longest such domain first. Nobody else is asked: who set them keeps the names of
+// that domain from others.
+func (l *lineup) searched(name string) (groups [][]Resolver) {
+	if len(l.search) == 0 {
+		return nil
+	}
+	for at, end := 0, name == ""; !end; at, end = mdns.NextLabel(name, at) {
+		if found := l.search[name[at:]]; found != nil {
+			groups = append(groups[:len(groups):len(groups)], found...)
+		}
+	}
+	return groups
+}
+
+// state is the nameservers in use. Its revision is part of every cache key.
+type state struct {
+	config   Config
+	system   []Resolver
+	revision uint64
+	lineups  []*lineup // the first is that of the settings
+}
+
+// renew forgets what was derived from the settings and the system's nameservers.
+func (u *state) renew() {
+	u.revision++
+	u.lineups = []*lineup{u.derive(u.config.Nameservers)}
+}
+
+// lineup returns what is known of a list; none means the list of the settings.
+func (u *state) lineup(list []Resolver) *lineup {
+	if len(list) == 0 {
+		return u.lineups[0]
+	}
+	for _, l := range u.lineups {
+		if sameResolvers(l.list, list) {
+			return l
+		}
+	}
+	if len(u.lineups) >= maxLists {
+		u.renew()
+	}
+	l := u.derive(list)
+	u.lineups = append(u.lineups, l)
+	return l
+}
+
+// derive sorts the nameservers by what they may be asked for.
+func (u *state) derive(list []Resolver) *lineup {
+	l := &lineup{scope: u.revision<<16 | uint64(len(u.lineups))<<4, list: slices.Clone(list), search: map[string][][]Resolver{}}
+	var ordinary, near []Resolver
+	clear := func(r Resolver) bool { return !r.encrypted() }
+	system := u.system
+	if u.config.NoInsecure {
+		list = slices.DeleteFunc(slices.Clone(list), clear)
+		system = slices.DeleteFunc(slices.Clone(system), clear)
+	}
+	for _, r := range list {
+		if !r.SearchOnly {
+			ordinary = append(ordinary, r)
+		}
+		if r.LinkLocal {
+			near = append(near, r)
+		}
+		for domain := range strings.SplitSeq(r.Search, ",") {
+			if domain = bareName(domain); domain != "" {
+				l.addSearch(domain, r)
+			}
+		}
+	}
+	assigned := system
+	if u.config.NoAssigned {
+		assigned = nil
+	}
+	l.connectivity = grouped(assigned, ordinary)
+	if len(ordinary) > 0 && !slices.ContainsFunc(ordinary, clear) {
+		assigned = slices.DeleteFunc(slices.Clone(assigned), clear) // who wants encryption gets no answer rather than one in the clear
+	}
+	l.ordinary = grouped(ordinary, assigned)
+	l.network = grouped(near, system)
+	return l
+}
+
+func (l *lineup) addSearch(domain string, r Resolver) {
+	if l.search[domain] == nil {
+		l.search[domain] = [][]Resolver{nil}
+	}
+	if group := &l.search[domain][0]; !slices.Contains(*group, r) {
+		*group = append(*group, r)
+	}
+}
+
+// grouped leaves out what is empty.
+func grouped(groups ...[]Resolver) [][]Resolver {
+	return slices.DeleteFunc(groups, func(g []Resolver) bool { return len(g) == 0 })
+}
+
+// sameResolvers compares two lists, which are mostly the same memory.
+func sameResolvers(a, b []Resolver) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// encrypted reports whether nobody on the way reads or changes what the resolver is asked.
+func (r Resolver) encrypted() bool { return r.Scheme != SchemeDNS && r.Scheme != SchemeTCP }
+
+// Source says who named a nameserver.
+type Source string
+
+// The sources of a nameserver.
+const (
+	SourceConfigured Source = "configured"
+	SourceProfile    Source = "profile"
+	SourceSystem     Source = "system"
+)
+
+// Nameserver is one upstream as it is now.
+type Nameserver struct {
+	Resolver
+	Source  Source
+	Failing bool // more than 5 failures in 50 s: asked after the others
+}
+
+// Nameservers returns the upstreams that may be asked, in the order of the settings: those of
+// the settings, those of profiles that were in use, and the system's.
+func (s *Server) Nameservers() []Nameserver {
+	system := s.o.System()
+	s.mu.Lock()
+	config := s.upstream.config
+	own := make([][]Resolver, 0, len(s.upstream.lineups))
+	for _, l := range s.upstream.lineups[1:] {
+		own = append(own, l.list)
+	}
+	s.mu.Unlock()
+	now := s.o.Clock()
+	var list []Nameserver
+	add := func(source Source, resolvers []Resolver) {
+		for _, r := range resolvers {
+			known := slices.ContainsFunc(list, func(n Nameserver) bool { return n.Resolver == r })
+			if !known && (r.encrypted() || !config.NoInsecure) {
+				list = append(list, Nameserver{Resolver: r, Source: source, Failing: s.resolver.client.failing(r, now)})
+			}
+		}
+	}
+	add(SourceConfigured, config.Nameservers)
+	for _, l := range own {
+		add(SourceProfile, l)
+	}
+	add(SourceSystem, system)
+	return list
+}
+
+// equal reports whether c and d ask the same nameservers in the same way.
+func (c Config) equal(d Config) bool {
+	same := slices.Equal(c.Nameservers, d.Nameservers)
+	c.Nameservers, d.Nameservers = nil, nil
+	return same && reflect.DeepEqual(c, d)
+}
