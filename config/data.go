@@ -38,7 +38,7 @@ type parsed struct {
 	lines    []string
 	spec     ProfileSpec
 	warnings Problems
-	checked  bool // the rules as well
+	checked  [2]bool // by the checks of others
 }
 
 // OpenData returns the data in a directory, which need not exist yet. With dir "" the data is in
@@ -147,7 +147,7 @@ func (m *merger) documents(d *Data) []*document {
 	known := d.known()
 	for _, f := range d.read(m.w) {
 		doc := &document{path: f.path, before: f.data, after: f.data}
-		if p := known[f.path]; p != nil && p.checked == (m.w.checkRule != nil) && bytes.Equal(p.data, f.data) {
+		if p := known[f.path]; p != nil && p.checked == m.w.checks() && bytes.Equal(p.data, f.data) {
 			doc.parsed, doc.name, m.w.lines[f.path] = p, p.spec.Name, p.lines
 		} else {
 			m.w.keepLines(f.path, f.data)
@@ -285,7 +285,7 @@ func (w *walker) profileFile(doc *document) []ProfileSpec {
 		w.problem(Position{File: doc.path, Line: 1, Col: 1}, "profiles", fmt.Sprintf("want one profile in each file here, got %d", len(list)), "")
 	}
 	if len(w.problems) == problems && !doc.old {
-		doc.parsed = &parsed{data: doc.after, lines: w.lines[doc.path], spec: list[0], warnings: slices.Clone(w.warnings[warnings:]), checked: w.checkRule != nil}
+		doc.parsed = &parsed{data: doc.after, lines: w.lines[doc.path], spec: list[0], warnings: slices.Clone(w.warnings[warnings:]), checked: w.checks()}
 	}
 	return list
 }

@@ -29,6 +29,9 @@ type Source struct {
 	// once. It returns the character from 1 at which a rule is wrong, 0 if it is not.
 	CheckRule func(text string) (col int, message, suggestion string)
 
+	// CheckResolver, which may be nil, checks the texts of dns/nameservers in the same way.
+	CheckResolver func(text string) (message, suggestion string)
+
 	migrations map[int]migration // of older files, by the version that they migrate from
 }
 
@@ -57,7 +60,7 @@ func (s Source) dropIns() string { return filepath.Join(filepath.Dir(s.File), "c
 // file wins over Data, the environment over files, flags over everything.
 func Load(src Source) (*Config, error) {
 	w := newWalker()
-	w.checkRule, w.migrations = src.CheckRule, src.migrations
+	w.checkRule, w.checkResolver, w.migrations = src.CheckRule, src.CheckResolver, src.migrations
 	var files []file
 	if src.File != "" {
 		files = w.readFiles(src)

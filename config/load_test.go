@@ -86,12 +86,11 @@ func TestProblems(t *testing.T) {
 			`gatun.yaml:17:13: core/failOpen: on is not available in this version: it always fails closed`,
 			`gatun.yaml:18:12: core/logLevel: want text, got nothing`,
 		}},
-		{"not there yet", "version: 1\npreset: gateway\ntunnels: []\ngateway: {}\nlists: []\ngeo: {}\nfilter:\n  lists: [TRAC]\n  askTimeout: 5s\n  defaultAction: ask\ntunnel: {use: on}\ncore: {listenAddress: \"127.0.0.1:1\"}\ndns: {nameservers: [\"dot://192.0.2.53\"]}\n", []string{
+		{"not there yet", "version: 1\npreset: gateway\ntunnels: []\ngateway: {}\nlists: []\ngeo: {}\nfilter:\n  lists: [TRAC]\n  askTimeout: 5s\n  defaultAction: ask\ntunnel: {use: on}\ncore: {listenAddress: \"127.0.0.1:1\"}\n", []string{
 			`gatun.yaml:3:1: tunnels: not available in this version: it needs tunnels`,
 			`gatun.yaml:4:1: gateway: not available in this version: it needs the gateway mode`,
 			`gatun.yaml:11:10: tunnel/use: not available in this version: it needs tunnels`,
 			`gatun.yaml:12:8: core/listenAddress: not available in this version: it needs the API over TCP`,
-			`gatun.yaml:13:22: dns/nameservers[0]: dot:// is not available in this version: it needs encrypted resolvers`,
 		}},
 		{"duplicate keys", "version: 1\nfilter: {ping: rules, ping: permit}\nfilter: {}\n", []string{
 			"gatun.yaml:2:23: filter/ping: set twice; it is already set in line 2",
@@ -109,14 +108,10 @@ func TestProblems(t *testing.T) {
 		{"tab", "version: 1\nfilter:\n\tping: rules\n", []string{"gatun.yaml:3: YAML: found character that cannot start any token"}},
 		{"two documents", "version: 1\n---\nfilter: {ping: rules}\n", []string{"gatun.yaml:2:1: a second YAML document begins here; want one document in a file"}},
 		{"not UTF-8", "version: 1\n# \xff\n", []string{"gatun.yaml:2: not UTF-8 text: the file is damaged, or has another encoding"}},
-		{"nameservers", "version: 1\ndns:\n  nameservers: [192.0.2.53, \"2001:db8::53\", dns://192.0.2.53, \"tcp://[2001:db8::53]:5353\", \"192.0.2.53:53\", \"dns://one.example\", \"udp://192.0.2.1\", \"dns://192.0.2.1?verify=x\", \"dns://192.0.2.1/path\", \"one.example\", \"dns://192.0.2.1:0\"]\n", []string{
-			`gatun.yaml:3:93: dns/nameservers[4]: want an address alone or a URL such as dns://192.0.2.53:5353 (did you mean "dns://192.0.2.53:53"?)`,
-			`gatun.yaml:3:110: dns/nameservers[5]: dns:// needs an address as host, got "one.example": a name could not be resolved before there is a resolver`,
-			`gatun.yaml:3:131: dns/nameservers[6]: unknown scheme udp://; want dns or tcp`,
-			`gatun.yaml:3:150: dns/nameservers[7]: unknown parameter "verify"; in this version dns:// takes none (did you mean "dns://192.0.2.1"?)`,
-			`gatun.yaml:3:178: dns/nameservers[8]: dns:// takes an address and a port only (did you mean "dns://192.0.2.1"?)`,
-			`gatun.yaml:3:202: dns/nameservers[9]: want an address or a URL such as dns://192.0.2.53, got "one.example"`,
-			`gatun.yaml:3:217: dns/nameservers[10]: dns:// needs an address as host, got "192.0.2.1:0": a name could not be resolved before there is a resolver`,
+		{"nameservers", "version: 1\ndns:\n  nameservers: [192.0.2.53, \"\", \"dns://192.0.2.53 \", 5]\n", []string{
+			`gatun.yaml:3:30: dns/nameservers[1]: want an address or a URL such as dns://192.0.2.53, got ""`,
+			`gatun.yaml:3:34: dns/nameservers[2]: want an address or a URL such as dns://192.0.2.53, got "dns://192.0.2.53 "`,
+			`gatun.yaml:3:54: dns/nameservers[3]: want text in quotes, got the number 5`,
 		}},
 		{"preset", "version: 1\npreset: serve\n", []string{`gatun.yaml:2:9: preset: want desktop, server or gateway, got "serve" (did you mean "server"?)`}},
 	}
@@ -440,5 +435,36 @@ func TestCheckRule(t *testing.T) {
 	}
 	if !strings.Contains(problems.Render(), wantText) {
 		t.Error("Problems.Render leaves one out")
+	}
+}
+
+// TestCheckResolver: wrong resolvers come with all other problems, at their place, from a file,
+// the environment and an Edit alike.
+func TestCheckResolver(t *testing.T) {
+	file := write(t, t.TempDir(), "gatun.yaml", "version: 1\ndns:\n  nameservers:\n    - dns://good\n    - \"dns://bad\"\n  pong: 1\n")
+	check := func(text string) (string, string) {
+		if strings.Contains(text, "bad") {
+			return "is bad", "dns://good"
+		}
+		return "", ""
+	}
+	complaintsOf := func(src Source) (got []string) {
+		src.CheckResolver = check
+		_, err := Load(src)
+		var problems Problems
+		if err != nil && !errors.As(err, &problems) {
+			t.Fatal(err)
+		}
+		for _, p := range problems {
+			got = append(got, strings.TrimPrefix(p.Error(), file+":"))
+		}
+		return got
+	}
+	if diff := cmp.Diff([]string{`5:8: dns/nameservers[1]: is bad (did you mean "dns://good"?)`, "6:3: dns/pong: unknown key"}, complaintsOf(Source{File: file})); diff != "" {
+		t.Error(diff)
+	}
+	got := complaintsOf(Source{Env: []string{"GATUN_DNS__NAMESERVERS=[dns://good, bad]"}})
+	if len(got) != 1 || !strings.Contains(got[0], "GATUN_DNS__NAMESERVERS") || !strings.Contains(got[0], "is bad") {
+		t.Errorf("environment: %q", got)
 	}
 }

@@ -19,7 +19,12 @@ type walker struct {
 
 	checkRule  func(text string) (col int, message, suggestion string) // or nil
 	migrations map[int]migration
+
+	checkResolver func(text string) (message, suggestion string) // or nil
 }
+
+// checks says which checks of others are made: what was read without them is not known to be right.
+func (w *walker) checks() [2]bool { return [...]bool{w.checkRule != nil, w.checkResolver != nil} }
 
 func newWalker() *walker {
 	w := &walker{table: map[string]*Setting{}, children: map[string][]string{}, lines: map[string][]string{}}
@@ -258,6 +263,8 @@ func (w *walker) item(set *Setting, name string, text RuleText) bool {
 	switch {
 	case !utf8.ValidString(text.Text): // from an Edit: a file could not keep it
 		message = "want UTF-8 text"
+	case set.Key == nameserversKey && w.checkResolver != nil:
+		message, suggestion = w.checkResolver(text.Text)
 	case set.Check != nil:
 		message, suggestion = set.Check(text.Text)
 	case set.Type == TypeRules && w.checkRule != nil:

@@ -3,6 +3,7 @@ package dns
 import (
 	"encoding/binary"
 	"errors"
+	"net"
 	"slices"
 	"time"
 
@@ -238,4 +239,41 @@ func lifetime(rcode int, records, authority []mdns.RR, q inquiry) time.Duration 
 		}
 	}
 	return 0
+}
+
+// blocks reports whether m is how a resolver with that form says that it blocks the name.
+func blocks(form BlockForm, m *mdns.Msg) bool {
+	if m == nil {
+		return false
+	}
+	switch form {
+	case BlockRefused:
+		return m.Rcode == mdns.RcodeRefused
+	case BlockEmpty:
+		exists := m.Rcode == mdns.RcodeSuccess || m.Rcode == mdns.RcodeNameError
+		return exists && len(m.Answer) == 0 && len(m.Ns) == 0
+	case BlockZeroIP:
+		return m.Rcode == mdns.RcodeSuccess && onlyZero(m.Answer)
+	}
+	return false
+}
+
+// onlyZero reports addresses of which none leads anywhere.
+func onlyZero(records []mdns.RR) (zero bool) {
+	for _, rr := range records {
+		ip := net.IP(nil)
+		switch rr := rr.(type) {
+		case *mdns.A:
+			ip = rr.A
+		case *mdns.AAAA:
+			ip = rr.AAAA
+		default:
+			continue
+		}
+		if !ip.IsUnspecified() {
+			return false
+		}
+		zero = true
+	}
+	return zero
 }

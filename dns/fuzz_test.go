@@ -186,21 +186,6 @@ func checkPacked(t *testing.T, a *answer, q inquiry) {
 	}
 }
 
-func FuzzResolver(f *testing.F) {
-	for _, s := range []string{"192.0.2.1", "tcp://[2001:db8::1]:53", "dns://fe80::1%25e", "dot://x?verify=y"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, text string) {
-		r, err := ParseResolver(text)
-		if err != nil {
-			return
-		}
-		if again, err := ParseResolver(r.String()); err != nil || again != r {
-			t.Fatalf("%q reads as %v, which reads as %v, %v", text, r, again, err)
-		}
-	})
-}
-
 func FuzzResolvConf(f *testing.F) {
 	f.Add([]byte("nameserver 127.0.0.53\nsearch x\n"))
 	f.Add([]byte("search corp.example. .. LAN lan\ndomain home.arpa\n"))

@@ -13,54 +13,6 @@ import (
 	"time"
 )
 
-func TestParseResolver(t *testing.T) {
-	for text, want := range map[string]string{
-		"192.0.2.1":               "dns://192.0.2.1:53",
-		"192.0.2.1:5353":          "dns://192.0.2.1:5353",
-		"2001:db8::1":             "dns://[2001:db8::1]:53",
-		"[2001:db8::1]":           "dns://[2001:db8::1]:53",
-		"[2001:db8::1]:54":        "dns://[2001:db8::1]:54",
-		"fe80::1%eth0":            "dns://[fe80::1%eth0]:53",
-		"::ffff:192.0.2.1":        "dns://192.0.2.1:53",
-		"dns://192.0.2.1":         "dns://192.0.2.1:53",
-		"DNS://192.0.2.1/":        "dns://192.0.2.1:53",
-		"tcp://192.0.2.1:53":      "tcp://192.0.2.1:53",
-		"tcp://[2001:db8::1]:530": "tcp://[2001:db8::1]:530",
-	} {
-		r, err := ParseResolver(text)
-		if err != nil || r.String() != want {
-			t.Errorf("%s: got %v, %v; want %s", text, r, err, want)
-			continue
-		}
-		if again, err := ParseResolver(r.String()); err != nil || again != r {
-			t.Errorf("%s does not read back: %v, %v", r, again, err)
-		}
-	}
-	for text, want := range map[string]string{
-		"":                            "IP address",
-		"example.com":                 "want an IP address",
-		"dns://example.com:53":        "want an IP address",
-		"ftp://192.0.2.1":             "want dns:// or tcp://",
-		"dot://192.0.2.1?verify=a.b":  "not supported by this version",
-		"https://192.0.2.1/dns-query": "not supported by this version",
-		"dns://192.0.2.1?verify=a.b":  "takes no parameters",
-		"dns://192.0.2.1/path":        "has no path",
-		"192.0.2.1:0":                 "want a port",
-		"192.0.2.1:65536":             "want a port",
-		"192.0.2.1:x":                 "want a port",
-		"[2001:db8::1":                "between [ and ]",
-		"[192.0.2.1]:53":              "between [ and ]",
-		"[2001:db8::1]53":             "want a port",
-		"0.0.0.0":                     "not the address of a nameserver",
-		"::":                          "not the address of a nameserver",
-		"224.0.0.251":                 "not the address of a nameserver",
-	} {
-		if r, err := ParseResolver(text); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: got %v, %v; want an error with %q", text, r, err, want)
-		}
-	}
-}
-
 // host is a directory tree with those files.
 func host(t *testing.T, files map[string]string) string {
 	t.Helper()

@@ -27,6 +27,13 @@ const (
 // ErrNoNameserver means that there is nobody to ask.
 var ErrNoNameserver = errors.New("no nameserver configured")
 
+// BlockedUpstreamError means that the resolver says, in the form of its blockedif, that it blocks
+// the name. No other one is asked: that would undo what the resolver was chosen for.
+type BlockedUpstreamError struct{ Resolver Resolver }
+
+// Error implements error.
+func (e *BlockedUpstreamError) Error() string { return "blocked by the resolver " + e.Resolver.Label() }
+
 // upstream is what is remembered about one nameserver.
 type upstream struct {
 	Resolver
@@ -164,23 +171,23 @@ type race struct {
 	results chan outcome
 	running map[*upstream]int
 	out     map[*upstream]bool // refused or answered with an error: not asked again
-	soft    *mdns.Msg          // the first error reply, for when nobody does better
+	soft    outcome            // the first error reply, for when nobody does better
 	errs    []error
 }
 
-// ask runs the plan until the first good answer. All sockets are closed when it returns.
-func (c *client) ask(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns.Msg, error) {
+// ask runs the plan until the first good answer and says whose it is.
+func (c *client) ask(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns.Msg, Resolver, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, askDeadline, errors.New("no answer within 4.5 s"))
 	defer cancel()
 	r := &race{client: c, inquiry: q, steps: c.plan(groups), running: map[*upstream]int{}, out: map[*upstream]bool{}}
 	if len(r.steps) == 0 {
-		return nil, ErrNoNameserver
+		return nil, Resolver{}, ErrNoNameserver
 	}
 	r.results = make(chan outcome, len(r.steps)) // nobody blocks when the race is over
 	return r.run(ctx)
 }
 
-func (r *race) run(ctx context.Context) (*mdns.Msg, error) {
+func (r *race) run(ctx context.Context) (*mdns.Msg, Resolver, error) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -189,8 +196,12 @@ func (r *race) run(ctx context.Context) (*mdns.Msg, error) {
 			r.start(ctx)
 			r.arm(timer)
 		case o := <-r.results:
-			if m := r.finish(o); m != nil {
-				return m, nil
+			m := r.finish(o)
+			if blocks(o.server.BlockedIf, o.msg) {
+				return nil, o.server.Resolver, &BlockedUpstreamError{o.server.Resolver}
+			}
+			if m != nil {
+				return m, o.server.Resolver, nil
 			}
 			if len(r.running) == 0 {
 				r.skip()
@@ -261,8 +272,8 @@ func (r *race) finish(o outcome) *mdns.Msg {
 	o.server.succeeded(now)
 	if o.msg.Rcode != mdns.RcodeSuccess && o.msg.Rcode != mdns.RcodeNameError {
 		r.out[o.server] = true
-		if r.soft == nil {
-			r.soft = o.msg
+		if r.soft.msg == nil {
+			r.soft = o
 		}
 		return nil
 	}
@@ -291,9 +302,9 @@ func (r *race) note(u *upstream, err error) {
 	}
 }
 
-func (r *race) result() (*mdns.Msg, error) {
-	if r.soft != nil {
-		return r.soft, nil
+func (r *race) result() (*mdns.Msg, Resolver, error) {
+	if r.soft.msg != nil {
+		return r.soft.msg, r.soft.server.Resolver, nil
 	}
-	return nil, errors.Join(r.errs...)
+	return nil, Resolver{}, errors.Join(r.errs...)
 }

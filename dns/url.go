@@ -1,105 +1,145 @@
 package dns
 
 import (
-	"fmt"
 	"net/netip"
-	"strconv"
+	"net/url"
 	"strings"
 )
 
 // Scheme is how an upstream nameserver is asked.
 type Scheme string
 
-// The schemes that are built. The encrypted ones of dns.md come with their own files.
+// The schemes. A URL may also say tls:// for dot://, doh:// for https:// and quic:// for doq://.
 const (
-	SchemeDNS Scheme = "dns" // UDP, and TCP for what does not fit
-	SchemeTCP Scheme = "tcp"
+	SchemeDNS   Scheme = "dns"   // UDP, and TCP for what does not fit
+	SchemeTCP   Scheme = "tcp"   // RFC 7766
+	SchemeDoT   Scheme = "dot"   // RFC 7858
+	SchemeHTTPS Scheme = "https" // RFC 8484, HTTP/2
+	SchemeDoQ   Scheme = "doq"   // RFC 9250
+	SchemeH3    Scheme = "h3"    // RFC 8484, HTTP/3
 )
 
-const dnsPort = 53
+// Encrypted reports whether neither the queries nor the answers can be read or changed on the way.
+func (s Scheme) Encrypted() bool {
+	switch s {
+	case SchemeDoT, SchemeHTTPS, SchemeDoQ, SchemeH3:
+		return true
+	}
+	return false
+}
+
+func (s Scheme) port() uint16 {
+	switch s {
+	case SchemeDoT, SchemeDoQ:
+		return 853
+	case SchemeHTTPS, SchemeH3:
+		return 443
+	}
+	return dnsPort
+}
+
+func (s Scheme) http() bool { return s == SchemeHTTPS || s == SchemeH3 }
+
+const (
+	dnsPort = 53
+
+	// defaultPath is where nearly all DoH servers answer, and what RFC 8484 uses.
+	defaultPath = "/dns-query"
+)
+
+// BlockForm is the form of answer by which a resolver says that it blocks a name.
+type BlockForm uint8
+
+// The forms. None of them is how a name that does not exist is answered.
+const (
+	BlockZeroIP   BlockForm = iota // only the addresses 0.0.0.0 and ::
+	BlockEmpty                     // no record at all, not even the SOA that a negative answer has
+	BlockRefused                   // REFUSED
+	BlockDisabled                  // it never says so
+)
+
+var blockForms = [...]string{BlockZeroIP: "zeroip", BlockEmpty: "empty", BlockRefused: "refused", BlockDisabled: "disabled"}
+
+// String is the form's name in a URL.
+func (b BlockForm) String() string { return blockForms[b] }
 
 // Resolver is one upstream nameserver. It is comparable.
 type Resolver struct {
 	Scheme Scheme
-	Addr   netip.AddrPort
+	Addr   netip.AddrPort // is dialled
+	Host   string         // the URL's host if it is a name; then Addr is from ip=
+	Path   string         // of https and h3
 
-	Search     string // domains that it is preferred for, comma-joined; "" is none
-	SearchOnly bool   // it is asked for names in Search only
-	LinkLocal  bool   // it is also asked for the names of this network
+	Verify     string // the name in the certificate where the host is an address
+	Name       string // for people; may be empty
+	BlockedIf  BlockForm
+	Search     string // names below which this resolver is asked first, sorted, joined with commas
+	SearchOnly bool   // it is asked for no other names
+	LinkLocal  bool   // it belongs to this network: it is asked for its names and may answer with its addresses
 }
 
-// String formats the resolver as its URL.
-func (r Resolver) String() string { return string(r.Scheme) + "://" + r.Addr.String() }
+// Encrypted reports whether neither the queries nor the answers can be read or changed on the way.
+func (r Resolver) Encrypted() bool { return r.Scheme.Encrypted() }
 
-// ParseResolver reads scheme://host[:port], or a bare address, which means dns://.
-func ParseResolver(text string) (Resolver, error) {
-	scheme, rest, found := strings.Cut(text, "://")
-	if !found {
-		scheme, rest = string(SchemeDNS), text
+// Label is what people call the resolver: its name, else its host.
+func (r Resolver) Label() string {
+	switch {
+	case r.Name != "":
+		return r.Name
+	case r.Host != "":
+		return r.Host
+	case r.Verify != "":
+		return r.Verify
 	}
-	s, err := parseScheme(scheme, text)
-	if err != nil {
-		return Resolver{}, err
-	}
-	host, query, _ := strings.Cut(rest, "?")
-	if query != "" {
-		return Resolver{}, fmt.Errorf("resolver %q: %s:// takes no parameters; remove %q", text, s, "?"+query)
-	}
-	host, path, _ := strings.Cut(host, "/")
-	if path != "" {
-		return Resolver{}, fmt.Errorf("resolver %q: %s:// has no path; remove %q", text, s, "/"+path)
-	}
-	addr, err := parseHost(host)
-	if err != nil {
-		return Resolver{}, fmt.Errorf("resolver %q: %w", text, err)
-	}
-	return Resolver{Scheme: s, Addr: addr}, nil
+	return r.Addr.Addr().String()
 }
 
-func parseScheme(scheme, text string) (Scheme, error) {
-	switch s := Scheme(strings.ToLower(scheme)); s {
-	case SchemeDNS, SchemeTCP:
-		return s, nil
-	case "dot", "tls", "doh", "https", "doq", "quic", "h3":
-		return "", fmt.Errorf("resolver %q: %s:// is not supported by this version; use dns:// or tcp://", text, s)
+// SearchDomains returns the names below which this resolver is asked first.
+func (r Resolver) SearchDomains() []string {
+	if r.Search == "" {
+		return nil
 	}
-	return "", fmt.Errorf("resolver %q: want dns:// or tcp://, got %q", text, scheme)
+	return strings.Split(r.Search, ",")
 }
 
-// parseHost reads an address with or without a port; with a port, IPv6 needs brackets.
-func parseHost(host string) (netip.AddrPort, error) {
-	text, port, err := splitPort(host)
-	if err != nil {
-		return netip.AddrPort{}, err
+// certificateName is what the server's certificate must be for.
+func (r Resolver) certificateName() string {
+	if r.Host != "" {
+		return r.Host
 	}
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("want an IP address, got %q", text)
-	}
-	if addr.IsUnspecified() || addr.IsMulticast() {
-		return netip.AddrPort{}, fmt.Errorf("%s is not the address of a nameserver", addr)
-	}
-	return netip.AddrPortFrom(addr.Unmap(), port), nil
+	return r.Verify
 }
 
-func splitPort(host string) (addr string, port uint16, err error) {
-	rest := ""
-	if inner, ok := strings.CutPrefix(host, "["); ok {
-		if addr, rest, ok = strings.Cut(inner, "]"); !ok || !strings.Contains(addr, ":") {
-			return "", 0, fmt.Errorf("want an IPv6 address between [ and ], got %q", host)
+// String formats the resolver as its URL, which ParseResolver reads as the same value.
+func (r Resolver) String() string {
+	host := r.Addr.String()
+	if r.Host != "" {
+		host = r.Host + host[strings.LastIndexByte(host, ':'):]
+	}
+	var b strings.Builder
+	b.WriteString(string(r.Scheme) + "://" + host + r.Path)
+	separator := byte('?')
+	add := func(parameter, value string) {
+		if value != "" {
+			b.WriteByte(separator)
+			b.WriteString(parameter + value)
+			separator = '&'
 		}
-	} else if i := strings.IndexByte(host, ':'); i >= 0 && i == strings.LastIndexByte(host, ':') {
-		addr, rest = host[:i], host[i:]
-	} else {
-		addr = host
 	}
-	if rest == "" {
-		return addr, dnsPort, nil
+	add("name=", url.QueryEscape(r.Name))
+	add("verify=", r.Verify)
+	if r.Host != "" {
+		add("ip=", strings.ReplaceAll(r.Addr.Addr().String(), "%", "%25"))
 	}
-	digits, ok := strings.CutPrefix(rest, ":")
-	n, err := strconv.ParseUint(digits, 10, 16)
-	if !ok || err != nil || n == 0 {
-		return "", 0, fmt.Errorf("want a port from 1 to 65535, got %q", rest)
+	if r.BlockedIf != BlockZeroIP {
+		add("blockedif=", r.BlockedIf.String())
 	}
-	return addr, uint16(n), nil
+	add("search=", r.Search)
+	if r.SearchOnly {
+		add("", "search-only")
+	}
+	if r.LinkLocal {
+		add("", "link-local")
+	}
+	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 
 	"gatun/config"
+	"gatun/dns"
 	"gatun/profiles"
 )
 
@@ -12,7 +13,7 @@ import (
 // exist, with everything beside it that counts. Without root the usual one is in the user's
 // own folder.
 func configSource(named string) config.Source {
-	src := config.Source{File: named, Dir: true, Env: os.Environ(), CheckRule: profiles.CheckRule}
+	src := config.Source{File: named, Dir: true, Env: os.Environ(), CheckRule: profiles.CheckRule, CheckResolver: dns.CheckResolver}
 	if named != "" {
 		return src
 	}
