@@ -1,9 +1,11 @@
 package network
 
 import (
+	"slices"
 	"strings"
 
 	"gatun/attribution"
+	"gatun/intel"
 )
 
 // Compact copies what is kept of ended links into fresh memory and makes the maps as large as
@@ -36,7 +38,8 @@ func fitted[K comparable, V any](m map[K]V) map[K]V {
 func (t *Table) compactEnded() {
 	c := compactor{
 		links: map[*Link]*Link{}, decisions: map[Decision]*Decision{}, comms: t.liveComms(),
-		processes: map[*attribution.Process]*attribution.Process{}, texts: map[string]string{},
+		processes: map[*attribution.Process]*attribution.Process{}, texts: map[string]string{}, stamps: map[*intel.Stamp]*intel.Stamp{},
+		answers: map[Answered]*Answered{},
 	}
 	for live := range c.comms {
 		c.processes[live.Owner.Process] = live.Owner.Process
@@ -69,6 +72,8 @@ type compactor struct {
 	comms     map[*Communication]*Communication
 	processes map[*attribution.Process]*attribution.Process
 	texts     map[string]string
+	stamps    map[*intel.Stamp]*intel.Stamp
+	answers   map[Answered]*Answered
 }
 
 // link returns a copy of an ended link, always the same, and a live link itself.
@@ -94,6 +99,8 @@ func (c *compactor) link(l *Link) *Link {
 	n.sent.Store(l.sent.Load())
 	n.received.Store(l.received.Load())
 	n.killed.Store(l.killed.Load())
+	n.answered.Store(c.answer(l.answered.Load()))
+	n.stamp.Store(c.stamp(l.stamp.Load()))
 	n.ended.Store(&kept.end)
 	c.links[l] = n
 	return n
@@ -130,6 +137,35 @@ func (c *compactor) process(old *attribution.Process) *attribution.Process {
 			n.Args[i] = c.text(s)
 		}
 		c.processes[old] = n
+	}
+	return n
+}
+
+// stamp returns a copy of what lists say; what data files say is shared by all links.
+func (c *compactor) stamp(old *intel.Stamp) *intel.Stamp {
+	if old == nil || old.Lists == nil {
+		return old
+	}
+	n := c.stamps[old]
+	if n == nil {
+		kept := *old
+		kept.Lists = slices.Clone(old.Lists)
+		for i := range kept.Lists {
+			kept.Lists[i].Name = c.text(kept.Lists[i].Name)
+		}
+		n, c.stamps[old] = &kept, &kept
+	}
+	return n
+}
+
+func (c *compactor) answer(old *Answered) *Answered {
+	if old == nil {
+		return nil
+	}
+	n := c.answers[*old]
+	if n == nil {
+		n = &Answered{Type: c.text(old.Type), Resolver: c.text(old.Resolver), Rcode: c.text(old.Rcode)}
+		c.answers[*old] = n
 	}
 	return n
 }

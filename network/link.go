@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gatun/attribution"
+	"gatun/intel"
 	"gatun/network/packet"
 )
 
@@ -92,7 +93,9 @@ type Link struct {
 	sent     atomic.Uint64
 	received atomic.Uint64
 	ended    atomic.Pointer[ending]
+	answered atomic.Pointer[Answered]
 	abort    atomic.Pointer[func(cause string)]
+	stamp    atomic.Pointer[intel.Stamp]
 	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
 	bound    atomic.Bool            // counted by its Communication
 	done     atomic.Pointer[chan struct{}]
@@ -113,6 +116,13 @@ func (l *Link) Comm() *Communication { return l.comm.Load() }
 // SetComm binds the link to its Communication. A link learns it once, before it is decided.
 func (l *Link) SetComm(c *Communication) { l.comm.Store(c) }
 
+// Stamp returns what was known of the link's other end when it was decided last, nil where nobody
+// asked.
+func (l *Link) Stamp() *intel.Stamp { return l.stamp.Load() }
+
+// SetStamp keeps what is known of the other end. Whoever decides on the link sets it first.
+func (l *Link) SetStamp(s *intel.Stamp) { l.stamp.Store(s) }
+
 // Decision returns the link's newest decision; the zero Decision while it is held.
 func (l *Link) Decision() Decision {
 	if d := l.decision.Load(); d != nil {
@@ -120,6 +130,17 @@ func (l *Link) Decision() Decision {
 	}
 	return Decision{}
 }
+
+// Answered is what became of a DNS query. It is immutable, and shared by queries that were
+// answered alike.
+type Answered struct {
+	Type     string // of the records that were asked for: A, HTTPS, …
+	Resolver string // who answered, "" where nobody was asked
+	Rcode    string // what the program was told: NOERROR, NXDOMAIN, …; "" is silence
+}
+
+// SetAnswered notes how the query was answered. The nameserver does it once, before the end.
+func (l *Link) SetAnswered(a *Answered) { l.answered.Store(a) }
 
 // AddSent counts n bytes of payload from the program to the other side.
 func (l *Link) AddSent(n int) { l.sent.Add(uint64(n)) }

@@ -2,7 +2,10 @@ package network
 
 import (
 	"net/netip"
+	"slices"
 	"time"
+
+	"gatun/intel"
 )
 
 // Schema heads every JSON document of the program.
@@ -33,9 +36,11 @@ type Report struct {
 	ReasonCode   string         `json:"reason_code"`
 	Setting      string         `json:"setting"`
 	Rule         *RuleRef       `json:"rule"`
+	List         *ReportList    `json:"list"`
 	Lists        []string       `json:"lists"`
 	Country      string         `json:"country"`
 	ASN          uint32         `json:"asn"`
+	ASOwner      string         `json:"as_owner"`
 	Tunnel       string         `json:"tunnel"`
 	Exit         string         `json:"exit"`
 	HandedBack   bool           `json:"handed_back"`
@@ -44,6 +49,9 @@ type Report struct {
 	Started      time.Time      `json:"started"`
 	Ended        *time.Time     `json:"ended"`
 	CloseCause   string         `json:"close_cause"`
+	QueryType    string         `json:"query_type"` // of a DNS query: the records that were asked for,
+	Resolver     string         `json:"resolver"`   // who answered it, and what the program was told
+	Rcode        string         `json:"rcode"`
 }
 
 // ReportProcess is the process of a Report; PID and Start are its identity.
@@ -64,6 +72,15 @@ type ReportNames struct {
 	DNS  []string `json:"dns"`
 	SNI  string   `json:"sni"`
 	HTTP string   `json:"http"`
+}
+
+// ReportList is the filter list that decided, and the place where it names the other end.
+type ReportList struct {
+	ID       string `json:"id"`
+	Category string `json:"category"`
+	Source   string `json:"source"` // file or URL
+	Line     int    `json:"line"`   // 0 unknown
+	Name     string `json:"name"`   // what the list has there
 }
 
 // ReportEvent is one event as JSON.
@@ -99,15 +116,35 @@ func (l *Link) Report() Report {
 		rule := d.Rule
 		r.Rule = &rule
 	}
+	if s := l.Stamp(); s != nil {
+		r.stamp(s, d.List)
+	}
 	r.Sent, r.Received = l.Bytes()
 	if e := l.ended.Load(); e != nil {
 		at := e.at.UTC()
 		r.Ended, r.CloseCause = &at, e.cause
 	}
+	if a := l.answered.Load(); a != nil {
+		r.QueryType, r.Resolver, r.Rcode = a.Type, a.Resolver, a.Rcode
+	}
 	if c := l.Comm(); c != nil {
 		c.report(&r)
 	}
 	return r
+}
+
+// stamp renders what is known of the other end; decided is the ID of the list that decided.
+func (r *Report) stamp(s *intel.Stamp, decided string) {
+	r.Country, r.ASN, r.ASOwner = s.Country, s.ASN, s.ASOwner
+	for i := range s.Lists {
+		m := &s.Lists[i]
+		if !slices.Contains(r.Lists, m.ID) {
+			r.Lists = append(r.Lists, m.ID)
+		}
+		if r.List == nil && m.ID == decided {
+			r.List = &ReportList{m.ID, m.Category, m.Source, m.Line, m.Name}
+		}
+	}
 }
 
 func (c *Communication) report(r *Report) {

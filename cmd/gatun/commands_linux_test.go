@@ -75,6 +75,8 @@ type station struct {
 	*testing.T
 	owner   *owner
 	control *control
+	names   *resolving
+	lists   *shelf
 	dir     string
 	socket  string
 }
@@ -122,7 +124,7 @@ func newStation(t *testing.T) *station {
 	if o.store, err = profiles.NewStore(o.cfg, status.State{}, profiles.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	s := &station{T: t, owner: o, dir: dir, socket: filepath.Join(dir, "gatun.sock")}
+	s := &station{T: t, owner: o, names: newResolving(), lists: newShelf(), dir: dir, socket: filepath.Join(dir, "gatun.sock")}
 	s.control = &control{owner: o, store: o.store, asked: firewall.NewPrompts(time.Now), table: o.table, alive: func(pid int, _ time.Time) bool { return pid == 7 }}
 	l, err := api.Listen(s.socket)
 	if err != nil {
@@ -130,7 +132,7 @@ func newStation(t *testing.T) *station {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	server := &api.Server{Daemon: s, Flows: o.table, Why: s, Control: s.control, Database: s.control.database(s.Status)}
+	server := &api.Server{Daemon: s, Flows: o.table, Why: s, Control: s.control, Names: s.names, Lists: s.lists, Database: s.control.database(s.Status)}
 	go func() { done <- server.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()

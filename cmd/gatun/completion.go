@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/url"
 	"strings"
 	"time"
 
@@ -109,16 +110,20 @@ func (p *places) completeInProfile(c *cobra.Command, args []string, typed string
 	}
 }
 
-func (p *places) profileNames(ctx context.Context) []string {
+// ask asks the running gatun as long as the shell may wait. Where nobody answers there is nothing
+// to offer.
+func (p *places) ask(ctx context.Context, path string, q url.Values, out any) bool {
 	if ctx == nil { // cobra completes without the context of Execute
 		ctx = context.Background()
 	}
 	ctx, cancel := context.WithTimeout(ctx, completionTime)
 	defer cancel()
+	return p.client().Get(ctx, path, q, out) == nil
+}
+
+func (p *places) profileNames(ctx context.Context) []string {
 	var list api.ProfileList
-	if p.client().Get(ctx, "/v1/profiles", nil, &list) != nil {
-		return nil // nobody to ask: nothing to offer
-	}
+	p.ask(ctx, "/v1/profiles", nil, &list)
 	var names []string
 	for _, prof := range list.Profiles {
 		names = append(names, prof.Name)
@@ -128,4 +133,41 @@ func (p *places) profileNames(ctx context.Context) []string {
 
 func (p *places) knowsProfile(ctx context.Context, name string) bool {
 	return contains(p.profileNames(ctx), name)
+}
+
+// completeLists completes the ids of filter lists that were not named yet.
+func (p *places) completeLists(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	var all api.FilterLists
+	p.ask(c.Context(), "/v1/lists", nil, &all)
+	var ids []string
+	for _, l := range all.Lists {
+		if !contains(args, l.ID) {
+			ids = append(ids, l.ID+"\t"+printableName(l.Source))
+		}
+	}
+	return ids, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeCached completes a name that is cached.
+func (p *places) completeCached(c *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	var list api.CachedList
+	p.ask(c.Context(), "/v1/dns/cache", nil, &list)
+	var names []string
+	for _, e := range list.Entries {
+		if strings.HasPrefix(e.Name, strings.ToLower(typed)) && !contains(names, e.Name) {
+			names = append(names, e.Name)
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeTypes completes the type of the records that are asked for.
+func completeTypes(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	if len(args) != 1 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return []string{"A", "AAAA", "CNAME", "HTTPS", "MX", "NS", "PTR", "SOA", "SRV", "SVCB", "TXT"}, cobra.ShellCompDirectiveNoFileComp
 }

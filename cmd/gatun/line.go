@@ -21,6 +21,19 @@ func line(r *network.Report) string {
 	}, " ")
 }
 
+// queryLine renders a query of a program as one line for people: time, program[pid], name, type,
+// verdict, what came of it, how long it took, from whom, reason.
+func queryLine(r *network.Report) string {
+	parts := []string{r.Started.Local().Format("15:04:05.000"), programOf(r), printableName(r.Domain), r.QueryType, strings.ToUpper(r.Verdict), firstOf(r.Rcode, r.CloseCause)}
+	if r.Ended != nil {
+		parts = append(parts, r.Ended.Sub(r.Started).Round(10*time.Microsecond).String())
+	}
+	if r.Resolver != "" {
+		parts = append(parts, printableName(r.Resolver))
+	}
+	return strings.Join(append(parts, reasonOf(r)), " ")
+}
+
 func protoOf(r *network.Report) string {
 	if r.Kind == network.KindDNS.String() {
 		return "DNS"

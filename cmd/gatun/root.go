@@ -74,6 +74,7 @@ func newRoot(out, talk io.Writer) *cobra.Command {
 		runCommand(), upCommand(p), downCommand(p), statusCommand(p), flowsCommand(p), logCommand(p), whyCommand(p),
 		checkCommand(), killCommand(p), recoverCommand(p), reloadCommand(p), versionCommand(),
 		settingsCommand(p), profileCommand(p), allowCommand(p), blockCommand(p), pauseCommand(p), ratingCommand(p), promptCommand(p), schemaCommand(), completionCommand(),
+		dnsCommand(p), listCommand(p),
 	)
 	checkUsage(root.Commands())
 	root.Args = usageArgs(unknownSubcommand)
