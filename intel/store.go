@@ -243,9 +243,22 @@ func (s *Store) Geo() []GeoStatus {
 // Generation counts the changes of what Stamp may say.
 func (s *Store) Generation() uint64 { return s.now.Load().generation }
 
+// ErrNoList means that the policy has no list of that name.
+var ErrNoList = errors.New("no such list")
+
 // Update reads or fetches lists now, all if none is named. A list that is named is taken also if
 // it became much smaller.
 func (s *Store) Update(ctx context.Context, ids ...string) error {
+	return s.update(ctx, ids, func(id string) bool { return slices.Contains(ids, id) })
+}
+
+// Renew reads or fetches lists now, all if none is named, as Run does when their time has come.
+func (s *Store) Renew(ctx context.Context, ids ...string) error {
+	return s.update(ctx, ids, func(string) bool { return false })
+}
+
+// update returns one error for each list that could not be used.
+func (s *Store) update(ctx context.Context, ids []string, insist func(id string) bool) error {
 	select {
 	case s.turn <- struct{}{}:
 		defer func() { <-s.turn }()
@@ -256,18 +269,17 @@ func (s *Store) Update(ctx context.Context, ids ...string) error {
 	var errs []error
 	for _, id := range ids {
 		if !slices.ContainsFunc(st.lists, func(l *list) bool { return l.spec.ID == id }) {
-			errs = append(errs, fmt.Errorf("there is no filter list %q", id))
+			errs = append(errs, fmt.Errorf("there is no filter list %q: %w", id, ErrNoList))
 		}
 	}
 	if errs != nil {
 		return errors.Join(errs...)
 	}
 	for _, l := range st.lists {
-		named := slices.Contains(ids, l.spec.ID)
-		if len(ids) > 0 && !named {
+		if len(ids) > 0 && !slices.Contains(ids, l.spec.ID) {
 			continue
 		}
-		next := s.refresh(ctx, l, named)
+		next := s.refresh(ctx, l, insist(l.spec.ID))
 		s.put(next)
 		if next.fault != "" {
 			errs = append(errs, fmt.Errorf("list %s: %s", l.spec.ID, next.fault))

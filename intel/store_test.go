@@ -171,8 +171,13 @@ func TestLastGoodCopyOfAFile(t *testing.T) {
 	if err := s.Update(t.Context()); err == nil || !strings.Contains(err.Error(), "cut off") {
 		t.Errorf("updating all takes a list that shrank: %v", err)
 	}
-	if err := s.Update(t.Context(), "nolist"); err == nil || !strings.Contains(err.Error(), `no filter list "nolist"`) {
-		t.Errorf("an unknown list: %v", err)
+	if err := s.Renew(t.Context(), "l"); err == nil || !strings.Contains(err.Error(), "cut off") {
+		t.Errorf("renewing takes a list that shrank: %v", err)
+	}
+	for _, f := range []func(context.Context, ...string) error{s.Update, s.Renew} {
+		if err := f(t.Context(), "l", "nolist"); !errors.Is(err, ErrNoList) || !strings.Contains(err.Error(), `no filter list "nolist"`) {
+			t.Errorf("an unknown list: %v", err)
+		}
 	}
 	if err := s.Update(t.Context(), "l"); err != nil || s.Status()[0].Entries != 30_000 || s.Generation() == generation {
 		t.Errorf("updating by name: %v, %+v", err, s.Status())
