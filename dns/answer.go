@@ -6,9 +6,12 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	mdns "github.com/miekg/dns"
+
+	"gatun/network"
 )
 
 // Limits of the lifetime of an answer (dns.md, Cache).
@@ -30,6 +33,9 @@ type answer struct {
 	cnames    []string
 	lifetime  time.Duration // 0: not to be cached
 	note      string        // why it failed, for people
+	from      string        // who answered, for people
+	blockedBy string        // the resolver that says it blocks the name
+	told      *network.Answered
 
 	body   []byte
 	an, ns int
@@ -180,6 +186,26 @@ func withoutHints(rr *mdns.SVCB, gone func(net.IP) bool) mdns.SVCB {
 // failed reports that the upstream could not say whether the name exists.
 func (a *answer) failed() bool {
 	return a.rcode != mdns.RcodeSuccess && a.rcode != mdns.RcodeNameError
+}
+
+// positive reports records that answer the question.
+func (a *answer) positive() bool { return a.rcode == mdns.RcodeSuccess && a.an > 0 }
+
+// answeredBy notes who answered.
+func (a *answer) answeredBy(from string) {
+	a.from = from
+	a.told = &network.Answered{Resolver: from, Rcode: rcodeName(a.rcode)}
+}
+
+// texts renders the records with that TTL.
+func (a *answer) texts(ttl time.Duration) []string {
+	list := make([]string, 0, len(a.records))
+	for _, rr := range a.records {
+		rr = mdns.Copy(rr)
+		rr.Header().Ttl = uint32(ttl / time.Second)
+		list = append(list, strings.ReplaceAll(rr.String(), "\t", " "))
+	}
+	return list
 }
 
 // weight estimates the bytes the answer occupies: packed, parsed, and the entry itself.

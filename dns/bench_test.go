@@ -81,7 +81,7 @@ func BenchmarkEntity(b *testing.B) {
 	m := NewMemory(MemoryOptions{})
 	o := owner("/usr/bin/app", 0)
 	for i := range memoryEntries {
-		m.Remember(o, "n.example", nil, []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, time.Hour)
+		m.Remember(o, Resolved{Name: "n.example", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, TTL: time.Hour})
 	}
 	x := netip.AddrFrom4([4]byte{10, 0, 7, 7})
 	b.ReportAllocs()

@@ -31,13 +31,15 @@ const (
 
 // deny ends a query that the firewall does not permit.
 func (s *Server) deny(q *Query, d network.Decision) ending {
-	s.blocked.Add(1)
+	if !q.dry {
+		s.blocked.Add(1)
+	}
 	if d.Verdict == network.Drop || d.Verdict == network.PermanentDrop {
 		return ending{decision: d, cause: "dropped"}
 	}
 	style := Refused
 	if q.Owner.Process.Kind != attribution.KindSelf {
-		style = s.o.BlockStyle(q.Owner)
+		style = s.o.BlockStyle(q.Owner, d)
 	}
 	rep := blocked(q, style)
 	text := reason(d)
@@ -50,6 +52,15 @@ func (s *Server) deny(q *Query, d network.Decision) ending {
 		Txt: []string{escapeTXT(cut(text, maxTXTString))},
 	}
 	return ending{reply: rep, decision: d, cause: "blocked"}
+}
+
+// blockedUpstream is the decision of a resolver that keeps names from those who ask it. No rule
+// of ours undoes it: the resolver was chosen for that.
+func blockedUpstream(resolver string) network.Decision {
+	return network.Decision{
+		Verdict: network.Block, Stage: network.StageAfterIntel, Code: "blocked-upstream", Setting: "dns/nameservers",
+		Reason: "blocked by the resolver " + resolver,
+	}
 }
 
 func blocked(q *Query, style BlockStyle) reply {

@@ -140,8 +140,8 @@ func TestCacheBounds(t *testing.T) {
 		name string
 		ok   bool
 	}{{"0", true}, {"999", true}, {"901", true}, {"900", false}, {"1", false}} {
-		if a, _ := c.get(key{name: want.name}, now); (a != nil) != want.ok {
-			t.Errorf("entry %s: %v", want.name, a != nil)
+		if _, ok := c.get(key{name: want.name}, now); ok != want.ok {
+			t.Errorf("entry %s: %v", want.name, ok)
 		}
 	}
 	for i := range 1000 {

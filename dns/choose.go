@@ -15,6 +15,15 @@ import (
 // forgotten.
 const maxLists = 256
 
+// The scope of a cached answer: the revision of the settings, the list of nameservers and the
+// kind of name.
+const (
+	scopeRoute    = 1<<4 - 1
+	scopeList     = 4 // bits to shift
+	scopeLists    = 1<<12 - 1
+	scopeRevision = 16
+)
+
 // choice says who is asked for a name.
 type choice struct {
 	where     route
@@ -133,9 +142,9 @@ func (u *state) lineup(list []Resolver) *lineup {
 
 // derive sorts the nameservers by what they may be asked for.
 func (u *state) derive(list []Resolver) *lineup {
-	l := &lineup{scope: u.revision<<16 | uint64(len(u.lineups))<<4, list: slices.Clone(list), search: map[string][][]Resolver{}}
+	l := &lineup{scope: u.revision<<scopeRevision | uint64(len(u.lineups))<<scopeList, list: slices.Clone(list), search: map[string][][]Resolver{}}
 	var ordinary, near []Resolver
-	clear := func(r Resolver) bool { return !r.encrypted() }
+	clear := func(r Resolver) bool { return !r.Encrypted() }
 	system := u.system
 	if u.config.NoInsecure {
 		list = slices.DeleteFunc(slices.Clone(list), clear)
@@ -186,9 +195,6 @@ func sameResolvers(a, b []Resolver) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
 }
 
-// encrypted reports whether nobody on the way reads or changes what the resolver is asked.
-func (r Resolver) encrypted() bool { return r.Scheme != SchemeDNS && r.Scheme != SchemeTCP }
-
 // Source says who named a nameserver.
 type Source string
 
@@ -222,7 +228,7 @@ func (s *Server) Nameservers() []Nameserver {
 	add := func(source Source, resolvers []Resolver) {
 		for _, r := range resolvers {
 			known := slices.ContainsFunc(list, func(n Nameserver) bool { return n.Resolver == r })
-			if !known && (r.encrypted() || !config.NoInsecure) {
+			if !known && (r.Encrypted() || !config.NoInsecure) {
 				list = append(list, Nameserver{Resolver: r, Source: source, Failing: s.resolver.client.failing(r, now)})
 			}
 		}

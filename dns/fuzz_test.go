@@ -33,7 +33,7 @@ func FuzzMessage(f *testing.F) {
 	firewall := &fakeFirewall{}
 	s := New(Options{
 		Firewall: firewall, Dialer: failingDialer{context.Canceled}, Memory: NewMemory(MemoryOptions{}), Recorder: network.NewTable(time.Now),
-		BlockStyle: func(attribution.Owner) BlockStyle { return style },
+		BlockStyle: func(attribution.Owner, network.Decision) BlockStyle { return style },
 	})
 	deny := network.Decision{Verdict: network.Block, Reason: "fuzz", Rule: network.RuleRef{Text: "- *"}}
 	f.Fuzz(func(t *testing.T, msg []byte) {

@@ -65,6 +65,7 @@ type resolved struct {
 type remembered struct {
 	name    string
 	cnames  []string
+	local   bool
 	at      time.Time
 	expires time.Time
 }
@@ -106,13 +107,25 @@ func (m *Memory) identity(o attribution.Owner) program {
 	return programOf(o)
 }
 
-// Remember notes that the owner resolved name, through cnames, to addrs.
-func (m *Memory) Remember(o attribution.Owner, name string, cnames []string, addrs []netip.Addr, ttl time.Duration) {
-	if len(addrs) == 0 {
+// Resolved is an answer that a program was given.
+type Resolved struct {
+	Name   string
+	CNAMEs []string // that the name is an alias of, in order
+	Addrs  []netip.Addr
+	TTL    time.Duration
+	Local  bool // who answered may give addresses of this network
+}
+
+// Remember notes what the owner resolved. The slices must not change any more.
+func (m *Memory) Remember(o attribution.Owner, r Resolved) {
+	if len(r.Addrs) == 0 {
 		return
 	}
 	now, p := m.clock(), m.identity(o)
-	n := remembered{name: name, cnames: cnames, at: now, expires: now.Add(min(max(ttl, leastMemory)+tailMemory, mostMemory))}
+	n := remembered{
+		name: r.Name, cnames: r.CNAMEs, local: r.Local,
+		at: now, expires: now.Add(min(max(r.TTL, leastMemory)+tailMemory, mostMemory)),
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.programs[p]
@@ -121,7 +134,7 @@ func (m *Memory) Remember(o attribution.Owner, name string, cnames []string, add
 		k.ring.prev, k.ring.next = &k.ring, &k.ring
 		m.programs[p] = k
 	}
-	for _, a := range addrs {
+	for _, a := range r.Addrs {
 		m.remember(k, a.Unmap().WithZone(""), n)
 	}
 	for m.total > m.max {
@@ -143,14 +156,11 @@ func (m *Memory) remember(k *known, a netip.Addr, n remembered) {
 	if m.largest == nil || len(k.addrs) > len(m.largest.addrs) {
 		m.largest = k
 	}
-	names := make([]remembered, 1, min(len(e.names)+1, namesPerAddr))
-	names[0] = n
-	for _, old := range e.names {
-		if old.name != n.name && old.expires.After(n.at) && len(names) < namesPerAddr {
-			names = append(names, old)
-		}
+	e.names = slices.DeleteFunc(e.names, func(old remembered) bool { return old.name == n.name || !old.expires.After(n.at) })
+	if len(e.names) == namesPerAddr {
+		e.names = e.names[:namesPerAddr-1]
 	}
-	e.names = names
+	e.names = slices.Insert(e.names, 0, n)
 }
 
 // Entity returns the address with the newest name under which this program resolved it, and
@@ -183,7 +193,7 @@ func (m *Memory) name(e *network.Entity, p program, a netip.Addr, now time.Time)
 			e.Others = append(e.Others, n.name)
 			continue
 		}
-		e.Domain, e.Source, e.CNAMEs = n.name, network.DomainDNS, n.cnames
+		e.Domain, e.Source, e.CNAMEs, e.Local = n.name, network.DomainDNS, n.cnames, n.local
 		if tail := now.Add(tailMemory); tail.After(n.expires) && tail.Before(n.at.Add(mostMemory)) {
 			n.expires = tail
 		}

@@ -38,7 +38,7 @@ func TestMemoryIsPerProgram(t *testing.T) {
 	otherPID.Process.PID = 99
 	unknown := attribution.Unidentified("gone")
 
-	m.Remember(owner("/usr/bin/a", 1000), "a.example", []string{"c.example"}, []netip.Addr{x}, time.Minute)
+	m.Remember(owner("/usr/bin/a", 1000), Resolved{Name: "a.example", CNAMEs: []string{"c.example"}, Addrs: []netip.Addr{x}, TTL: time.Minute})
 	for name, c := range map[string]struct {
 		o    attribution.Owner
 		want string
@@ -71,7 +71,7 @@ func TestMemoryIsPerProgram(t *testing.T) {
 
 	// The unidentified are one identity of their own, and never lend a name.
 	y := addr("198.51.100.2")
-	m.Remember(unknown, "u.example", nil, []netip.Addr{y}, time.Minute)
+	m.Remember(unknown, Resolved{Name: "u.example", Addrs: []netip.Addr{y}, TTL: time.Minute})
 	if m.Entity(ambiguous, y).Domain != "u.example" || m.Entity(owner("/usr/bin/a", 1000), y).Domain != "" || m.Display(y) != "u.example" {
 		t.Error("unidentified")
 	}
@@ -84,9 +84,9 @@ func TestTwoProgramsOneAddress(t *testing.T) {
 	a, b := owner("/usr/bin/a", 1000), owner("/usr/bin/b", 1000)
 	for range 3 {
 		m.now = m.now.Add(time.Second)
-		m.Remember(a, "a.example", nil, []netip.Addr{x}, time.Minute)
+		m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: time.Minute})
 		m.now = m.now.Add(time.Second)
-		m.Remember(b, "b.example", nil, []netip.Addr{x}, time.Minute)
+		m.Remember(b, Resolved{Name: "b.example", Addrs: []netip.Addr{x}, TTL: time.Minute})
 		ea, eb := m.Entity(a, x), m.Entity(b, x)
 		if ea.Domain != "a.example" || eb.Domain != "b.example" || len(ea.Others)+len(eb.Others) != 0 || m.Display(x) != "b.example" {
 			t.Fatalf("got %+v and %+v", ea, eb)
@@ -99,9 +99,9 @@ func TestNewestNameAndOthers(t *testing.T) {
 	x, a := addr("2001:db8::1"), owner("/usr/bin/a", 0)
 	for i := range 12 {
 		m.now = m.now.Add(time.Second)
-		m.Remember(a, fmt.Sprintf("n%d.example", i), nil, []netip.Addr{x}, time.Minute)
+		m.Remember(a, Resolved{Name: fmt.Sprintf("n%d.example", i), Addrs: []netip.Addr{x}, TTL: time.Minute})
 	}
-	m.Remember(a, "n9.example", nil, []netip.Addr{x}, time.Minute)
+	m.Remember(a, Resolved{Name: "n9.example", Addrs: []netip.Addr{x}, TTL: time.Minute})
 	e := m.Entity(a, x)
 	want := []string{"n11.example", "n10.example", "n8.example", "n7.example", "n6.example", "n5.example", "n4.example"}
 	if e.Domain != "n9.example" || !slices.Equal(e.Others, want) {
@@ -114,7 +114,7 @@ func TestMemoryForgets(t *testing.T) {
 	known := func(m *memoryRig) bool { return m.Entity(a, x).Domain != "" }
 
 	m := newMemory(MemoryOptions{})
-	m.Remember(a, "a.example", nil, []netip.Addr{x}, time.Second)
+	m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: time.Second})
 	m.now = m.now.Add(leastMemory + tailMemory - time.Second)
 	if !known(m) {
 		t.Error("forgotten within the tail")
@@ -124,7 +124,7 @@ func TestMemoryForgets(t *testing.T) {
 		t.Errorf("still known, or still held: %d", m.Len())
 	}
 
-	m.Remember(a, "a.example", nil, []netip.Addr{x}, time.Second)
+	m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: time.Second})
 	start := m.now
 	for known(m) { // a program that goes on using it
 		m.now = m.now.Add(50 * time.Minute)
@@ -133,16 +133,16 @@ func TestMemoryForgets(t *testing.T) {
 		t.Errorf("in use, forgotten after %v", d)
 	}
 
-	m.Remember(a, "a.example", nil, []netip.Addr{x}, 1000*time.Hour)
+	m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: 1000*time.Hour})
 	m.now = m.now.Add(mostMemory + time.Second)
 	if known(m) {
 		t.Error("a huge TTL is believed for ever")
 	}
 
 	m = newMemory(MemoryOptions{})
-	m.Remember(a, "old.example", nil, []netip.Addr{x}, time.Second)
+	m.Remember(a, Resolved{Name: "old.example", Addrs: []netip.Addr{x}, TTL: time.Second})
 	m.now = m.now.Add(leastMemory + tailMemory - time.Minute)
-	m.Remember(a, "new.example", nil, []netip.Addr{x}, time.Second)
+	m.Remember(a, Resolved{Name: "new.example", Addrs: []netip.Addr{x}, TTL: time.Second})
 	m.now = m.now.Add(2 * time.Minute)
 	if e := m.Entity(a, x); e.Domain != "new.example" || len(e.Others) != 0 {
 		t.Errorf("got %+v", e)
@@ -153,10 +153,10 @@ func TestMemoryFlood(t *testing.T) {
 	m := newMemory(MemoryOptions{Max: 1000})
 	a, flood := owner("/usr/bin/a", 0), owner("/usr/bin/flood", 0)
 	for i := range 100 {
-		m.Remember(a, "a.example", nil, []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}, time.Minute)
+		m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}, TTL: time.Minute})
 	}
 	for i := range 100_000 {
-		m.Remember(flood, "f.example", nil, []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, time.Minute)
+		m.Remember(flood, Resolved{Name: "f.example", Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})}, TTL: time.Minute})
 	}
 	if m.Len() != 1000 || len(m.byAddr) != 1000 {
 		t.Fatalf("%d held, %d addresses", m.Len(), len(m.byAddr))
@@ -168,7 +168,7 @@ func TestMemoryFlood(t *testing.T) {
 	}
 	// Many programs with one address each.
 	for i := range 5000 {
-		m.Remember(owner(fmt.Sprint("/tmp/", i), 0), "p.example", nil, []netip.Addr{addr("198.51.100.9")}, time.Minute)
+		m.Remember(owner(fmt.Sprint("/tmp/", i), 0), Resolved{Name: "p.example", Addrs: []netip.Addr{addr("198.51.100.9")}, TTL: time.Minute})
 	}
 	if m.Len() != 1000 || len(m.programs) > 1000 || len(m.byAddr[addr("198.51.100.9")]) > 1000 {
 		t.Fatalf("%d held by %d programs", m.Len(), len(m.programs))
@@ -179,15 +179,15 @@ func TestSystemResolverSpeaksForAll(t *testing.T) {
 	stub := owner("/usr/lib/systemd/systemd-resolved", 101)
 	m := newMemory(MemoryOptions{Resolver: IsSystemResolver})
 	x, a := addr("198.51.100.1"), owner("/usr/bin/a", 0)
-	m.Remember(stub, "s.example", nil, []netip.Addr{x}, time.Minute)
+	m.Remember(stub, Resolved{Name: "s.example", Addrs: []netip.Addr{x}, TTL: time.Minute})
 	if m.Entity(a, x).Domain != "s.example" || m.Entity(stub, x).Domain != "s.example" {
 		t.Error("the stub's name does not count")
 	}
-	m.Remember(a, "own.example", nil, []netip.Addr{x}, time.Minute)
+	m.Remember(a, Resolved{Name: "own.example", Addrs: []netip.Addr{x}, TTL: time.Minute})
 	if m.Entity(a, x).Domain != "own.example" || m.Entity(owner("/usr/bin/b", 0), x).Domain != "s.example" {
 		t.Error("the program's own name must win")
 	}
-	m.Remember(a, "mine.example", nil, []netip.Addr{addr("198.51.100.2")}, time.Minute)
+	m.Remember(a, Resolved{Name: "mine.example", Addrs: []netip.Addr{addr("198.51.100.2")}, TTL: time.Minute})
 	if m.Entity(stub, addr("198.51.100.2")).Domain != "" {
 		t.Error("the stub takes over a program's name")
 	}
@@ -208,7 +208,7 @@ func TestMemoryConcurrently(t *testing.T) {
 			o := owner(fmt.Sprint("/p", g%3), 0)
 			for i := range 2000 {
 				x := netip.AddrFrom4([4]byte{10, 0, byte(g), byte(i)})
-				m.Remember(o, fmt.Sprint("n", g%3, ".example"), nil, []netip.Addr{x}, time.Minute)
+				m.Remember(o, Resolved{Name: fmt.Sprint("n", g%3, ".example"), Addrs: []netip.Addr{x}, TTL: time.Minute})
 				if d := m.Entity(o, x).Domain; d != "" && d != fmt.Sprint("n", g%3, ".example") {
 					t.Errorf("got %s", d)
 				}

@@ -67,13 +67,18 @@ func (r *request) option(rcode int, ede *mdns.EDNS0_EDE) []byte {
 	if r.do {
 		b[7] = 0x80
 	}
+	if r.served != nil {
+		b = binary.BigEndian.AppendUint16(b, mdns.EDNS0COOKIE)
+		b = binary.BigEndian.AppendUint16(b, uint16(len(r.served)))
+		b = append(b, r.served...)
+	}
 	if ede != nil {
-		binary.BigEndian.PutUint16(b[9:], uint16(6+len(ede.ExtraText)))
 		b = binary.BigEndian.AppendUint16(b, mdns.EDNS0EDE)
 		b = binary.BigEndian.AppendUint16(b, uint16(2+len(ede.ExtraText)))
 		b = binary.BigEndian.AppendUint16(b, ede.InfoCode)
 		b = append(b, ede.ExtraText...)
 	}
+	binary.BigEndian.PutUint16(b[9:], uint16(len(b)-11))
 	return b
 }
 

@@ -49,6 +49,8 @@ type request struct {
 	do       bool
 	size     int // what the client takes over UDP
 	signed   bool
+	cookie   []byte // of the client, and the one of ours that it sent back; nil: none
+	served   []byte // the cookie for the reply
 }
 
 // parseRequest reads a query. The rcode is RcodeSuccess for one that is to be resolved,
@@ -137,7 +139,7 @@ func (r *request) parseAdditional(msg []byte, off, n int) bool {
 		}
 		switch typ {
 		case mdns.TypeOPT:
-			if r.edns || nameEnd != off+1 || !wholeOptions(msg[data:end]) {
+			if r.edns || nameEnd != off+1 || !r.parseOptions(msg[data:end]) {
 				return false
 			}
 			r.edns, r.version, r.do = true, uint8(ttl>>16), ttl&0x8000 != 0
@@ -150,15 +152,22 @@ func (r *request) parseAdditional(msg []byte, off, n int) bool {
 	return off == len(msg)
 }
 
-// wholeOptions reports whether b is a list of whole EDNS options.
-func wholeOptions(b []byte) bool {
+// parseOptions reads a list of EDNS options, which must be whole. All but the cookie are passed
+// over: what else a client tells, such as its network, is nobody's business.
+func (r *request) parseOptions(b []byte) bool {
 	for len(b) > 0 {
 		if len(b) < 4 {
 			return false
 		}
-		n := 4 + int(binary.BigEndian.Uint16(b[2:]))
+		code, n := binary.BigEndian.Uint16(b), 4+int(binary.BigEndian.Uint16(b[2:]))
 		if n > len(b) {
 			return false
+		}
+		if code == mdns.EDNS0COOKIE && r.cookie == nil {
+			if r.cookie = b[4:n]; !wholeCookie(r.cookie) {
+				r.cookie = nil
+				return false
+			}
 		}
 		b = b[n:]
 	}

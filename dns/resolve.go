@@ -25,11 +25,12 @@ const refreshWorkers = 4
 // resolution finds the answer to a question: in the cache, in an inquiry that is under way, or
 // by asking.
 type resolution struct {
-	client  *client
-	cache   *cache
-	limiter *limiter
-	clock   func() time.Time
-	renew   chan renewal
+	client    *client
+	multicast *multicast // nil: nothing is asked by multicast
+	cache     *cache
+	limiter   *limiter
+	clock     func() time.Time
+	renew     chan renewal
 
 	told     func(error)   // how an inquiry ended: nil, or nobody answered; may be nil
 	patience time.Duration // for the whole of a query: its program asks again after 5 s
@@ -37,7 +38,7 @@ type resolution struct {
 	mu      sync.Mutex
 	flights map[key]*flight
 
-	hits, misses, joined atomic.Uint64
+	hits, misses, joined, stales atomic.Uint64
 }
 
 type renewal struct {
@@ -54,35 +55,47 @@ type flight struct {
 	err     error
 }
 
-// resolve returns the answer and how long it still lives.
-func (r *resolution) resolve(ctx context.Context, p program, k key, c choice) (*answer, time.Duration, error) {
-	now := r.clock()
-	if a, refresh := r.cache.get(k, now); a != nil {
-		r.hits.Add(1)
-		if refresh {
-			select {
-			case r.renew <- renewal{k, c}:
-			default:
-			}
-		}
-		return a, a.expires.Sub(now), nil
+// resolve returns the answer: the cached one, or what an inquiry brings.
+func (r *resolution) resolve(ctx context.Context, p program, k key, c choice) (found, error) {
+	if f, ok := r.cached(k, c); ok {
+		return f, nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, ErrBusy)
 	defer cancel()
 	if err := r.limiter.acquire(ctx, p); err != nil {
-		return nil, 0, err
+		return found{}, err
 	}
 	defer r.limiter.release(p)
-	now = r.clock()
-	if a, _ := r.cache.get(k, now); a != nil { // it came while this one waited for its place
-		r.hits.Add(1)
-		return a, a.expires.Sub(now), nil
+	if f, ok := r.cached(k, c); ok { // it came while this one waited for its place
+		return f, nil
 	}
 	a, err := r.wait(ctx, k, r.join(k, c))
 	if err != nil {
-		return nil, 0, err
+		return found{}, err
 	}
-	return a, a.lifetime, nil
+	return found{answer: a, ttl: a.lifetime}, nil
+}
+
+// cached looks into the cache and has the answer renewed if it is time.
+func (r *resolution) cached(k key, c choice) (found, bool) {
+	if c.uncached {
+		return found{}, false
+	}
+	f, ok := r.cache.get(k, r.clock())
+	if !ok {
+		return f, false
+	}
+	r.hits.Add(1)
+	if f.stale {
+		r.stales.Add(1)
+	}
+	if f.refresh {
+		select {
+		case r.renew <- renewal{k, c}:
+		default: // the next to ask does it
+		}
+	}
+	return f, true
 }
 
 // join returns the flight for k, beginning one if there is none.
@@ -139,35 +152,62 @@ func (r *resolution) fly(ctx context.Context, k key, f *flight, c choice) {
 	f.answer, f.err = r.fetch(ctx, k, c)
 }
 
-// fetch asks upstream and caches what came.
+// fetch asks and caches what came.
 func (r *resolution) fetch(ctx context.Context, k key, c choice) (*answer, error) {
 	q := inquiry{name: k.name, qtype: k.qtype, do: k.do, cd: k.cd}
-	m, _, err := r.client.ask(ctx, q, c.groups)
+	a, err := r.inquire(ctx, q, c)
+	if err != nil {
+		if ctx.Err() == nil && !errors.Is(err, ErrNoNameserver) {
+			r.keep(k, c, &answer{rcode: mdns.RcodeServerFailure, lifetime: errorTTL, note: unreachable})
+		}
+		return nil, err
+	}
+	r.keep(k, c, a)
+	return a, nil
+}
+
+// inquire asks whom the choice names.
+func (r *resolution) inquire(ctx context.Context, q inquiry, c choice) (*answer, error) {
+	if c.multicast && r.multicast != nil {
+		if a := r.multicast.ask(ctx, q); a != nil {
+			return a, nil
+		}
+	}
+	if len(c.groups) == 0 {
+		f, err := nobody(c.where)
+		return f.answer, err
+	}
+	m, from, err := r.client.ask(ctx, q, c.groups)
 	if r.told != nil && ctx.Err() == nil {
 		r.told(err)
 	}
+	if blocked := (*BlockedUpstreamError)(nil); errors.As(err, &blocked) {
+		a := &answer{rcode: mdns.RcodeNameError, lifetime: minTTL, blockedBy: blocked.Resolver.Label()}
+		a.answeredBy(blocked.Resolver.String())
+		return a, nil
+	}
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, ErrNoNameserver) {
-			r.keep(k, &answer{rcode: mdns.RcodeServerFailure, lifetime: errorTTL, note: unreachable})
-		}
 		return nil, err
 	}
 	a, err := clean(m, q)
 	if err != nil {
 		return nil, err
 	}
-	r.keep(k, a)
+	a.answeredBy(from.String())
 	return a, nil
 }
 
 // keep caches the answer. An error never takes the place of an answer that still lives.
-func (r *resolution) keep(k key, a *answer) {
+func (r *resolution) keep(k key, c choice, a *answer) {
+	if c.uncached {
+		a.lifetime = 0
+	}
 	if a.lifetime <= 0 {
 		return
 	}
 	now := r.clock()
 	if a.failed() {
-		if old, _ := r.cache.get(k, now); old != nil && !old.failed() {
+		if old, ok := r.cache.get(k, now); ok && !old.answer.failed() {
 			return
 		}
 	}

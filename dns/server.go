@@ -25,6 +25,7 @@ type Query struct {
 	Link  *network.Link
 
 	local bool // who is asked may give addresses of this network
+	dry   bool // a person asks what would be answered: nothing is counted or remembered
 }
 
 // Answer is what would be answered. Addrs are all addresses in it, those in HTTPS and SVCB
@@ -79,11 +80,13 @@ type Options struct {
 	Memory   *Memory
 	Recorder Recorder
 
-	System     func() []Resolver                  // the system's nameservers as they are now; nil: none
-	BlockStyle func(attribution.Owner) BlockStyle // how that program's blocked names are answered; nil: NXDomain
-	Profile    func(attribution.Owner) string     // name of the profile that judges it, for the record; nil: none
-	Intel      Intel                              // nil: none
-	Told       func(error)                        // how each inquiry upstream ended: nil, or nobody answered; nil: nobody wants to know
+	System  func() []Resolver              // the system's nameservers as they are now; nil: none
+	Profile func(attribution.Owner) string // name of the profile that judges it, for the record; nil: none
+	// BlockStyle is how a name is answered that was blocked by that decision; nil: NXDomain.
+	BlockStyle func(attribution.Owner, network.Decision) BlockStyle
+	Intel      Intel       // nil: none
+	Multicast  Listener    // nil: nothing is asked by multicast
+	Told       func(error) // how each inquiry upstream ended: nil, or nobody answered; nil: nobody wants to know
 	// Nameservers are those of the owner's own profile, which take the place of Config's. The
 	// slice must not change. Nil: none.
 	Nameservers func(attribution.Owner) []Resolver
@@ -97,6 +100,7 @@ type Options struct {
 type Server struct {
 	o        Options
 	resolver resolution
+	cookies  cookies
 
 	mu       sync.Mutex
 	upstream state
@@ -109,6 +113,7 @@ type Server struct {
 // Counters are totals since the start.
 type Counters struct {
 	Hits, Misses, Joined uint64 // answered from the cache, asked upstream, waited for another's inquiry
+	Stale                uint64 // of the hits: expired already
 	Exchanges            uint64 // queries sent upstream, repetitions included
 	Blocked, Malformed   uint64
 	Panics               uint64
@@ -128,7 +133,7 @@ func New(o Options) *Server {
 		o.System = func() []Resolver { return nil }
 	}
 	if o.BlockStyle == nil {
-		o.BlockStyle = func(attribution.Owner) BlockStyle { return NXDomain }
+		o.BlockStyle = func(attribution.Owner, network.Decision) BlockStyle { return NXDomain }
 	}
 	if o.Nameservers == nil {
 		o.Nameservers = func(attribution.Owner) []Resolver { return nil }
@@ -138,6 +143,7 @@ func New(o Options) *Server {
 	}
 	s := &Server{o: o, upstream: state{config: o.Config}, idle: streamIdle}
 	s.upstream.renew()
+	s.cookies.init()
 	s.resolver = resolution{
 		client:  &client{dialer: o.Dialer, clock: o.Clock, log: o.Logger, sent: func() { s.exchanges.Add(1) }, known: map[Resolver]*upstream{}},
 		cache:   newCache(cacheEntries, cacheBytes),
@@ -145,6 +151,7 @@ func New(o Options) *Server {
 		clock:   o.Clock,
 		renew:   make(chan renewal, refreshQueue),
 		flights: map[key]*flight{}, patience: patience, told: o.Told,
+		multicast: newMulticast(o.Multicast, o.Logger),
 	}
 	return s
 }
@@ -165,17 +172,23 @@ func (s *Server) Configure(c Config) {
 	}
 	s.mu.Unlock()
 	if !same {
+		s.keepStale(c)
 		s.Flush()
 	}
 }
 
-// Flush empties the cache.
-func (s *Server) Flush() { s.resolver.cache.flush() }
+func (s *Server) keepStale(c Config) {
+	if c.UseStale {
+		s.resolver.cache.keepStale(maxStale)
+		return
+	}
+	s.resolver.cache.keepStale(0)
+}
 
 // Counters returns the totals so far.
 func (s *Server) Counters() Counters {
 	c := Counters{
-		Hits: s.resolver.hits.Load(), Misses: s.resolver.misses.Load(), Joined: s.resolver.joined.Load(), Exchanges: s.exchanges.Load(),
+		Hits: s.resolver.hits.Load(), Misses: s.resolver.misses.Load(), Joined: s.resolver.joined.Load(), Stale: s.resolver.stales.Load(), Exchanges: s.exchanges.Load(),
 		Blocked: s.blocked.Load(), Malformed: s.malformed.Load(), Panics: s.panics.Load(),
 	}
 	c.CacheEntries, c.CacheBytes = s.resolver.cache.len()
@@ -201,6 +214,9 @@ func (s *Server) serve(ctx context.Context, flow packet.Flow, owner attribution.
 	if flow.Proto == packet.UDP {
 		limit = req.size
 	}
+	if req.cookie != nil {
+		req.served = s.cookies.serve(req.cookie, flow.Local.Addr(), s.o.Clock())
+	}
 	if rcode != mdns.RcodeSuccess {
 		s.malformed.Add(1)
 		if rcode == noReply {
@@ -209,25 +225,45 @@ func (s *Server) serve(ctx context.Context, flow packet.Flow, owner attribution.
 		return req.pack(failed(rcode), limit)
 	}
 	q := &Query{Flow: flow, Owner: owner, Name: req.name, Type: req.qtype, Link: s.o.Recorder.NewQuery(flow)}
-	q.Link.SetComm(&network.Communication{
-		Owner: owner, Entity: network.Entity{Domain: q.Name, Source: network.DomainDNS}, Profile: s.o.Profile(owner),
-	})
+	s.describe(q)
 	q.Link.AddSent(len(msg))
 	e := s.handle(ctx, q, &req)
 	if e.reply.answer != nil {
 		out = req.pack(e.reply, limit)
 		q.Link.AddReceived(len(out))
 	}
+	q.Link.SetAnswered(e.told())
 	s.o.Recorder.Decide(q.Link, e.decision)
 	s.o.Recorder.End(q.Link, e.cause)
 	return out
 }
 
+// describe says on the query's link whose it is and for what.
+func (s *Server) describe(q *Query) {
+	q.Link.SetComm(&network.Communication{
+		Owner: q.Owner, Entity: network.Entity{Domain: q.Name, Source: network.DomainDNS}, Profile: s.o.Profile(q.Owner),
+	})
+}
+
 // ending is how a query ends. A reply without an answer is silence.
 type ending struct {
 	reply    reply
+	found    found // what the reply was made of; its answer is nil where nobody was asked
 	decision network.Decision
 	cause    string
+}
+
+// told is what the record says about the answer.
+func (e *ending) told() *network.Answered {
+	switch a := e.found.answer; {
+	case a != nil && a.told != nil && e.reply.answer == a:
+		return a.told
+	case e.reply.answer == nil:
+		return &network.Answered{}
+	case a != nil:
+		return &network.Answered{Resolver: a.from, Rcode: rcodeName(e.reply.answer.rcode)}
+	}
+	return &network.Answered{Rcode: rcodeName(e.reply.answer.rcode)}
 }
 
 // handle takes one query through its stages.
@@ -239,39 +275,54 @@ func (s *Server) handle(ctx context.Context, q *Query, req *request) ending {
 	if before.Decided() && !before.Verdict.Permits() {
 		return s.deny(q, before)
 	}
-	a, ttl, err := s.resolveAndFetch(ctx, q, req)
+	f, err := s.resolveAndFetch(ctx, q, req)
 	if ctx.Err() != nil {
 		return ending{decision: before, cause: "the program gave up"}
 	}
 	result := &Answer{Local: q.local}
 	if err == nil {
-		result.Addrs, result.CNAMEs = a.addrs, a.cnames
+		result.Addrs, result.CNAMEs = f.answer.addrs, f.answer.cnames
 	}
 	after := s.o.Firewall.AfterIntel(q, result)
-	if !after.Verdict.Permits() {
-		return s.deny(q, orUndecided(after))
-	}
-	if err != nil {
+	switch {
+	case !after.Verdict.Permits():
+		after = orUndecided(after)
+	case err == nil && f.answer.blockedBy != "":
+		after = blockedUpstream(f.answer.blockedBy)
+	case err != nil:
 		return unanswered(after, err)
+	default:
+		return s.permit(q, f, after, result.Remove)
 	}
-	rep := reply{answer: a, ttl: ttl}
-	addrs := a.addrs
-	if len(result.Remove) > 0 {
-		if rep.answer, err = a.without(q.Name, q.Type, result.Remove); err != nil {
-			return unanswered(after, err)
+	e := s.deny(q, after)
+	e.found = f
+	return e
+}
+
+// permit ends a query with what was found, as far as the program may see it.
+func (s *Server) permit(q *Query, f found, d network.Decision, remove []netip.Addr) ending {
+	rep := reply{answer: f.answer, ttl: f.ttl}
+	if len(remove) > 0 {
+		var err error
+		if rep.answer, err = f.answer.without(q.Name, q.Type, remove); err != nil {
+			return unanswered(d, err)
 		}
 		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeFiltered, ExtraText: "addresses were removed by the firewall"}
-		addrs = rep.answer.addrs
 	}
-	if a.note != "" {
-		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeCachedError, ExtraText: a.note}
+	switch {
+	case f.answer.note != "":
+		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeCachedError, ExtraText: f.answer.note}
+	case f.stale && rep.ede == nil:
+		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeStaleAnswer}
 	}
-	s.o.Memory.Remember(q.Owner, q.Name, a.cnames, addrs, ttl)
-	return ending{reply: rep, decision: after, cause: causeOf(rep.answer)}
+	if !q.dry {
+		s.o.Memory.Remember(q.Owner, Resolved{Name: q.Name, CNAMEs: f.answer.cnames, Addrs: rep.answer.addrs, TTL: f.ttl, Local: q.local})
+	}
+	return ending{reply: rep, found: f, decision: d, cause: causeOf(rep.answer)}
 }
 
 // resolveAndFetch resolves the name and fetches what is known of it at the same time.
-func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (*answer, time.Duration, error) {
+func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (found, error) {
 	if s.o.Intel == nil {
 		return s.resolve(ctx, q, req)
 	}
@@ -286,16 +337,16 @@ func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (*
 		}()
 		s.o.Intel.Fetch(ctx, q.Name)
 	}()
-	a, ttl, err := s.resolve(ctx, q, req)
+	f, err := s.resolve(ctx, q, req)
 	<-fetched
-	return a, ttl, err
+	return f, err
 }
 
-func (s *Server) resolve(ctx context.Context, q *Query, req *request) (*answer, time.Duration, error) {
+func (s *Server) resolve(ctx context.Context, q *Query, req *request) (found, error) {
 	c := s.choose(q.Owner, q.Name)
 	q.local = c.local
 	if c.where == routeLocal {
-		return local(q.Name, q.Type), 0, nil
+		return found{answer: local(q.Name, q.Type)}, nil
 	}
 	if len(c.groups) == 0 && !c.multicast {
 		return nobody(c.where)
@@ -306,11 +357,11 @@ func (s *Server) resolve(ctx context.Context, q *Query, req *request) (*answer, 
 
 // nobody is the answer where there is no nameserver to ask: no name of this network exists on
 // one that has none.
-func nobody(where route) (*answer, time.Duration, error) {
+func nobody(where route) (found, error) {
 	if where == routeSystem || where == routeMulticast {
-		return &answer{rcode: mdns.RcodeNameError}, 0, nil
+		return found{answer: &answer{rcode: mdns.RcodeNameError, lifetime: errorTTL}}, nil
 	}
-	return nil, 0, ErrNoNameserver
+	return found{}, ErrNoNameserver
 }
 
 func orUndecided(d network.Decision) network.Decision {

@@ -19,6 +19,24 @@ const (
 	routeConnectivity              // the system's, past the cache: a captive portal gives false answers
 )
 
+// String says for people whom a name of that route leads to.
+func (r route) String() string {
+	switch r {
+	case routeSystem:
+		return "network"
+	case routeMulticast:
+		return "multicast"
+	case routeLocal:
+		return "local"
+	case routeSearch:
+		return "search"
+	case routeConnectivity:
+		return "connectivity"
+	default:
+		return "configured"
+	}
+}
+
 // ownZone holds the names that mean this program.
 const ownZone = "gatun"
 

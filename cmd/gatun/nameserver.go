@@ -31,11 +31,20 @@ func newNameserver(e *engine) *dns.Server {
 	return dns.New(dns.Options{
 		Firewall: dnsFirewall{e.master}, Dialer: e.opt.dialer, Memory: e.names, Recorder: e.table,
 		System:     e.system.Resolvers,
-		BlockStyle: func(o attribution.Owner) dns.BlockStyle { return blockStyle(e.master.Settings(o).BlockStyle) },
+		BlockStyle: func(o attribution.Owner, d network.Decision) dns.BlockStyle { return styleOf(e.master.Settings(o), d) },
 		Profile:    func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },
 		Config:     dnsConfig(e.opt.cfg),
 		Logger:     e.opt.log,
 	})
+}
+
+// styleOf says how a blocked name is answered. That of the canary does not exist whatever the
+// setting says, because nothing else turns a browser's own resolver off.
+func styleOf(s *profiles.Settings, d network.Decision) dns.BlockStyle {
+	if d.Code == "bypass-canary" {
+		return dns.NXDomain
+	}
+	return blockStyle(s.BlockStyle)
 }
 
 func blockStyle(s profiles.BlockStyle) dns.BlockStyle {
