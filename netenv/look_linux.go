@@ -33,6 +33,7 @@ type listing struct {
 	addrs  []vnetlink.Addr
 	hops   []hop        // of the default routes of the main table
 	leads  map[int]bool // indexes of links that some route of any table leads to
+	outs   map[int]bool // indexes of links that a default route of any table leads to
 	neighs []vnetlink.Neigh
 	// wireless tells the wireless among the devices that call themselves Ethernet.
 	wireless func(name string, index int) bool
@@ -76,9 +77,9 @@ func (k *kernel) list() (listing, error) {
 	if l.addrs, err = list("addresses", func() ([]vnetlink.Addr, error) { return k.ask.AddrList(nil, vnetlink.FAMILY_ALL) }); err != nil {
 		return l, err
 	}
-	l.leads = map[int]bool{}
+	l.leads, l.outs = map[int]bool{}, map[int]bool{}
 	for _, family := range []int{vnetlink.FAMILY_V4, vnetlink.FAMILY_V6} {
-		hops, err := list("routes", func() ([]hop, error) { return k.routes(family, l.leads) })
+		hops, err := list("routes", func() ([]hop, error) { return k.routes(family, &l) })
 		if err != nil {
 			return l, err
 		}
@@ -107,7 +108,7 @@ func list[T any](what string, read func() ([]T, error)) ([]T, error) {
 }
 
 // routes walks all tables of a family: a big table is not kept.
-func (k *kernel) routes(family int, leads map[int]bool) ([]hop, error) {
+func (k *kernel) routes(family int, l *listing) ([]hop, error) {
 	var hops []hop
 	all := &vnetlink.Route{Table: unix.RT_TABLE_UNSPEC}
 	err := k.ask.RouteListFilteredIter(family, all, vnetlink.RT_FILTER_TABLE, func(r vnetlink.Route) bool {
@@ -115,8 +116,12 @@ func (k *kernel) routes(family int, leads map[int]bool) ([]hop, error) {
 			return true
 		}
 		for _, n := range nextHops(r) {
-			leads[n.LinkIndex] = true
-			if gw, ok := gatewayOf(n); ok && r.Table == unix.RT_TABLE_MAIN && isDefault(r.Dst) && n.Flags&unusable == 0 {
+			l.leads[n.LinkIndex] = true
+			if !isDefault(r.Dst) || n.Flags&unusable != 0 {
+				continue
+			}
+			l.outs[n.LinkIndex] = true
+			if gw, ok := gatewayOf(n); ok && r.Table == unix.RT_TABLE_MAIN {
 				hops = append(hops, hop{neighbour{gw, n.LinkIndex}, r.Priority})
 			}
 		}
@@ -177,6 +182,7 @@ func (k *kernel) assemble(l listing) Snapshot {
 		}
 		names[i.Index], vpns[i.Index] = i.Name, carriesVPN(i.Kind)
 		s.VPN = s.VPN || carriesVPN(i.Kind) && i.Up && l.leads[i.Index]
+		s.DefaultRoute = s.DefaultRoute || i.Up && l.outs[i.Index] && i.Kind != kindLoopback
 		s.Interfaces = append(s.Interfaces, i)
 	}
 	sortInterfaces(s.Interfaces)

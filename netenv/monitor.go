@@ -2,6 +2,7 @@ package netenv
 
 import (
 	"context"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,11 @@ const (
 type Options struct {
 	// Ignore names our own devices: what leads into them says nothing about the network.
 	Ignore []string
+	// System returns the system's nameservers and search domains as they are now. It is asked
+	// with every look; nil: nothing is known of them.
+	System func() (nameservers []netip.Addr, suffixes []string)
+	// Probe is how the Internet is looked for, until SetProbe says otherwise.
+	Probe Probe
 	// Logger may be nil.
 	Logger *zap.Logger
 }
@@ -42,9 +48,16 @@ type source interface {
 type Monitor struct {
 	src     source
 	log     *zap.Logger
+	system  func() ([]netip.Addr, []string)
 	current atomic.Pointer[Snapshot]
 	changed chan struct{}
+	kick    chan struct{} // look again
+	heard   hearing
 	closing sync.Once
+
+	mu      sync.Mutex
+	network Snapshot // what the system says
+	reach   reachable
 }
 
 // New looks once, so that Snapshot is true from the beginning. What happens until Run begins
@@ -59,15 +72,22 @@ func New(o Options) (*Monitor, error) {
 
 // start makes a Monitor of a source.
 func start(src source, o Options) (*Monitor, error) {
-	m := &Monitor{src: src, log: o.Logger, changed: make(chan struct{}, 1)}
+	m := &Monitor{src: src, log: o.Logger, system: o.System, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+		heard: hearing{now: time.Now, doubt: make(chan struct{}, 1)}, reach: reachable{probe: o.Probe}}
 	if m.log == nil {
 		m.log = zap.NewNop()
 	}
-	s, err := src.look()
+	s, err := m.look()
 	if err != nil {
 		src.close()
 		return nil, err
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.network = s
+	m.forget()
+	m.judge()
+	s.Online = m.reach.state
 	m.current.Store(&s)
 	return m, nil
 }
@@ -77,11 +97,15 @@ func start(src source, o Options) (*Monitor, error) {
 func (m *Monitor) Run(ctx context.Context) error {
 	defer m.Close()
 	g, ctx := errgroup.WithContext(ctx)
-	kick := make(chan struct{}, 1)
-	g.Go(func() error { return m.src.watch(ctx, func() { wake(kick) }) })
-	g.Go(func() error { m.follow(ctx, kick); return nil })
+	g.Go(func() error { return m.src.watch(ctx, m.Look) })
+	g.Go(func() error { m.follow(ctx, m.kick); return nil })
+	g.Go(func() error { m.explore(ctx); return nil })
 	return g.Wait()
 }
+
+// Look makes Run look again soon: something changed that the system does not notify of, such as
+// the file with its nameservers.
+func (m *Monitor) Look() { wake(m.kick) }
 
 // Close releases a Monitor that was never run.
 func (m *Monitor) Close() { m.closing.Do(m.src.close) }
@@ -120,15 +144,50 @@ func (m *Monitor) follow(ctx context.Context, kick chan struct{}) {
 	}
 }
 
+// look reads everything that the system says.
+func (m *Monitor) look() (Snapshot, error) {
+	s, err := m.src.look()
+	if err == nil && m.system != nil {
+		s.Nameservers, s.DNSSuffixes = m.system()
+	}
+	return s, err
+}
+
 // refresh looks, and publishes what is new.
 func (m *Monitor) refresh() error {
-	s, err := m.src.look()
-	if err != nil || s.Equal(*m.current.Load()) {
+	s, err := m.look()
+	if err != nil {
 		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if s.sameNetwork(m.network) {
+		return nil
+	}
+	other := s.elsewhere(m.network)
+	m.network = s
+	if other {
+		m.forget()
+	} else {
+		m.reach.pace.asked = true
+	}
+	m.publish()
+	wake(m.heard.doubt)
+	return nil
+}
+
+// publish judges again and makes known what is new. m.mu is held.
+func (m *Monitor) publish() {
+	m.judge()
+	s := m.network
+	if s.Online = m.reach.state; s.Online == Portal {
+		s.PortalURL = m.reach.found.portal
+	}
+	if s.Equal(*m.current.Load()) {
+		return
 	}
 	m.current.Store(&s)
 	wake(m.changed)
-	return nil
 }
 
 // pause waits for d and reports whether ctx still lives.

@@ -225,6 +225,11 @@ func TestSnapshotEqual(t *testing.T) {
 		"router":    func(s *Snapshot) { s.Gateways[0].MAC = "02:00:5e:10:00:03" },
 		"reachable": func(s *Snapshot) { s.Gateways[0].Interface = "eth1" },
 		"vpn":       func(s *Snapshot) { s.VPN = true },
+		"route":     func(s *Snapshot) { s.DefaultRoute = true },
+		"servers":   func(s *Snapshot) { s.Nameservers = []netip.Addr{netip.MustParseAddr("192.0.2.53")} },
+		"suffixes":  func(s *Snapshot) { s.DNSSuffixes = []string{"home.arpa"} },
+		"online":    func(s *Snapshot) { s.Online = Portal },
+		"portal":    func(s *Snapshot) { s.PortalURL = "http://192.0.2.1/" },
 	} {
 		if same.Equal(make(edit)) || make(edit).Equal(same) {
 			t.Errorf("%s is no difference", name)

@@ -66,6 +66,7 @@ func (p *poller) look() (Snapshot, error) {
 			}
 		}
 		s.VPN = s.VPN || carriesVPN(i.Kind) && i.Up && reaches(i.Addrs)
+		s.DefaultRoute = s.DefaultRoute || i.Kind != kindLoopback && i.Up && reaches(i.Addrs)
 		s.Interfaces = append(s.Interfaces, i)
 	}
 	sortInterfaces(s.Interfaces)

@@ -48,7 +48,7 @@ func TestPollerLook(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Snapshot{VPN: true, Interfaces: []Interface{
+	want := Snapshot{VPN: true, DefaultRoute: true, Interfaces: []Interface{
 		{Name: "lo0", Index: 1, Kind: "loopback", Up: true, Addrs: prefixes("127.0.0.1/8", "::1/128")},
 		{Name: "en0", Index: 4, MAC: "02:00:5e:10:00:01", Kind: "ethernet", Up: true, Addrs: prefixes("192.0.2.7/24", "2001:db8::7/64")},
 		{Name: "en1", Index: 5, Kind: "ethernet"},
