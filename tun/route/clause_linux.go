@@ -17,6 +17,13 @@ const (
 	offHopLimit6                 = 7
 	offICMPType                  = 0
 	offSourcePort, offTargetPort = 0, 2
+	offTCPFlags                  = 13
+)
+
+// Flags of TCP (RFC 9293): those that tell the packet that opens a connection, and that one.
+const (
+	tcpOpening = 0x17 // FIN, SYN, RST, ACK
+	tcpSYN     = 0x02
 )
 
 func nativeBytes(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
@@ -97,10 +104,22 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	case icmp6Type:
 		return append(familyIs(unix.NFPROTO_IPV6), loadMeta(expr.MetaKeyL4PROTO), cmpEqual([]byte{unix.IPPROTO_ICMPV6}),
 			transportHeader(offICMPType, 1, 1), cmpEqual([]byte{byte(c.num)}))
+	case udpTo:
+		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
+	case tcpOpenTo:
+		return append(protocolIs(unix.IPPROTO_TCP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))),
+			transportHeader(offTCPFlags, 1, 1), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN}))
+	case redirectTo:
+		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))},
+			&expr.Redir{RegisterProtoMin: 1}}
 	case hopLimit:
 		return []expr.Any{networkHeader(offHopLimit6, 1, 1), cmpEqual([]byte{byte(c.num)})}
 	}
 	panic(fmt.Sprintf("route: clause kind %d has no translation", c.kind))
+}
+
+func protocolIs(proto byte) []expr.Any {
+	return []expr.Any{loadMeta(expr.MetaKeyL4PROTO), cmpEqual([]byte{proto})}
 }
 
 func familyIs(proto byte) []expr.Any {

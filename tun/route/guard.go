@@ -61,6 +61,9 @@ const (
 	icmp6Type
 	hopLimit
 	countPackets
+	udpTo
+	tcpOpenTo
+	redirectTo
 )
 
 // Address types as in rtnetlink(7) and nft's "fib daddr type".
@@ -86,8 +89,9 @@ const (
 // after connection tracking. The guard comes after every other table, so that nobody changes a
 // mark or the way out behind it.
 const (
-	priorityMangle = -150
-	priorityLast   = 400
+	priorityMangle   = -150
+	priorityRedirect = -110 // before the NAT of others: who translates a flow first has it
+	priorityLast     = 400
 )
 
 // NewGuard returns the guard.
@@ -98,13 +102,20 @@ const (
 // takes it to its old path, or takes away a mark that it has no right to, and the kernel routes
 // it again. "guard" sees every packet, local or forwarded, when its way out is final (an output
 // hook would still see the first routing decision) and drops what is not named.
+//
+// With Policy.DNSPort there is a fourth, "dns" (see builder.redirect). It lets nothing out: what
+// it changes goes to loopback, and without it port 53 takes the way of all other traffic.
 func NewGuard(n Names, p Policy) Guard {
 	g := builder{n: n}
-	return Guard{Table: n.NftTable, Chains: []Chain{
+	guard := Guard{Table: n.NftTable, Chains: []Chain{
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: g.incoming()},
 		{Name: "outgoing", Type: "route", Hook: "output", Priority: priorityMangle, Rules: g.outgoing(p)},
 		{Name: "guard", Type: "filter", Hook: "postrouting", Priority: priorityLast, Drop: true, Rules: g.guard(p)},
 	}}
+	if p.DNSPort != 0 {
+		guard.Chains = append(guard.Chains, Chain{Name: "dns", Type: "nat", Hook: "output", Priority: priorityRedirect, Rules: g.redirect(p)})
+	}
+	return guard
 }
 
 // builder makes clauses that need the names.
@@ -282,6 +293,12 @@ func (c Clause) protocolText() string {
 		return fmt.Sprintf("ip6 hoplimit %d", c.num)
 	case countPackets:
 		return "counter"
+	case udpTo:
+		return fmt.Sprintf("udp dport %d", c.num)
+	case tcpOpenTo:
+		return fmt.Sprintf("tcp dport %d tcp flags & (fin | syn | rst | ack) == syn", c.num)
+	case redirectTo:
+		return fmt.Sprintf("redirect to :%d", c.num)
 	}
 	return fmt.Sprintf("clause %d", c.kind)
 }

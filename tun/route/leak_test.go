@@ -43,8 +43,13 @@ func leakCells() []cell {
 // try attempts c as nobody and returns how many packets arrived at the server.
 func (l *lab) try(c cell, script string) (packets int, said string) {
 	l.t.Helper()
+	return l.tryPort(c, script, echoPort)
+}
+
+func (l *lab) tryPort(c cell, script string, port int) (packets int, said string) {
+	l.t.Helper()
 	before := l.packets("any")
-	cmd := exec.Command("/usr/bin/python3", "-c", script, c.trick, c.proto, c.dst, c.src, fmt.Sprint(echoPort))
+	cmd := exec.Command("/usr/bin/python3", "-c", script, c.trick, c.proto, c.dst, c.src, fmt.Sprint(port))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	if capableTricks[c.trick] {
 		cmd.SysProcAttr.AmbientCaps = []uintptr{unix.CAP_NET_RAW}

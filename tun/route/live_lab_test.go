@@ -239,7 +239,7 @@ func (l *lab) openTun(persistent bool) {
 // manager returns one with the lab's state directory.
 func (l *lab) manager(change ...func(*Options)) *Manager {
 	l.t.Helper()
-	o := Options{StateDir: l.stateDir, Policy: Policy{UID: 0, MTU: 1500},
+	o := Options{StateDir: l.stateDir, Policy: Policy{UID: 0, MTU: 1500, DNSPort: firstDNSPort},
 		Logger: zaptest.NewLogger(l.t, zaptest.Level(zap.WarnLevel))}
 	for _, c := range change {
 		c(&o)

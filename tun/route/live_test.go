@@ -21,7 +21,7 @@ import (
 // the netlink translation installs.
 func TestLiveGuardTextIsTheGuard(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
-		for _, p := range []Policy{{UID: 0}, {UID: 990, BlockLAN: true}} {
+		for _, p := range []Policy{{UID: 0}, {UID: 990, BlockLAN: true}, {DNSPort: 325}} {
 			g := NewGuard(DefaultNames(), p)
 			if err := installGuard(g, nil); err != nil {
 				t.Fatal(err)

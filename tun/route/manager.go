@@ -60,13 +60,18 @@ const (
 
 // Status is what `gatun status` shows about the capture of traffic.
 type Status struct {
-	State     State    `json:"state"`
-	Reason    string   `json:"reason,omitempty"` // why the state is degraded
-	GuardOK   bool     `json:"guard_ok"`
-	RulesOK   bool     `json:"rules_ok"`
-	Adopted   bool     `json:"adopted"` // the guard of a crashed instance was taken over
-	Repairs   uint64   `json:"repairs"`
-	Snapshot  int      `json:"snapshot"` // flows from before up that are still open
+	State    State  `json:"state"`
+	Reason   string `json:"reason,omitempty"` // why the state is degraded
+	GuardOK  bool   `json:"guard_ok"`
+	RulesOK  bool   `json:"rules_ok"`
+	Adopted  bool   `json:"adopted"` // the guard of a crashed instance was taken over
+	Repairs  uint64 `json:"repairs"`
+	Snapshot int    `json:"snapshot"` // flows from before up that are still open
+	// DNSPort is where port 53 is redirected to, 0 if it is not; DNSRefused is why the kernel
+	// would not, if it was asked to.
+	DNSPort    uint16 `json:"dns_port,omitempty"`
+	DNSRefused string `json:"dns_refused,omitempty"`
+
 	Inbound   string   `json:"inbound"`
 	LinkLocal string   `json:"link_local"`
 	Conflicts []string `json:"conflicts,omitempty"` // rules of others that come before ours
@@ -85,7 +90,11 @@ type Manager struct {
 	last    lastPlan
 	locals  atomic.Pointer[map[netip.Addr]struct{}]
 	lan     atomic.Bool   // the newest wish for Policy.BlockLAN
+	dnsPort atomic.Uint32 // and for Policy.DNSPort
 	wishes  chan struct{} // Run has not seen it yet
+	stale   chan struct{} // connection tracking may remember an old way of port 53
+	refused error         // what the kernel said to the redirect; nil: it takes it
+	put     func(Guard, []packet.Flow) error
 
 	mu     sync.Mutex // guards status only
 	status Status
@@ -118,8 +127,9 @@ func New(o Options) (*Manager, error) {
 	if o.AfterOp == nil {
 		o.AfterOp = func(Op) error { return nil }
 	}
-	m := &Manager{opts: o, guard: NewGuard(o.Names, o.Policy), wishes: make(chan struct{}, 1)}
+	m := &Manager{opts: o, put: installGuard, guard: NewGuard(o.Names, o.Policy), wishes: make(chan struct{}, 1), stale: make(chan struct{}, 1)}
 	m.lan.Store(o.Policy.BlockLAN)
+	m.dnsPort.Store(uint32(o.Policy.DNSPort))
 	m.locals.Store(&map[netip.Addr]struct{}{})
 	m.status = Status{Names: o.Names, Inbound: "not controlled", LinkLocal: linkLocalText(o.Policy)}
 	return m, nil
@@ -130,30 +140,6 @@ func linkLocalText(p Policy) string {
 		return "multicast, broadcast and link-local are refused"
 	}
 	return "multicast, broadcast and link-local stay on their interface and are not decided per program"
-}
-
-// SetBlockLAN changes what the guard does with multicast, broadcast and link-local; Run puts it
-// in force. It may be called at any time from any goroutine.
-func (m *Manager) SetBlockLAN(on bool) {
-	m.lan.Store(on)
-	select {
-	case m.wishes <- struct{}{}:
-	default:
-	}
-}
-
-// blockLAN replaces the guard in one transaction, if anything changes.
-func (m *Manager) blockLAN(on bool) {
-	if m.opts.Policy.BlockLAN == on {
-		return
-	}
-	m.opts.Policy.BlockLAN = on
-	m.guard = NewGuard(m.opts.Names, m.opts.Policy)
-	if err := installGuard(m.guard, m.flowList()); err != nil {
-		m.fail(err)
-		return
-	}
-	m.update(func(s *Status) { s.LinkLocal = linkLocalText(m.opts.Policy) })
 }
 
 // Up captures the machine's traffic. The TUN device must exist and somebody must read it.
@@ -290,10 +276,11 @@ func (m *Manager) installFirstGuard(g Guard, adopt bool) error {
 		}
 		m.flows = flows
 	}
-	if err := installGuard(g, m.flowList()); err != nil {
+	if err := m.install(); err != nil {
 		return err
 	}
 	m.update(func(s *Status) { s.GuardOK, s.Snapshot = true, len(m.flows) })
+	m.forgetRedirected()
 	return nil
 }
 
@@ -338,7 +325,7 @@ func (m *Manager) Down(context.Context) error {
 		m.step(Degraded, err.Error())
 		return err
 	}
-	m.update(func(s *Status) { s.GuardOK, s.RulesOK, s.Snapshot = false, false, 0 })
+	m.update(func(s *Status) { s.GuardOK, s.RulesOK, s.Snapshot, s.DNSPort = false, false, 0, 0 })
 	m.step(Off, "")
 	m.release()
 	m.opts.Logger.Info("traffic released")
@@ -389,6 +376,9 @@ func undo(dir string, n Names) error {
 			return err
 		}
 	}
+	// Sockets that were redirected would wait for us until connection tracking forgets them; that
+	// it cannot be told so is no reason to keep a machine closed.
+	_ = forgetRedirected(0)
 	if dir == "" {
 		return nil
 	}

@@ -46,8 +46,14 @@ func (m *Manager) Run(ctx context.Context) error {
 		}
 		watching <- err
 	}()
+	forgetting := make(chan struct{})
+	go func() {
+		defer close(forgetting)
+		m.keepForgetting(ctx)
+	}()
 	m.loop(ctx, changes)
 	<-watching
+	<-forgetting
 	return nil
 }
 
@@ -93,7 +99,7 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 			routesDue = nil
 			m.check(since)
 		case <-m.wishes:
-			m.blockLAN(m.lan.Load())
+			m.fulfil()
 		case <-poll.C:
 			m.check(time.Now())
 		case <-snapshot.C:
@@ -152,11 +158,12 @@ func (m *Manager) checkGuard(since time.Time) {
 		return
 	}
 	m.update(func(s *Status) { s.GuardOK = false })
-	if err := installGuard(m.guard, m.flowList()); err != nil {
+	if err := m.install(); err != nil {
 		m.fail(err)
 		return
 	}
 	m.update(func(s *Status) { s.GuardOK = true })
+	m.mayBeStale() // what was asked meanwhile
 	m.repaired(GuardRepaired, found.Error(), since)
 }
 
@@ -261,7 +268,7 @@ func (m *Manager) endFlows() {
 	}
 	if err := changeFlows(m.opts.Names.NftTable, nil, ended); err != nil {
 		// Somebody has emptied the set: what is left goes in again, whole.
-		if err := installGuard(m.guard, m.flowList()); err != nil {
+		if err := m.install(); err != nil {
 			m.fail(err)
 		}
 	}

@@ -17,6 +17,10 @@ type Policy struct {
 	MTU int
 	// BlockLAN refuses multicast, broadcast and link-local destinations too.
 	BlockLAN bool
+	// DNSPort is the port of our own listeners on 127.0.0.1 and ::1 (ListenDNS) to which what
+	// programs of this machine send to port 53 is redirected; 0 leaves it on its way into the TUN
+	// device, and what they send to loopback unseen.
+	DNSPort uint16
 }
 
 // Plan is an ordered list of operations. Doing them from first to last brings the traffic into

@@ -1,0 +1,199 @@
+package route
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+
+	"gatun/network/packet"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// dnsBuffer holds a burst of queries while the reader is not scheduled.
+const dnsBuffer = 4 << 20
+
+// listenLoopback opens the two sockets of one family.
+func listenLoopback(family string, at netip.AddrPort) (*net.UDPConn, *net.TCPListener, error) {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		if e := c.Control(func(fd uintptr) {
+			if family == "6" {
+				// ::1 comes and goes with the sysctl disable_ipv6; the rules stay.
+				err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+			}
+		}); e != nil {
+			return e
+		}
+		return err
+	}}
+	lc.SetMultipathTCP(false) // a program's SYN asks for none
+	pc, err := lc.ListenPacket(context.Background(), "udp"+family, at.String())
+	if err != nil {
+		return nil, nil, err
+	}
+	udp := pc.(*net.UDPConn)
+	_ = udp.SetReadBuffer(dnsBuffer) // what the kernel grants is enough for ordinary machines
+	_ = forceBuffer(udp, dnsBuffer)
+	l, err := lc.Listen(context.Background(), "tcp"+family, at.String())
+	if err != nil {
+		return udp, nil, err
+	}
+	return udp, l.(*net.TCPListener), nil
+}
+
+// forceBuffer goes beyond net.core.rmem_max, where that is permitted.
+func forceBuffer(c *net.UDPConn, size int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) })
+	return errors.Join(err, set)
+}
+
+func noSuchFamily(err error) bool {
+	return errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EPROTONOSUPPORT)
+}
+
+// origins asks connection tracking where flows were sent before they were translated. Its sockets
+// are lent, so that a flood of questions waits instead of taking files.
+type origins struct {
+	idle   chan *originConn
+	closed chan struct{}
+}
+
+// originConn is one socket with its buffers. One goroutine uses it at a time.
+type originConn struct {
+	fd    int
+	seq   uint32
+	ask   [ctQuestion]byte
+	reply [8 << 10]byte
+}
+
+const originConns = 4
+
+// openOrigins fails where the kernel does not let us ask.
+func openOrigins() (*origins, error) {
+	o := &origins{idle: make(chan *originConn, originConns), closed: make(chan struct{})}
+	for range originConns {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			o.close()
+			return nil, os.NewSyscallError("socket NETLINK_NETFILTER", err)
+		}
+		c := &originConn{fd: fd}
+		o.idle <- c
+		// Connected to the kernel, every other sender is refused. Answers are queued before the
+		// question returns; the limit only ends a lost one.
+		limit := unix.NsecToTimeval(int64(time.Second))
+		if err := errors.Join(unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)); err != nil {
+			o.close()
+			return nil, fmt.Errorf("set up the socket to connection tracking: %w", err)
+		}
+	}
+	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), firstDNSPort)
+	if _, err := o.find(packet.Flow{Proto: packet.UDP, Local: nobody, Remote: nobody}); !errors.Is(err, errNoEntry) {
+		o.close()
+		return nil, fmt.Errorf("the kernel does not say where redirected flows were sent: %w", err)
+	}
+	return o, nil
+}
+
+// find returns the flow as it was before the translation; f is as the listener sees it.
+func (o *origins) find(f packet.Flow) (packet.Flow, error) {
+	var c *originConn
+	select {
+	case c = <-o.idle:
+	case <-o.closed:
+		return packet.Flow{}, os.ErrClosed
+	}
+	defer o.put(c)
+	c.seq++
+	if _, err := uninterrupted(func() (int, error) { return unix.Write(c.fd, appendQuestion(c.ask[:0], c.seq, f)) }); err != nil {
+		return packet.Flow{}, fmt.Errorf("ask connection tracking: %w", err)
+	}
+	for {
+		n, err := uninterrupted(func() (int, error) { return unix.Read(c.fd, c.reply[:]) })
+		if err != nil {
+			return packet.Flow{}, fmt.Errorf("read from connection tracking: %w", err)
+		}
+		if found, ok, err := parseEntry(c.reply[:n], c.seq); ok || err != nil {
+			return found, err
+		}
+	}
+}
+
+func uninterrupted(call func() (int, error)) (int, error) {
+	for {
+		if n, err := call(); err != unix.EINTR {
+			return n, err
+		}
+	}
+}
+
+// put takes a socket back, which is the last one's end if close came first.
+func (o *origins) put(c *originConn) {
+	o.idle <- c // never blocks: there is room for every one
+	select {
+	case <-o.closed:
+		o.drain()
+	default:
+	}
+}
+
+// close gives back the sockets. Questions that are under way end on their own.
+func (o *origins) close() {
+	close(o.closed)
+	o.drain()
+}
+
+func (o *origins) drain() {
+	for {
+		select {
+		case c := <-o.idle:
+			unix.Close(c.fd)
+		default:
+			return
+		}
+	}
+}
+
+// redirected recognises the entries of connection tracking that a redirect has made or that keep
+// one from being made: port 53, translated to a port of our listeners, or on loopback.
+type redirected struct {
+	keep uint16 // entries that lead to this port stay
+}
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (r redirected) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	if f.Forward.DstPort != dnsPort || f.Forward.Protocol != unix.IPPROTO_UDP && f.Forward.Protocol != unix.IPPROTO_TCP {
+		return false
+	}
+	port := f.Reverse.SrcPort
+	if f.Reverse.SrcIP.IsLoopback() && port >= firstDNSPort && port <= lastDNSPort {
+		return port != r.keep
+	}
+	// A connection over TCP that is open goes on where it is.
+	return r.keep != 0 && f.Forward.Protocol == unix.IPPROTO_UDP && f.Forward.DstIP.IsLoopback() && port == dnsPort
+}
+
+// forgetRedirected makes the kernel look at port 53 anew: sockets that are in use stay translated,
+// or not translated, for as long as connection tracking remembers them.
+func forgetRedirected(keep uint16) error {
+	var errs []error
+	for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, redirected{keep}); err != nil {
+			errs = append(errs, fmt.Errorf("delete entries of connection tracking: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}

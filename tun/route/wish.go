@@ -1,0 +1,107 @@
+package route
+
+import (
+	"context"
+
+	"go.uber.org/zap"
+)
+
+// SetBlockLAN changes what the guard does with multicast, broadcast and link-local; Run puts it
+// in force. It may be called at any time from any goroutine.
+func (m *Manager) SetBlockLAN(on bool) {
+	m.lan.Store(on)
+	m.wish()
+}
+
+// SetDNSPort changes Policy.DNSPort; Run puts it in force. It may be called at any time from any
+// goroutine.
+func (m *Manager) SetDNSPort(port uint16) {
+	m.dnsPort.Store(uint32(port))
+	m.wish()
+}
+
+func (m *Manager) wish() {
+	select {
+	case m.wishes <- struct{}{}:
+	default:
+	}
+}
+
+// fulfil replaces the guard in one transaction, if anything changes.
+func (m *Manager) fulfil() {
+	p := m.opts.Policy
+	p.BlockLAN, p.DNSPort = m.lan.Load(), uint16(m.dnsPort.Load())
+	if p == m.opts.Policy {
+		return
+	}
+	if p.DNSPort != m.opts.Policy.DNSPort {
+		m.refused = nil // worth another try
+		defer m.mayBeStale()
+	}
+	m.opts.Policy = p
+	if err := m.install(); err != nil {
+		m.fail(err)
+		return
+	}
+	m.update(func(s *Status) { s.LinkLocal = linkLocalText(p) })
+}
+
+// install puts the guard in as the policy says. Where the kernel will not redirect (no NAT, or
+// none for one of the families), it goes in without that: port 53 then enters the TUN device, and
+// only what is asked on loopback stays unseen.
+func (m *Manager) install() error {
+	p := m.opts.Policy
+	if m.refused != nil {
+		p.DNSPort = 0
+	}
+	guard := NewGuard(m.opts.Names, p)
+	err := m.put(guard, m.flowList())
+	if err != nil && p.DNSPort != 0 {
+		refused := err
+		p.DNSPort = 0
+		guard = NewGuard(m.opts.Names, p)
+		if err = m.put(guard, m.flowList()); err == nil {
+			m.refused = refused
+			m.opts.Logger.Warn("the kernel does not redirect port 53: DNS over loopback is not seen", zap.Error(refused))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	m.guard = guard
+	m.update(func(s *Status) {
+		s.DNSPort, s.DNSRefused = p.DNSPort, ""
+		if m.refused != nil {
+			s.DNSRefused = m.refused.Error()
+		}
+	})
+	return nil
+}
+
+// mayBeStale has keepForgetting look at connection tracking.
+func (m *Manager) mayBeStale() {
+	select {
+	case m.stale <- struct{}{}:
+	default:
+	}
+}
+
+// keepForgetting is apart from the loop that keeps the guard: a great table of connection tracking
+// takes a while to read.
+func (m *Manager) keepForgetting(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.stale:
+			m.forgetRedirected()
+		}
+	}
+}
+
+// forgetRedirected lets sockets that are in use take the way that port 53 has now.
+func (m *Manager) forgetRedirected() {
+	if err := forgetRedirected(m.Status().DNSPort); err != nil {
+		m.opts.Logger.Warn("sockets that asked for names before keep their way until they pause for two minutes", zap.Error(err))
+	}
+}
