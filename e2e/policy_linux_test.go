@@ -134,7 +134,7 @@ func newTrial(t *testing.T, l *lab.Lab, g *policytest.Generator) *trial {
 	t.Helper()
 	p := g.Policy()
 	x := &trial{t: t, lab: l, text: p.Render()}
-	x.ref = policytest.New(p, g.Network)
+	x.ref = policytest.New(p, g.Network, nil)
 	for _, rule := range p.Only {
 		x.only = append(x.only, "--only", rule)
 	}

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 
 	"gatun/attribution"
+	"gatun/intel"
 	"gatun/network"
 	"gatun/network/packet"
 	"gatun/profiles"
@@ -32,9 +33,10 @@ func (r *request) dns() bool {
 // outcome is what one decider says. The zero outcome is "not my business".
 type outcome struct {
 	decision network.Decision
-	ends     bool   // the list ends here, also without a verdict: a fact is missing, or a person is asked
-	unknown  bool   // a fact is missing that could change the verdict: do not cache
-	note     string // for "why", where nothing was decided
+	ends     bool         // the list ends here, also without a verdict: a fact is missing, or a person is asked
+	unknown  bool         // a fact is missing that could change the verdict: do not cache
+	note     string       // for "why", where nothing was decided
+	match    *intel.Match // of a filter list, for "why"
 }
 
 func decided(d network.Decision) outcome { return outcome{decision: d, ends: true} }
@@ -65,7 +67,7 @@ func stages(list ...network.Stage) stageSet {
 func (s stageSet) has(st network.Stage) bool { return s&(1<<st) != 0 }
 
 // deciders returns the policy: the first entry that decides wins (policy.md section 4). The
-// numbers that are missing have their place here: 11 custom lists, 12 domain heuristics.
+// number that is missing has its place here: 12 domain heuristics.
 func deciders() []decider {
 	var (
 		firstPacket = stages(network.StageCommunication, network.StageLink)
@@ -87,6 +89,7 @@ func deciders() []decider {
 		{8, "connectivity", all, "", "accept", connectivity},
 		{9, "bypass", all, "filter/preventBypassing", "block", bypass},
 		{10, "filter-lists", all, "filter/lists", "block, drop", filterLists},
+		{11, "custom-lists", all, "filter/customLists", "block, drop", customLists},
 		{13, "related", all, "filter/autoPermitRelated", "accept", related},
 		{14, "default-action", all, "filter/defaultAction", "accept, block, drop, ask", defaultAction},
 	}

@@ -29,6 +29,7 @@ func (k *known) Stamp(domain string, cnames []string, addr netip.Addr) *intel.St
 			s.Lists = append(s.Lists, m)
 		}
 	}
+	s.MoreByAddr = !addr.IsValid()
 	if addr.IsValid() {
 		s.Country = k.country
 		s.Lists = append(s.Lists, k.matches[addr.String()]...)

@@ -74,7 +74,7 @@ func (m *Master) DecideOnCommunicationAfterIntel(n Name, addrs []netip.Addr) (ne
 			if !first.Decided() {
 				first = d
 			}
-			if d.Code == codeOutOfScope || r.settings.RemoveBlockedDNS {
+			if r.settings.RemoveBlockedDNS || resolverScope(&r).ends { // whoever else denies the address, too
 				denied = append(denied, a)
 			}
 		}
@@ -149,7 +149,7 @@ func (m *Master) DecideOnLink(c *network.Communication, f packet.Flow) network.D
 func (m *Master) communication(c *network.Communication) request {
 	r := m.flow(c, network.StageCommunication)
 	if c.Entity.Domain != "" {
-		r.facts.Entity.Addr = netip.Addr{} // links of one name go to many addresses
+		r.facts.Entity.Addr, r.facts.Entity.Stamp = netip.Addr{}, nil // links of one name go to many addresses
 	}
 	r.stamp()
 	return r
@@ -157,7 +157,9 @@ func (m *Master) communication(c *network.Communication) request {
 
 func (m *Master) link(c *network.Communication, f packet.Flow) request {
 	r := m.flow(c, network.StageLink)
-	r.facts.Entity.Addr = f.Remote.Addr()
+	if r.facts.Entity.Addr = f.Remote.Addr(); r.facts.Entity.Addr != c.Entity.Addr {
+		r.facts.Entity.Stamp = nil // that of another address of the name
+	}
 	r.facts.Proto, r.facts.Port, r.facts.PortKnown, r.facts.Final = f.Proto, f.Remote.Port(), true, true
 	if c.Direction == network.Inbound {
 		r.facts.Port = f.Local.Port()

@@ -65,8 +65,37 @@ func load(dir string, p *policytest.Policy, in policytest.Network) (*live, error
 	if p.Paused {
 		store.Pause(time.Now().Add(time.Hour))
 	}
-	l.master, l.ref = New(store), policytest.New(p, in)
+	world, known, err := intelOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	l.master, l.ref = New(store), policytest.New(p, in, world)
+	l.master.Intel = known
 	return l, nil
+}
+
+// intelOf is the intelligence of the default world, from files as the program reads them.
+func intelOf(dir string) (*policytest.Data, Intel, error) {
+	data := policytest.DefaultData()
+	spec := intel.Spec{Country: filepath.Join(dir, "country.mmdb"), ASN: filepath.Join(dir, "asn.mmdb")}
+	if _, err := os.Stat(spec.Country); err != nil {
+		if err := data.Write(dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	for _, l := range data.Lists {
+		spec.Lists = append(spec.Lists, intel.ListSpec{ID: l.ID, Category: l.Category, Format: intel.AutoFormat, Path: filepath.Join(dir, l.ID)})
+	}
+	known := intel.New(intel.Options{})
+	if err := known.Configure(spec); err != nil {
+		return nil, nil, err
+	}
+	for _, st := range known.Status() {
+		if st.Error != "" || st.Entries == 0 {
+			return nil, nil, fmt.Errorf("list %s: %+v", st.ID, st)
+		}
+	}
+	return data, known, nil
 }
 
 func snapshot(in policytest.Network) netenv.Snapshot {
@@ -131,12 +160,6 @@ func question(f *policytest.Flow) Question {
 		local = netip.MustParseAddr("fd00::2")
 	}
 	q.Flow = packet.Flow{Proto: packet.Proto(f.Proto), Local: netip.AddrPortFrom(local, uint16(f.LocalPort)), Remote: netip.AddrPortFrom(f.Remote, uint16(f.RemotePort))}
-	if s := f.Stamp; s != nil {
-		q.Entity.Stamp = &intel.Stamp{Country: s.Country, Continent: s.Continent, ASN: s.ASN}
-		for _, l := range s.Lists {
-			q.Entity.Stamp.Lists = append(q.Entity.Stamp.Lists, intel.Match{ID: l[0], Category: l[1]})
-		}
-	}
 	return q
 }
 

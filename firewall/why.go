@@ -16,6 +16,15 @@ type Step struct {
 	Rule    *network.RuleRef `json:"rule"`
 	Layer   string           `json:"layer"`
 	List    string           `json:"list"`
+	Place   *ListPlace       `json:"list_place"`
+}
+
+// ListPlace is where a filter list names the other end.
+type ListPlace struct {
+	Category string `json:"category"`
+	Source   string `json:"source"` // file or URL
+	Line     int    `json:"line"`   // 0 unknown
+	Name     string `json:"name"`   // what the list has there
 }
 
 // Trail is the answer to "why": every decider in order, with what it said.
@@ -38,6 +47,9 @@ func (t *Trail) add(name string, st network.Stage, o outcome) {
 		s.Result = o.note
 	case o.unknown:
 		s.Result = "unknown yet"
+	}
+	if m := o.match; m != nil {
+		s.List, s.Place = m.ID, &ListPlace{m.Category, m.Source, m.Line, m.Name}
 	}
 	if o.decision.Rule.Text != "" {
 		rule := o.decision.Rule
@@ -122,6 +134,7 @@ func (m *Master) whyName(q Question, t *Trail) network.Decision {
 	n.CNAMEs, n.Local = q.Entity.CNAMEs, q.Entity.Local // the answer tells them
 	r := m.query(n, network.StageAfterIntel)
 	r.facts.Entity.Addr = q.Entity.Addr
+	r.stamp()
 	d, _ = m.trace(r, t)
 	return orAccepted(d)
 }

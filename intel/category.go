@@ -6,6 +6,10 @@ import "slices"
 // the matches of all other lists.
 const Unbreak = "UNBREAK"
 
+// Custom is the category of the lists that a person names in filter/customLists. No list of the
+// policy has it, and nothing is made of it.
+const Custom = "CUSTOM"
+
 // category is one kind of list, and those that it is made of.
 type category struct {
 	id    string

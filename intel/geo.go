@@ -41,6 +41,7 @@ const maxGeoFile = 512 << 20
 type geo struct {
 	country, asn *geoFile
 	empty        *Stamp
+	nowhere      *Stamp // of no address, where lists have some
 	cache        []atomic.Pointer[geoStamp]
 }
 
@@ -53,7 +54,7 @@ type geoStamp struct {
 const geoCache = 1 << 12
 
 func newGeo(country, asn *geoFile) *geo {
-	return &geo{country: country, asn: asn, empty: &Stamp{}, cache: make([]atomic.Pointer[geoStamp], geoCache)}
+	return &geo{country: country, asn: asn, empty: &Stamp{}, nowhere: &Stamp{MoreByAddr: true}, cache: make([]atomic.Pointer[geoStamp], geoCache)}
 }
 
 // readGeoFile reads a data file unless it is the one that is there. What cannot be read leaves

@@ -1,109 +1,22 @@
 package intel
 
 import (
-	"encoding/binary"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"gatun/e2e/policytest"
 )
-
-// encode writes a value as the data section of a MaxMind file has it.
-func encode(b []byte, v any) []byte {
-	control := func(kind, size int) {
-		ext := []byte(nil)
-		if kind > 7 {
-			ext, kind = []byte{byte(kind - 7)}, 0
-		}
-		switch {
-		case size < 29:
-			b = append(append(b, byte(kind<<5|size)), ext...)
-		default:
-			b = append(append(append(b, byte(kind<<5|29)), ext...), byte(size-29))
-		}
-	}
-	switch v := v.(type) {
-	case string:
-		control(2, len(v))
-		b = append(b, v...)
-	case uint16:
-		control(5, 2)
-		b = binary.BigEndian.AppendUint16(b, v)
-	case uint32:
-		control(6, 4)
-		b = binary.BigEndian.AppendUint32(b, v)
-	case uint64:
-		control(9, 8)
-		b = binary.BigEndian.AppendUint64(b, v)
-	case map[string]any:
-		control(7, len(v))
-		for _, k := range slices.Sorted(maps.Keys(v)) {
-			b = encode(encode(b, k), v[k])
-		}
-	}
-	return b
-}
-
-// mmdb makes a MaxMind file of IPv6 with 32-bit records.
-func mmdb(kind string, networks map[string]map[string]any) []byte {
-	type node struct {
-		child [2]int
-		data  [2]int // offset + 1
-	}
-	nodes := []node{{}}
-	var data []byte
-	for _, text := range slices.Sorted(maps.Keys(networks)) {
-		p := netip.MustParsePrefix(text)
-		raw, length := p.Addr().As16(), p.Bits()
-		if p.Addr().Is4() {
-			raw, length = [16]byte{12: raw[12], 13: raw[13], 14: raw[14], 15: raw[15]}, length+96
-		}
-		at := 0
-		for i := range length {
-			bit := int(raw[i/8] >> (7 - i%8) & 1)
-			if i == length-1 {
-				nodes[at].data[bit] = len(data) + 1
-				break
-			}
-			if nodes[at].child[bit] == 0 {
-				nodes = append(nodes, node{})
-				nodes[at].child[bit] = len(nodes) - 1
-			}
-			at = nodes[at].child[bit]
-		}
-		data = encode(data, networks[text])
-	}
-	var b []byte
-	for _, n := range nodes {
-		for side := range 2 {
-			record := len(nodes)
-			switch {
-			case n.data[side] != 0:
-				record = len(nodes) + 16 + n.data[side] - 1
-			case n.child[side] != 0:
-				record = n.child[side]
-			}
-			b = binary.BigEndian.AppendUint32(b, uint32(record))
-		}
-	}
-	b = append(append(b, make([]byte, 16)...), data...)
-	b = append(b, "\xab\xcd\xefMaxMind.com"...)
-	return encode(b, map[string]any{
-		"node_count": uint32(len(nodes)), "record_size": uint16(32), "ip_version": uint16(6), "database_type": kind,
-		"binary_format_major_version": uint16(2), "binary_format_minor_version": uint16(0), "build_epoch": uint64(1_700_000_000),
-	})
-}
 
 func geoFiles(t testing.TB) (country, asn string) {
 	t.Helper()
 	dir := t.TempDir()
 	country, asn = filepath.Join(dir, "country.mmdb"), filepath.Join(dir, "asn.mmdb")
 	for path, data := range map[string][]byte{
-		country: mmdb("Test-Country", map[string]map[string]any{
+		country: policytest.MMDB("Test-Country", map[string]map[string]any{
 			"198.51.100.0/24": {"country": map[string]any{"iso_code": "DE"}, "continent": map[string]any{"code": "EU"}},
 			"203.0.113.0/24":  {"country_code": "US"},
 			"192.0.2.0/25":    {"country": "jp", "continent": "AS"},
@@ -112,7 +25,7 @@ func geoFiles(t testing.TB) (country, asn string) {
 			"10.0.0.0/8":      {"country_code": "FR"},
 			"127.0.0.0/8":     {"country_code": "FR"},
 		}),
-		asn: mmdb("Test-ASN", map[string]map[string]any{
+		asn: policytest.MMDB("Test-ASN", map[string]map[string]any{
 			"198.51.100.0/24": {"autonomous_system_number": uint32(64500), "autonomous_system_organization": "Example\x1b[31m Net"},
 			"203.0.113.0/24":  {"asn": "AS64501", "name": "Other"},
 			"192.0.2.0/25":    {"asn": "AS99999999999"},
@@ -219,7 +132,7 @@ func TestContinents(t *testing.T) {
 }
 
 func FuzzGeo(f *testing.F) {
-	f.Add(mmdb("Test", map[string]map[string]any{
+	f.Add(policytest.MMDB("Test", map[string]map[string]any{
 		"198.51.100.0/24": {"country": map[string]any{"iso_code": "DE"}, "continent": map[string]any{"code": "EU"}},
 		"192.0.2.0/25":    {"asn": "AS64501", "name": "Other"},
 	}))

@@ -10,7 +10,11 @@ import (
 // lineReader reads one line that is not empty, trimmed, and adds what it says.
 type lineReader func(p *parser, line []byte)
 
-// Formats returns the formats that lists may have.
+// AutoFormat reads each line in the format that it looks like. It is for lists of which nobody says
+// what they are.
+const AutoFormat = "auto"
+
+// Formats returns the formats that lists of the policy may have.
 func Formats() []string { return []string{"hosts", "domains", "adblock", "ips", "cidr"} }
 
 func readerOf(format string) lineReader {
@@ -23,8 +27,33 @@ func readerOf(format string) lineReader {
 		return adblockLine
 	case "ips", "cidr":
 		return addressLine
+	case AutoFormat:
+		return autoLine
 	default:
 		return nil
+	}
+}
+
+// autoLine reads a line in the format that it looks like. What is in no format is invalid; what
+// only adblock rules can have is read as one, and counted as skipped if it says nothing of a name.
+func autoLine(p *parser, line []byte) {
+	first := line
+	if i := bytes.IndexAny(line, " \t"); i >= 0 {
+		first = line[:i]
+	}
+	_, addrErr := netip.ParseAddr(string(first))
+	_, prefixErr := netip.ParsePrefix(string(first))
+	isRange := func() bool { _, _, ok := parseRange(string(uncomment(line, "#;"))); return ok }
+	switch {
+	case bytes.HasPrefix(line, []byte("||")), bytes.HasPrefix(line, []byte("@@")), line[0] == '!', line[0] == '[',
+		bytes.Contains(line, []byte("##")), bytes.Contains(line, []byte("#@")), bytes.IndexAny(first, "^$|") >= 0:
+		adblockLine(p, line)
+	case addrErr == nil && len(bytes.Fields(uncomment(line, "#;"))) == 1, prefixErr == nil, isRange():
+		addressLine(p, line)
+	case addrErr == nil:
+		hostsLine(p, line)
+	default:
+		domainLine(p, line)
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 type ListSpec struct {
 	ID       string
 	Category string
-	Format   string // one of Formats
+	Format   string // one of Formats, or AutoFormat
 	Path     string // of a file, or
 	URL      string // http or https
 	Every    time.Duration
@@ -91,7 +91,7 @@ func (l ListSpec) check() string {
 	switch {
 	case !validID(l.ID):
 		return "want letters, digits, -, _ and . as its name"
-	case !slices.Contains(Formats(), l.Format):
+	case l.Format != AutoFormat && !slices.Contains(Formats(), l.Format):
 		return "want one of " + strings.Join(Formats(), ", ") + " as its format"
 	case (l.Path == "") == (l.URL == ""):
 		return "want either a path or a URL"

@@ -50,6 +50,9 @@ func newSnapshot(seed maphash.Seed, lists []*list, g *geo, old *snapshot) *snaps
 func (s *snapshot) stamp(domain string, cnames []string, addr netip.Addr) *Stamp {
 	addr = addr.Unmap().WithZone("")
 	known := s.geo.stamp(addr)
+	if !addr.IsValid() && s.prefixes.Size() > 0 {
+		known = s.geo.nowhere
+	}
 	found := s.nameMatches(nil, domain, false)
 	for _, name := range cnames {
 		found = s.nameMatches(found, name, true)

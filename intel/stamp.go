@@ -35,4 +35,8 @@ type Stamp struct {
 	Continent string // AF, AN, AS, EU, NA, OC, SA
 	ASN       uint32
 	ASOwner   string
+
+	// MoreByAddr tells that no address was asked about, and that some list has addresses: one that
+	// the name leads to may be on it.
+	MoreByAddr bool
 }

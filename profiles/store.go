@@ -139,6 +139,15 @@ func (s *Store) Swap(cfg *config.Config, st status.State) error {
 	return nil
 }
 
+// Renew gives the policy in force another revision: what decisions rest on beside it has changed,
+// such as a filter list, and none that was kept holds any more.
+func (s *Store) Renew() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.current.Load()
+	s.publish(c.policy, c.revision+1, c.temporaries, c.paused)
+}
+
 // publish makes a snapshot the current one. The caller holds mu, or is the first.
 func (s *Store) publish(p *policy, revision uint64, temporaries []temporary, paused time.Time) {
 	c := &snapshot{revision: revision, policy: p, temporaries: temporaries, paused: paused, deadline: paused}

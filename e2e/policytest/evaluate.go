@@ -17,13 +17,14 @@ const (
 type Evaluator struct {
 	p      *Policy
 	net    Network
+	data   *Data
 	rating string
 	parsed map[string]*parsed
 }
 
-// New returns the evaluator of a policy that was rendered.
-func New(p *Policy, net Network) *Evaluator {
-	e := &Evaluator{p: p, net: net, parsed: map[string]*parsed{}}
+// New returns the evaluator of a policy that was rendered; data may be nil.
+func New(p *Policy, net Network, data *Data) *Evaluator {
+	e := &Evaluator{p: p, net: net, data: data, parsed: map[string]*parsed{}}
 	e.rating = e.rate()
 	return e
 }
@@ -188,6 +189,7 @@ func (e *Evaluator) value(layers []layer, key string) (value, profile string) {
 	}
 	return map[string]string{
 		"filter/defaultAction": "permit", "filter/blockInbound": "on", "filter/removeBlockedDNS": "on",
+		"filter/lists": "[TRAC, MAL, DECEP, BAD, UNBREAK]", "filter/includeSubdomains": "on", "filter/includeCNAMEs": "on",
 		"filter/dnsQueryInterception": "on", "filter/removeOutOfScopeDNS": "on", "filter/preventBypassing": "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
 	}[key], ""
 }
@@ -253,7 +255,7 @@ func (e *Evaluator) AfterIntel(f *Flow) (d Decision, removed []netip.Addr) {
 	remove, _ := e.active(e.layers(&f.Program), "filter/removeBlockedDNS")
 	var first, kept *Decision
 	for _, a := range f.Answer {
-		fa.addr = a
+		fa.addr, fa.stamp = a, e.data.stamp(f.Domain, f.CNAMEs, a)
 		d := settle(e.name(f, &fa))
 		if first == nil {
 			first = &d
@@ -261,7 +263,7 @@ func (e *Evaluator) AfterIntel(f *Flow) (d Decision, removed []netip.Addr) {
 		if kept == nil && d.Permits() {
 			kept = &d
 		}
-		if !d.Permits() && (remove || d.Setting == "filter/removeOutOfScopeDNS") {
+		if !d.Permits() && (remove || e.outOfScope(e.layers(&f.Program), f.Domain, a)) {
 			removed = append(removed, a)
 		}
 	}
@@ -294,6 +296,7 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 		}
 	}
 	d, found, waits := e.rules(layers, outgoing, fa)
+	listed, onList := e.filtered(layers, f, e.data.stamp(f.Domain, fa.cnames, fa.addr))
 	switch {
 	case waits:
 		return Decision{Verdict: "undecided"}
@@ -307,6 +310,8 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 		return Decision{Verdict: "block", Setting: "filter/removeOutOfScopeDNS"}
 	case e.bypasses(layers, f, -1):
 		return Decision{Verdict: "block", Setting: "filter/preventBypassing"}
+	case onList:
+		return listed
 	case e.isRelated(layers, f):
 		return related()
 	case e.p.Only != nil:
@@ -403,7 +408,7 @@ func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	if !hasPorts(f.Proto) {
 		port = -1
 	}
-	fa := &facts{domain: f.Domain, cnames: f.CNAMEs, addr: f.Remote, stamp: f.Stamp, proto: f.Proto, port: port, last: true, geoMissing: e.all("filter/geoMissing")}
+	fa := &facts{domain: f.Domain, cnames: f.CNAMEs, addr: f.Remote, stamp: e.data.stamp(f.Domain, f.CNAMEs, f.Remote), proto: f.Proto, port: port, last: true, geoMissing: e.all("filter/geoMissing")}
 	if d, found, _ := e.rules(layers, key, fa); found {
 		return d
 	}
@@ -415,6 +420,9 @@ func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	}
 	if !f.Inbound && e.bypasses(layers, f, port) {
 		return Decision{Verdict: "block", Setting: "filter/preventBypassing"}
+	}
+	if d, ok := e.filtered(layers, f, fa.stamp); ok {
+		return d
 	}
 	if e.isRelated(layers, f) {
 		return related()

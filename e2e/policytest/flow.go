@@ -19,14 +19,6 @@ type Flow struct {
 	Domain     string // "" unknown
 	CNAMEs     []string
 	Answer     []netip.Addr // what the name resolves to; Remote is one of them
-	Stamp      *Stamp       // nil: nobody asked
-}
-
-// Stamp is what data says of the other end.
-type Stamp struct {
-	Country, Continent string
-	ASN                uint32
-	Lists              [][2]string // ID and category
 }
 
 // Program is who wants it. Special is "" for a program, else the identity that stands in for

@@ -17,7 +17,7 @@ type World struct {
 	Addresses  []string // beside those that the names have
 	Ports      []int
 	Protos     []int // of the flows
-	Stamps     bool  // some flows have a Stamp
+	Data       *Data // what is known of names and addresses; nil: nothing
 	Inbound    bool  // some flows are inbound
 	Specials   bool  // some flows have no program
 	Network    Network
@@ -65,7 +65,7 @@ func DefaultWorld() *World {
 		Addresses: []string{"1.1.1.1", "2606:4700:4700::1111", "198.51.100.200", "2001:db8:9::1", "10.9.9.9", "192.168.1.1", "127.0.0.1", "::1", "169.254.1.1", "fe80::1", "100.64.0.1", "100.127.0.1", "100.128.0.1", "224.0.0.251", "255.255.255.255", "240.1.1.1", "0.1.2.3", "::", "172.31.0.1", "172.32.0.1"},
 		Ports:     []int{22, 53, 80, 443, 853, 3478, 5349, 8080, 19305, 65535},
 		Protos:    []int{6, 6, 6, 17, 17, 1, 58, 47, 132},
-		Stamps:    true, Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Runtime: true, Ask: true,
+		Data:      DefaultData(), Inbound: true, Specials: true, Conditions: true, Layers: true, Only: true, Runtime: true, Ask: true,
 		Network: Network{
 			Interfaces: map[string][]netip.Prefix{"eth0": {netip.MustParsePrefix("10.0.0.2/24")}, "wlan0": {netip.MustParsePrefix("192.168.1.20/24")}},
 			Gateways:   map[string]netip.Addr{"eth0": netip.MustParseAddr("10.0.0.1")},
@@ -91,6 +91,7 @@ func (g *Generator) chance(percent int) bool { return g.r.IntN(100) < percent }
 // Policy makes a policy.
 func (g *Generator) Policy() *Policy {
 	p := &Policy{Settings: g.settings(true), Lists: g.lists(15)}
+	g.listSettings(p.Settings)
 	if g.chance(15) {
 		p.Preset = pick(g, []string{"desktop", "server"})
 	}
@@ -156,6 +157,7 @@ func (g *Generator) condition() Condition {
 
 func (g *Generator) addProfile(p *Policy) {
 	q := Profile{Name: fmt.Sprintf("p%d", len(p.Profiles)), Settings: g.settings(false), Lists: g.lists(6)}
+	g.listSettings(q.Settings)
 	for range 1 + g.r.IntN(3) {
 		f := g.fingerprint()
 		// How long a match by a regular expression is, and which of two equal profiles wins, is not
@@ -229,6 +231,21 @@ func (g *Generator) settings(global bool) map[string]string {
 		g.globalSettings(s)
 	}
 	return s
+}
+
+// listSettings adds the settings about filter lists, which only a file can have.
+func (g *Generator) listSettings(s map[string]string) {
+	if g.Data == nil {
+		return
+	}
+	if g.chance(40) {
+		s["filter/lists"] = pick(g, []string{"[]", "[]", "[TRAC, UNBREAK]", "[ads, mal]", "[DECEP, fix]", "[MAL, TRAC, fix]", "[PHISH]", "[own]"})
+	}
+	for _, key := range []string{"filter/includeSubdomains", "filter/includeCNAMEs"} {
+		if g.chance(15) {
+			s[key] = pick(g, []string{"on", "off"})
+		}
+	}
 }
 
 func (g *Generator) globalSettings(s map[string]string) {
@@ -348,10 +365,10 @@ func (g *Generator) single() string {
 		return g.address()
 	case n < 88:
 		return pick(g, []string{"Localhost", "LAN", "LAN", "Internet"})
-	case !g.Stamps:
+	case g.Data == nil:
 		return g.address()
 	default:
-		return pick(g, []string{"US", "DE", "C:EU", "C:NA", "AS64500", "AS64501", "L:ads", "L:TRAC", "L:mal"})
+		return pick(g, []string{"US", "DE", "C:EU", "C:NA", "AS64500", "AS64501", "L:ads", "L:TRAC", "L:mal", "L:fix", "L:CUSTOM"})
 	}
 }
 
@@ -447,25 +464,5 @@ func (g *Generator) Flow() *Flow {
 		f.RemotePort, f.LocalPort = f.LocalPort, f.RemotePort
 		f.Solicited = f.Proto == 17 && g.chance(10)
 	}
-	if g.Stamps && g.chance(50) {
-		f.Stamp = g.stamp()
-	}
 	return f
-}
-
-func (g *Generator) stamp() *Stamp {
-	s := &Stamp{}
-	if g.chance(75) {
-		place := pick(g, [][2]string{{"US", "NA"}, {"DE", "EU"}, {"FR", "EU"}})
-		s.Country, s.Continent = place[0], place[1]
-	}
-	if g.chance(75) {
-		s.ASN = pick(g, []uint32{64500, 64501, 64502})
-	}
-	for _, l := range [][2]string{{"ads", "TRAC"}, {"mal", "MAL"}, {"fake", "DECEP"}} {
-		if g.chance(25) {
-			s.Lists = append(s.Lists, l)
-		}
-	}
-	return s
 }

@@ -249,8 +249,10 @@ func lists(ids []string) node {
 			return unknown
 		}
 		for _, l := range f.stamp.Lists {
-			if slices.Contains(ids, l[0]) || slices.Contains(ids, l[1]) {
-				return yes
+			for _, name := range append(categories(l.Category), l.ID) {
+				if slices.Contains(ids, name) {
+					return yes
+				}
 			}
 		}
 		return no
