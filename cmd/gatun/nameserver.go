@@ -1,6 +1,9 @@
 package main
 
 import (
+	"strings"
+	"sync"
+
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
@@ -16,26 +19,58 @@ type dnsFirewall struct {
 
 // BeforeIntel implements dns.Firewall.
 func (f dnsFirewall) BeforeIntel(q *dns.Query) network.Decision {
-	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name})
+	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, Type: q.Type})
 }
 
 // AfterIntel implements dns.Firewall.
 func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
-	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs}, a.Addrs)
+	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs, Type: q.Type, Local: a.Local}, a.Addrs)
 	a.Remove = remove
 	return d
 }
 
 // newNameserver wires the nameserver of an engine.
 func newNameserver(e *engine) *dns.Server {
+	own := &resolverLists{lists: map[string][]dns.Resolver{}}
 	return dns.New(dns.Options{
 		Firewall: dnsFirewall{e.master}, Dialer: e.opt.dialer, Memory: e.names, Recorder: e.table,
-		System:     e.system.Resolvers,
-		BlockStyle: func(o attribution.Owner, d network.Decision) dns.BlockStyle { return styleOf(e.master.Settings(o), d) },
-		Profile:    func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },
-		Config:     dnsConfig(e.opt.cfg),
-		Logger:     e.opt.log,
+		System:      e.system.Resolvers,
+		BlockStyle:  func(o attribution.Owner, d network.Decision) dns.BlockStyle { return styleOf(e.master.Settings(o), d) },
+		Profile:     func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },
+		Nameservers: func(o attribution.Owner) []dns.Resolver { return own.of(e.master.Settings(o)) },
+		Multicast:   e.opt.dialer,
+		Config:      dnsConfig(e.opt.cfg),
+		Logger:      e.opt.log,
 	})
+}
+
+// maxResolverLists bounds the distinct lists that profiles may bring; then all are read again.
+const maxResolverLists = 256
+
+// resolverLists reads the nameservers of profiles once per list, so that the nameserver knows by
+// their memory that they are the same.
+type resolverLists struct {
+	mu    sync.Mutex
+	lists map[string][]dns.Resolver
+}
+
+// of returns the nameservers of a profile that has its own, nil for the others.
+func (l *resolverLists) of(s *profiles.Settings) []dns.Resolver {
+	if len(s.Nameservers) == 0 {
+		return nil
+	}
+	key := strings.Join(s.Nameservers, " ")
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list, ok := l.lists[key]
+	if !ok {
+		if len(l.lists) >= maxResolverLists {
+			clear(l.lists)
+		}
+		list = parseResolvers(s.Nameservers)
+		l.lists[key] = list
+	}
+	return list
 }
 
 // styleOf says how a blocked name is answered. That of the canary does not exist whatever the
@@ -58,13 +93,22 @@ func blockStyle(s profiles.BlockStyle) dns.BlockStyle {
 	}
 }
 
-// dnsConfig takes the resolvers from a checked configuration.
+// dnsConfig takes what concerns the nameserver from a checked configuration.
 func dnsConfig(cfg *config.Config) dns.Config {
-	c := dns.Config{NoAssigned: cfg.Bool("dns/noAssignedNameservers"), ResolveSpecial: !cfg.Bool("dns/dontResolveSpecialDomains")}
-	for _, text := range cfg.Strings("dns/nameservers") {
-		if r, err := dns.ParseResolver(text); err == nil { // config has checked them
-			c.Nameservers = append(c.Nameservers, r)
+	return dns.Config{
+		Nameservers: parseResolvers(cfg.Strings("dns/nameservers")), RetryRate: cfg.Duration("dns/nameserverRetryRate"),
+		NoAssigned: cfg.Bool("dns/noAssignedNameservers"), NoInsecure: cfg.Bool("dns/noInsecureProtocols"),
+		NoMulticast: cfg.Bool("dns/noMulticastDNS"), UseStale: cfg.Bool("dns/useStaleCache"),
+		ResolveSpecial: !cfg.Bool("dns/dontResolveSpecialDomains"),
+	}
+}
+
+// parseResolvers reads URLs that config has checked.
+func parseResolvers(texts []string) (list []dns.Resolver) {
+	for _, text := range texts {
+		if r, err := dns.ParseResolver(text); err == nil {
+			list = append(list, r)
 		}
 	}
-	return c
+	return list
 }

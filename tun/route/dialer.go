@@ -79,6 +79,17 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	return c, nil
 }
 
+// ListenPacket opens an unconnected UDP socket, for questions to many at once. Who reads from it
+// must look where each packet comes from.
+func (d *Dialer) ListenPacket(ctx context.Context, network, address string) (net.PacketConn, error) {
+	lc := net.ListenConfig{Control: d.control}
+	c, err := lc.ListenPacket(ctx, network, address)
+	if err != nil {
+		return nil, classify(err)
+	}
+	return c, nil
+}
+
 // source is the address to bind, or the invalid address where the kernel shall choose.
 func (d *Dialer) source(local, remote netip.Addr) netip.Addr {
 	local = local.Unmap()
