@@ -2,7 +2,9 @@ package config
 
 import (
 	"fmt"
+	"net/url"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -62,6 +64,31 @@ const nameserversKey = "dns/nameservers"
 func checkNameservers(v any) (message, suggestion string) {
 	if s := v.(string); s == "" || strings.ContainsAny(s, " \t\r\n") {
 		return fmt.Sprintf("want an address or a URL such as dns://192.0.2.53, got %q", s), ""
+	}
+	return "", ""
+}
+
+// checkOnlineCheck wants a page that a captive portal can answer in place of its owner.
+func checkOnlineCheck(v any) (message, suggestion string) {
+	const example = "http://detectportal.firefox.com/success.txt"
+	text := v.(string)
+	if text == "" {
+		return "", ""
+	}
+	u, err := url.Parse(text)
+	switch {
+	case err != nil || u.Hostname() == "" || strings.ContainsAny(text, " \t\r\n"):
+		return fmt.Sprintf("want the address of a page such as %s, or nothing, got %q", example, text), ""
+	case u.Scheme == "https":
+		return "want a page in plain HTTP: no captive portal can answer in place of an encrypted one", "http" + strings.TrimPrefix(text, "https")
+	case u.Scheme != "http":
+		return fmt.Sprintf("want a page in plain HTTP such as %s, got %q", example, text), ""
+	case u.User != nil:
+		return "want no user name or password: everybody on the way could read it", ""
+	case u.Port() != "":
+		if port, err := strconv.ParseUint(u.Port(), 10, 16); err != nil || port == 0 {
+			return fmt.Sprintf("want a port from 1 to 65535, got %q", u.Port()), ""
+		}
 	}
 	return "", ""
 }

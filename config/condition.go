@@ -16,12 +16,12 @@ type NetworkCondition struct {
 	Position
 	Interface  string // name of an interface that is up
 	SSID       string // of a wireless network; never holds in this version
-	DNSSuffix  string // that the network assigned; never holds in this version
+	DNSSuffix  string // one of the search domains that came with the system's nameservers; lower-case, without a final dot
 	Gateway    netip.Addr
 	GatewayMAC string       // lower-case, with colons
 	Address    netip.Prefix // one of this machine's addresses is in it
 	VPN        *bool        // traffic leads into another VPN
-	Portal     *bool        // behind a captive portal; never holds in this version
+	Portal     *bool        // behind a captive portal
 	Time       string       // "22:00-06:00", local time
 }
 
@@ -70,7 +70,7 @@ func conditionKeys() []string {
 
 // missingConditions names what tells whether a condition holds and is not there.
 func missingConditions() map[string]string {
-	return map[string]string{"ssid": "the names of wireless networks", "dnsSuffix": "the resolver selection", "portal": "the check for captive portals"}
+	return map[string]string{"ssid": "the names of wireless networks"}
 }
 
 // condition reads the fields of a condition; those it does not know go to other.
@@ -107,7 +107,10 @@ func (n *NetworkCondition) set(name string, v *yaml.Node) (message, suggestion s
 	case "ssid":
 		n.SSID = v.Value
 	case "dnsSuffix":
-		n.DNSSuffix = v.Value
+		n.DNSSuffix = strings.ToLower(strings.Trim(v.Value, "."))
+		if n.DNSSuffix == "" || strings.ContainsAny(n.DNSSuffix, " \t") {
+			return fmt.Sprintf("want one domain such as corp.example, got %q", v.Value), ""
+		}
 	case "time":
 		if _, _, ok := parseWindow(v.Value); !ok {
 			return fmt.Sprintf("want a time of day such as 22:00-06:00, got %q", v.Value), ""

@@ -158,9 +158,9 @@ func TestProfileProblems(t *testing.T) {
 			`gatun.yaml:18:15: profiles[a]/match[13]/env: want text in quotes, got a list`,
 			`gatun.yaml:19:16: profiles[a]/match[14]/path: want text in quotes, got ""`,
 		}},
-		{"settings", "profiles:\n  - name: a\n    match: [{path: /a}]\n    core: {mark: 1}\n    dns: {nameservers: [192.0.2.1]}\n    filter: {lists: [x], blockLAN: maybe}\n    lists: []\n    nam: x", []string{
+		{"settings", "profiles:\n  - name: a\n    match: [{path: /a}]\n    core: {mark: 1}\n    dns: {nameservers: [192.0.2.1], useStaleCache: on}\n    filter: {lists: [x], blockLAN: maybe}\n    lists: []\n    nam: x", []string{
 			"gatun.yaml:5:12: profiles[a]/core/mark: cannot be set per app; set it at the top of the file",
-			"gatun.yaml:6:11: profiles[a]/dns/nameservers: cannot be set per app in this version: it needs resolvers per app",
+			"gatun.yaml:6:37: profiles[a]/dns/useStaleCache: cannot be set per app; set it at the top of the file",
 			`gatun.yaml:7:36: profiles[a]/filter/blockLAN: want off, trusted, untrusted, danger or on, got "maybe"`,
 			`gatun.yaml:8:5: profiles[a]/lists: unknown key (did you mean "filter/lists"?)`,
 			`gatun.yaml:9:5: profiles[a]/nam: unknown key (did you mean "name"?)`,

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -105,7 +106,7 @@ func TestConditions(t *testing.T) {
 	file := write(t, dir, "gatun.yaml", `version: 1
 profiles:
   - name: away
-    when: {interface: wlan0, ssid: cafe, dnsSuffix: cafe.example, gateway: "::ffff:192.0.2.1", gatewayMAC: 02-00-5E-10-00-01, address: 10.1.2.3/8, vpn: off, portal: on, time: "22:00-06:00"}
+    when: {interface: wlan0, ssid: cafe, dnsSuffix: Cafe.Example., gateway: "::ffff:192.0.2.1", gatewayMAC: 02-00-5E-10-00-01, address: 10.1.2.3/8, vpn: off, portal: on, time: "22:00-06:00"}
   - {name: lone}
 network: {ratingRules: [{rating: untrusted, address: 2001:db8::1}]}
 `)
@@ -131,8 +132,6 @@ network: {ratingRules: [{rating: untrusted, address: 2001:db8::1}]}
 	}
 	wantWarnings := []string{
 		"gatun.yaml:4:30: profiles[away]/when/ssid: never holds in this version: it needs the names of wireless networks",
-		"gatun.yaml:4:42: profiles[away]/when/dnsSuffix: never holds in this version: it needs the resolver selection",
-		"gatun.yaml:4:158: profiles[away]/when/portal: never holds in this version: it needs the check for captive portals",
 		"gatun.yaml:5:5: profiles[lone]: never applies: it has no match and no when, and no profile names it in layers",
 	}
 	if diff := cmp.Diff(wantWarnings, texts(cfg.Warnings(), src)); diff != "" {
@@ -142,6 +141,41 @@ network: {ratingRules: [{rating: untrusted, address: 2001:db8::1}]}
 		if _, _, got := parseWindow(text); got != ok {
 			t.Errorf("%q: %v", text, got)
 		}
+	}
+}
+
+// TestDNSSuffix: how it is spelled does not matter, and what is no domain is refused.
+func TestDNSSuffix(t *testing.T) {
+	for text, want := range map[string]string{`corp.example`: "corp.example", `Corp.Example.`: "corp.example", `.corp`: "corp", `"."`: "", `"a b"`: "", `""`: ""} {
+		got := problemsOf(t, "gatun.yaml", "version: 1\nnetwork: {ratingRules: [{rating: danger, dnsSuffix: "+text+"}]}\n")
+		if (len(got) == 0) != (want != "") {
+			t.Errorf("%s: %v", text, got)
+		}
+		if want == "" {
+			continue
+		}
+		cfg, err := Load(Source{File: write(t, t.TempDir(), "gatun.yaml", "version: 1\nnetwork: {ratingRules: [{rating: danger, dnsSuffix: "+text+"}]}\n")})
+		if err != nil || cfg.RatingRules()[0].When.DNSSuffix != want || len(cfg.Warnings()) != 0 {
+			t.Errorf("%s: %+v, %v, warnings %v", text, cfg.RatingRules(), err, cfg.Warnings())
+		}
+	}
+}
+
+// TestOnlineCheck: the page by which it is found out whether one is online.
+func TestOnlineCheck(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "http://check.example/": "", "http://check.example/nm.txt#NetworkManager is online": "want the address",
+		"http://check.example/nm.txt#NetworkManager": "", "http://192.0.2.80:8080/x?y": "", "http://[2001:db8::1]/": "",
+		"https://check.example/": "plain HTTP", "ftp://check.example/": "plain HTTP", "check.example": "want the address", "http:///x": "want the address",
+		"http://a:b@check.example/": "user name", "http://check.example:0/": "a port", "http://check.example:70000/": "a port", "http://%zz/": "want the address",
+	} {
+		got := problemsOf(t, "gatun.yaml", "version: 1\nnetwork: {onlineCheck: "+strconv.Quote(text)+"}\n")
+		if want == "" && len(got) != 0 || want != "" && (len(got) != 1 || !strings.Contains(got[0], want)) {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+	if m, meant := checkOnlineCheck("https://check.example/"); m == "" || meant != "http://check.example/" {
+		t.Errorf("%q, meant %q", m, meant)
 	}
 }
 

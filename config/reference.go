@@ -107,7 +107,7 @@ func conditionText(name string) string {
 	case "ssid":
 		return "connected to the wireless network of that name"
 	case "dnsSuffix":
-		return "the network assigned that DNS suffix"
+		return "that domain is one of the search domains that came with the nameservers; all of this machine's networks together have one list"
 	case "gateway":
 		return "a default route leads to that address"
 	case "gatewayMAC":
@@ -117,7 +117,7 @@ func conditionText(name string) string {
 	case "vpn":
 		return "on: traffic leads into another VPN; off: it does not"
 	case "portal":
-		return "on: behind a captive portal; off: not"
+		return "on: behind a captive portal; off: known not to be (`network/onlineCheck`)"
 	default:
 		return "the local time of day is between these, `22:00-06:00`"
 	}

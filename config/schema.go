@@ -147,6 +147,7 @@ func conditionSchema() object {
 		properties[name] = object{"type": "string", "minLength": 1}
 	}
 	properties["vpn"], properties["portal"] = ref("switch"), ref("switch")
+	properties["dnsSuffix"] = object{"type": "string", "pattern": `^[^ \t]*[^. \t][^ \t]*$`, "description": "A search domain that came with the nameservers."}
 	properties["time"] = object{"type": "string", "pattern": `^([01][0-9]|2[0-3]):[0-5][0-9]-(([01][0-9]|2[0-3]):[0-5][0-9]|24:00)$`, "description": "Local time of day, such as 22:00-06:00."}
 	for name, part := range missingConditions() {
 		properties[name].(object)["description"] = "Never holds in this version: it needs " + part + "."

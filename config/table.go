@@ -16,7 +16,6 @@ const (
 
 	needsTCPAPI   = "the API over TCP"
 	needsHandback = "hand-back to the kernel"
-	needsPerApp   = "resolvers per app"
 )
 
 // Table returns every setting, in the order of the settings reference. The caller owns the
@@ -82,15 +81,15 @@ func filterTable() []Setting {
 
 func dnsTable() []Setting {
 	return []Setting{
-		{Key: "dns/nameservers", Name: "Nameservers", Type: TypeStrings, PerApp: true, MissingPerApp: needsPerApp, Check: checkNameservers,
+		{Key: "dns/nameservers", Name: "Nameservers", Type: TypeStrings, PerApp: true, Check: checkNameservers,
 			Description: "Resolvers in the order of preference; the system's where the list is empty."},
 		{Key: "dns/noAssignedNameservers", Name: "Ignore the system's nameservers", Type: TypeBool, Default: false, Expertise: Expert,
 			Description: "Never asks the nameservers that the network assigned."},
-		{Key: "dns/noMulticastDNS", Name: "No multicast DNS", Type: TypeBool, Default: false, Expertise: Expert, Missing: needsResolvers,
+		{Key: "dns/noMulticastDNS", Name: "No multicast DNS", Type: TypeBool, Default: false, Expertise: Expert,
 			Description: "Never resolves names by multicast."},
 		{Key: "dns/noInsecureProtocols", Name: "No unencrypted DNS", Type: TypeBool, Default: false, Expertise: Expert, Missing: needsResolvers,
 			Description: "Never asks a nameserver over a protocol without encryption."},
-		{Key: "dns/useStaleCache", Name: "Serve stale answers", Type: TypeBool, Default: false, Missing: needsResolvers,
+		{Key: "dns/useStaleCache", Name: "Serve stale answers", Type: TypeBool, Default: false,
 			Description: "Answers from the cache after the time to live while a fresh answer is fetched."},
 		{Key: "dns/dontResolveSpecialDomains", Name: "Keep special names local", Type: TypeBool, Default: true, Expertise: Expert,
 			Description: "Names for special use are never sent to public resolvers."},
@@ -124,6 +123,8 @@ func otherTable() []Setting {
 			Description: "How far the network is trusted; graded settings are active from their rating on.", PossibleValues: []string{"trusted", "untrusted", "danger"}},
 		{Key: "network/ratingRules", Name: "Rating rules", Type: TypeObjects,
 			Description: "Rate the network by what is known of it: the first rule whose conditions all hold counts, before network/rating of the file."},
+		{Key: "network/onlineCheck", Name: "Online check", Type: TypeString, Default: "http://detectportal.firefox.com/success.txt", Expertise: Expert, Check: checkOnlineCheck,
+			Description: "A page in plain HTTP by which `up` finds out whether it is online or behind a captive portal; what it has to say stands behind a #, else it is the word success or status 204. Empty: nobody is asked, and portals are not found."},
 		{Key: "history/enable", Name: "History", Type: TypeBool, Default: false, PerApp: true, Missing: needsHistory,
 			Description: "Keeps ended connections on disk."},
 		{Key: "history/keep", Name: "Keep history", Type: TypeDuration, Default: 30 * 24 * time.Hour, PerApp: true, Missing: needsHistory,
