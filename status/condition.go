@@ -13,10 +13,15 @@ const day = 24 * time.Hour
 
 // Holds reports whether a condition holds. All its fields have to, and those about a network
 // have to hold for one and the same interface: the gateway of one network with the address of
-// another is neither network. Only what is up counts. A condition without fields always holds;
-// one that asks for what is not known (SSID, DNS suffix, portal) never does.
+// another is neither network. Only what is up counts. DNS suffix, portal and VPN are about all
+// networks together: the system has one list of search domains, and one way into the Internet. A
+// condition without fields always holds; one that asks for what is not known (SSID, and a portal
+// before anybody has looked) never does.
 func Holds(c *config.NetworkCondition, env netenv.Snapshot, now time.Time) bool {
-	if c.SSID != "" || c.DNSSuffix != "" || c.Portal != nil {
+	if c.SSID != "" || c.DNSSuffix != "" && !slices.Contains(env.DNSSuffixes, c.DNSSuffix) {
+		return false
+	}
+	if c.Portal != nil && (env.Online == netenv.Unknown || *c.Portal != behindPortal(env)) {
 		return false
 	}
 	if c.VPN != nil && *c.VPN != env.VPN || !inWindow(c, now) {
@@ -29,6 +34,8 @@ func Holds(c *config.NetworkCondition, env netenv.Snapshot, now time.Time) bool 
 		return i.Up && (c.Interface == "" || c.Interface == i.Name) && hasAddress(c, i) && hasGateway(c, env, i.Name)
 	})
 }
+
+func behindPortal(env netenv.Snapshot) bool { return env.Online == netenv.Portal }
 
 func asksNetwork(c *config.NetworkCondition) bool {
 	return c.Interface != "" || c.Address.IsValid() || asksGateway(c)

@@ -57,6 +57,11 @@ func TestEveryConditionAlone(t *testing.T) {
 	noon := at("12:00:00")
 	vpn := home()
 	vpn.VPN = true
+	known := func(o netenv.OnlineState, suffixes ...string) netenv.Snapshot {
+		env := home()
+		env.Online, env.DNSSuffixes = o, suffixes
+		return env
+	}
 	for _, c := range []struct {
 		name string
 		c    config.NetworkCondition
@@ -93,9 +98,17 @@ func TestEveryConditionAlone(t *testing.T) {
 		{"another time", config.NetworkCondition{Time: "22:00-06:00"}, home(), false},
 		{"what is no time", config.NetworkCondition{Time: "noon"}, home(), false},
 		{"SSID", config.NetworkCondition{SSID: "home"}, home(), false},
-		{"DNS suffix", config.NetworkCondition{DNSSuffix: "home.arpa"}, home(), false},
-		{"portal", config.NetworkCondition{Portal: is(true)}, home(), false},
-		{"no portal", config.NetworkCondition{Portal: is(false)}, home(), false},
+		{"DNS suffix", config.NetworkCondition{DNSSuffix: "home.arpa"}, known(netenv.Online, "corp.example", "home.arpa"), true},
+		{"another DNS suffix", config.NetworkCondition{DNSSuffix: "home.arpa"}, known(netenv.Online, "corp.example"), false},
+		{"a DNS suffix above it", config.NetworkCondition{DNSSuffix: "corp.example"}, known(netenv.Online, "eu.corp.example"), false},
+		{"a DNS suffix, where there is none", config.NetworkCondition{DNSSuffix: "home.arpa"}, home(), false},
+		{"portal", config.NetworkCondition{Portal: is(true)}, known(netenv.Portal), true},
+		{"portal, online", config.NetworkCondition{Portal: is(true)}, known(netenv.Online), false},
+		{"portal, nobody looked", config.NetworkCondition{Portal: is(true)}, home(), false},
+		{"no portal", config.NetworkCondition{Portal: is(false)}, known(netenv.Portal), false},
+		{"no portal, online", config.NetworkCondition{Portal: is(false)}, known(netenv.Online), true},
+		{"no portal, offline", config.NetworkCondition{Portal: is(false)}, known(netenv.Offline), true},
+		{"no portal, nobody looked", config.NetworkCondition{Portal: is(false)}, home(), false},
 	} {
 		if got := Holds(&c.c, c.env, noon); got != c.want {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)

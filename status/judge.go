@@ -15,7 +15,7 @@ import (
 // knows. now is in the time zone of the conditions on the time of day.
 func Judge(cfg *config.Config, env netenv.Snapshot, now time.Time) State {
 	v := cfg.Value("network/rating")
-	s := State{Rating: rating(cfg.String("network/rating")), Origin: v.Origin.String(), Holds: map[string]bool{}}
+	s := State{Rating: rating(cfg.String("network/rating")), Origin: v.Origin.String(), Holds: map[string]bool{}, Portal: behindPortal(env)}
 	if !byHand(v.Origin.Kind) {
 		for _, r := range cfg.RatingRules() {
 			s.Next = sooner(s.Next, changes(&r.When, now))

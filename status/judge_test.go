@@ -204,3 +204,30 @@ func TestStateEqual(t *testing.T) {
 		t.Error("when it may change is a difference")
 	}
 }
+
+// TestPortalIsJudged: the firewall learns of a portal through the state, and rules of it through
+// their conditions.
+func TestPortalIsJudged(t *testing.T) {
+	cfg := policy{file: "network: {ratingRules: [{rating: danger, portal: on}, {rating: untrusted, dnsSuffix: cafe.example}]}\n" +
+		"profiles: [{name: cafe, when: {portal: on}}, {name: out, when: {portal: off}}]\n"}.load(t)
+	for _, c := range []struct {
+		online    netenv.OnlineState
+		portal    bool
+		rating    Rating
+		cafe, out bool
+	}{
+		{netenv.Unknown, false, Untrusted, false, false},
+		{netenv.Offline, false, Untrusted, false, true},
+		{netenv.Limited, false, Untrusted, false, true},
+		{netenv.Portal, true, Danger, true, false},
+		{netenv.SemiOnline, false, Untrusted, false, true},
+		{netenv.Online, false, Untrusted, false, true},
+	} {
+		env := home()
+		env.Online, env.DNSSuffixes = c.online, []string{"cafe.example"}
+		s := Judge(cfg, env, at("12:00:00"))
+		if s.Portal != c.portal || s.Rating != c.rating || s.Holds["cafe"] != c.cafe || s.Holds["out"] != c.out {
+			t.Errorf("%s: %+v", c.online, s)
+		}
+	}
+}
