@@ -191,10 +191,10 @@ func (a *answer) failed() bool {
 // positive reports records that answer the question.
 func (a *answer) positive() bool { return a.rcode == mdns.RcodeSuccess && a.an > 0 }
 
-// answeredBy notes who answered.
-func (a *answer) answeredBy(from string) {
+// answeredBy notes who answered, and to which question.
+func (a *answer) answeredBy(from string, qtype uint16) {
 	a.from = from
-	a.told = &network.Answered{Resolver: from, Rcode: rcodeName(a.rcode)}
+	a.told = &network.Answered{Type: typeName(qtype), Resolver: from, Rcode: rcodeName(a.rcode)}
 }
 
 // texts renders the records with that TTL.

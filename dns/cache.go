@@ -127,12 +127,12 @@ func (c *cache) flush() int {
 	return n
 }
 
-// flushName forgets what is known of one name.
+// flushName forgets what is known of a name and the names below it.
 func (c *cache) flushName(name string) (n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k, e := range c.entries {
-		if k.name == name {
+		if above, ok := strings.CutSuffix(k.name, name); ok && (above == "" || strings.HasSuffix(above, ".")) {
 			c.drop(e)
 			n++
 		}
@@ -207,7 +207,8 @@ func (s *Server) Cached(prefix string) []CacheEntry {
 // Flush empties the cache and returns how many answers it held.
 func (s *Server) Flush() int { return s.resolver.cache.flush() }
 
-// FlushName forgets the answers to one name and returns how many there were.
+// FlushName forgets the answers to a name and to the names below it, and returns how many there
+// were.
 func (s *Server) FlushName(name string) int { return s.resolver.cache.flushName(bareName(name)) }
 
 func typeName(qtype uint16) string { return mdns.Type(qtype).String() }

@@ -350,7 +350,7 @@ func (q inquiry) multicastAnswer(records []mdns.RR) (*answer, error) {
 		least = min(least, time.Duration(rr.Header().Ttl)*time.Second)
 	}
 	a.lifetime = max(least, errorTTL)
-	a.answeredBy("multicast")
+	a.answeredBy("multicast", q.qtype)
 	return a, nil
 }
 
@@ -365,7 +365,7 @@ func (q inquiry) gather(in <-chan heard) *answer {
 		many     = q.qtype == mdns.TypePTR || q.qtype == mdns.TypeANY
 		negative = func() *answer {
 			a := &answer{lifetime: errorTTL}
-			a.answeredBy("multicast")
+			a.answeredBy("multicast", q.qtype)
 			return a
 		}
 	)

@@ -183,7 +183,7 @@ func (r *resolution) inquire(ctx context.Context, q inquiry, c choice) (*answer,
 	}
 	if blocked := (*BlockedUpstreamError)(nil); errors.As(err, &blocked) {
 		a := &answer{rcode: mdns.RcodeNameError, lifetime: minTTL, blockedBy: blocked.Resolver.Label()}
-		a.answeredBy(blocked.Resolver.String())
+		a.answeredBy(blocked.Resolver.String(), q.qtype)
 		return a, nil
 	}
 	if err != nil {
@@ -193,7 +193,7 @@ func (r *resolution) inquire(ctx context.Context, q inquiry, c choice) (*answer,
 	if err != nil {
 		return nil, err
 	}
-	a.answeredBy(from.String())
+	a.answeredBy(from.String(), q.qtype)
 	return a, nil
 }
 

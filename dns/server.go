@@ -26,6 +26,8 @@ type Query struct {
 
 	local bool // who is asked may give addresses of this network
 	dry   bool // a person asks what would be answered: nothing is counted or remembered
+
+	answer Answer // for the second decision
 }
 
 // Answer is what would be answered. Addrs are all addresses in it, those in HTTPS and SVCB
@@ -232,7 +234,7 @@ func (s *Server) serve(ctx context.Context, flow packet.Flow, owner attribution.
 		out = req.pack(e.reply, limit)
 		q.Link.AddReceived(len(out))
 	}
-	q.Link.SetAnswered(e.told())
+	q.Link.SetAnswered(e.told(q.Type))
 	s.o.Recorder.Decide(q.Link, e.decision)
 	s.o.Recorder.End(q.Link, e.cause)
 	return out
@@ -253,17 +255,20 @@ type ending struct {
 	cause    string
 }
 
-// told is what the record says about the answer.
-func (e *ending) told() *network.Answered {
-	switch a := e.found.answer; {
-	case a != nil && a.told != nil && e.reply.answer == a:
+// told is what the record says about the answer to a question of that type.
+func (e *ending) told(qtype uint16) *network.Answered {
+	a := e.found.answer
+	if a != nil && a.told != nil && e.reply.answer == a {
 		return a.told
-	case e.reply.answer == nil:
-		return &network.Answered{}
-	case a != nil:
-		return &network.Answered{Resolver: a.from, Rcode: rcodeName(e.reply.answer.rcode)}
 	}
-	return &network.Answered{Rcode: rcodeName(e.reply.answer.rcode)}
+	t := &network.Answered{Type: typeName(qtype)}
+	if e.reply.answer != nil {
+		t.Rcode = rcodeName(e.reply.answer.rcode)
+		if a != nil {
+			t.Resolver = a.from
+		}
+	}
+	return t
 }
 
 // handle takes one query through its stages.
@@ -279,7 +284,8 @@ func (s *Server) handle(ctx context.Context, q *Query, req *request) ending {
 	if ctx.Err() != nil {
 		return ending{decision: before, cause: "the program gave up"}
 	}
-	result := &Answer{Local: q.local}
+	result := &q.answer
+	result.Local = q.local
 	if err == nil {
 		result.Addrs, result.CNAMEs = f.answer.addrs, f.answer.cnames
 	}
