@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"syscall"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -31,6 +32,10 @@ const (
 	causeServerReset = "server reset"
 	causeClientReset = "client reset"
 )
+
+// inVain is for how long a program has to wait before that says something about the network: three
+// SYNs have been sent by then.
+const inVain = 3 * time.Second
 
 // killedError ends a dial because somebody asked for it.
 type killedError string
@@ -99,12 +104,32 @@ func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accep
 // kernel's affair.
 func (r *Relay) connect(ctx context.Context, cancel context.CancelCauseFunc, f heldTCP) (Upstream, error) {
 	defer context.AfterFunc(f.Context(), func() { cancel(errProgramGone) })()
-	flow := f.Flow()
+	flow, began := f.Flow(), time.Now()
 	up, err := r.up.tcp(ctx, flow.Local.Addr(), r.destination(flow.Remote), f.TTL())
 	if err != nil && ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		err = context.Cause(ctx)
 	}
-	return up, err
+	r.tell(flow.Remote, err, time.Since(began))
+	if err != nil {
+		return nil, err
+	}
+	return up, nil
+}
+
+// tell reports what the network did, and not what the program or a person changed their mind
+// about.
+func (r *Relay) tell(remote netip.AddrPort, err error, took time.Duration) {
+	var killed killedError
+	switch {
+	case r.Dialed == nil, errors.Is(err, context.Canceled), errors.As(err, &killed):
+		return
+	case errors.Is(err, errProgramGone):
+		if took < inVain {
+			return
+		}
+		err = syscall.ETIMEDOUT
+	}
+	r.Dialed(remote, err)
 }
 
 // refuse tells the program what became of the dial, as the kernel would have told it, and

@@ -117,6 +117,46 @@ func TestDialEnds(t *testing.T) {
 	}
 }
 
+// TestDialedIsTold: the network's doings are told, and what a program or a person does is not.
+func TestDialedIsTold(t *testing.T) {
+	remote := newHeldSYN().flow.Remote
+	for _, c := range []struct {
+		name string
+		err  error
+		took time.Duration
+		want error
+		told bool
+	}{
+		{"made", nil, 0, nil, true},
+		{"refused", syscall.ECONNREFUSED, 0, syscall.ECONNREFUSED, true},
+		{"no route", packet.NetUnreachable(netip.Addr{}), 0, syscall.ENETUNREACH, true},
+		{"program gives up at once", errProgramGone, inVain - 1, nil, false},
+		{"program gives up after a while", errProgramGone, inVain, syscall.ETIMEDOUT, true},
+		{"killed", killedError("by hand"), inVain, nil, false},
+		{"stopped", context.Canceled, inVain, nil, false},
+	} {
+		r, told := new(Relay), 0
+		r.tell(remote, c.err, c.took) // nobody wants to know
+		r.Dialed = func(to netip.AddrPort, err error) {
+			told++
+			if to != remote || !errors.Is(err, c.want) {
+				t.Errorf("%s: told %v, %v; want %v", c.name, to, err, c.want)
+			}
+		}
+		if r.tell(remote, c.err, c.took); (told == 1) != c.told {
+			t.Errorf("%s: told %d times", c.name, told)
+		}
+	}
+	r, h := newRig(t), newHeldSYN()
+	var told []error
+	r.Dialed = func(_ netip.AddrPort, err error) { told = append(told, err) }
+	r.net.dial = func(context.Context) (*fakeUp, error) { return nil, syscall.ENETUNREACH }
+	r.relayTCP(context.Background(), h, r.link(h.flow, 1), nil)
+	if len(told) != 1 || !errors.Is(told[0], syscall.ENETUNREACH) {
+		t.Errorf("a connection without a route: told %v", told)
+	}
+}
+
 // TestProgramGoneBeforeAccept: the server must not keep a connection that nobody has.
 func TestProgramGoneBeforeAccept(t *testing.T) {
 	r, h := newRig(t), newHeldSYN()

@@ -47,6 +47,10 @@ type Relay struct {
 	// Translate says where a destination is really dialled; nil: there. `gatun run` uses it for
 	// the address that stands for the host.
 	Translate func(netip.Addr) netip.Addr
+	// Dialed is told what became of a TCP connection: nil where the server took it, else the
+	// network's or the server's answer, or syscall.ETIMEDOUT where the program waited for a while
+	// in vain. It must not block; nil: nobody wants to know.
+	Dialed func(remote netip.AddrPort, err error)
 
 	up    upstreams
 	log   *zap.Logger
