@@ -42,8 +42,11 @@ func TrickNames() map[string]string {
 	}
 }
 
-// Env is the environment in which the lab's gatun keeps its state and its socket.
-func (l *Lab) Env() []string { return []string{"GATUN_STATE=" + l.StateDir()} }
+// Env is the environment in which the lab's gatun keeps its state and its socket, and in which it
+// trusts the lab's certificates.
+func (l *Lab) Env() []string {
+	return []string{"GATUN_STATE=" + l.StateDir(), "SSL_CERT_FILE=" + l.CAFile()}
+}
 
 // StateDir is where `gatun up` of this lab keeps its state.
 func (l *Lab) StateDir() string { return filepath.Join(l.Dir, "state-"+string(l.Host)) }
@@ -94,7 +97,7 @@ func (l *Lab) Run(config string, flags ...string) (*Gatun, error) {
 		return nil, err
 	}
 	g := &Gatun{Mode: "run", lab: l, Events: filepath.Join(runtime, "events.ndjson")}
-	env := []string{"XDG_RUNTIME_DIR=" + runtime, "HOME=" + runtime, "GATUN_LOG=warn"}
+	env := []string{"XDG_RUNTIME_DIR=" + runtime, "HOME=" + runtime, "GATUN_LOG=warn", "SSL_CERT_FILE=" + l.CAFile()}
 	command := append([]string{l.Bins.Gatun, "run", "-c", config, "--events", g.Events}, flags...)
 	g.Process, err = l.Start(l.Host, Spec{User: Nobody, Env: env, Pipe: true}, append(command, "--", l.Bins.Peer, "session")...)
 	if err != nil {

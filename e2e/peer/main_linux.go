@@ -46,11 +46,13 @@ func main() {
 	commands := map[string]func(args []string) (result, error){
 		"tcp": tcpCommand, "udp": udpCommand, "ping": pingCommand, "dns": dnsCommand, "trick": trickCommand,
 		"token": tokenCommand, "hold": holdCommand, "pairs": pairsCommand, "load": loadCommand, "quic": quicCommand,
-		"crowd": crowdCommand, "raw": rawCommand, "ra": advertiseCommand, "download": downloadCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
+		"crowd": crowdCommand, "raw": rawCommand, "ra": advertiseCommand, "download": downloadCommand, "exchange": exchangeCommand, "lookup": lookupCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
 	}
 	switch name := os.Args[1]; name {
 	case "serve":
 		exitOn(serve(os.Args[2:]))
+	case "forward":
+		exitOn(forward(os.Args[2:]))
 	case "session":
 		exitOn(session(os.Stdin, os.Stdout))
 	default:

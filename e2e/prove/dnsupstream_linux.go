@@ -1,0 +1,104 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"time"
+
+	"gatun/e2e/lab"
+)
+
+// proveDNSPeers asks the core of the table of each nameserver, directly and through a gatun that
+// has it as its only resolver, over each transport that the nameserver has.
+func proveDNSPeers(b *bench) (err error) {
+	names := []string{"unbound", "named", "kresd", "dnsmasq", "stubby"}
+	if b.small {
+		names = names[:2]
+	}
+	w, err := b.dnsWorld(names...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, w.Close()) }()
+	if err := w.startForwarder(); err != nil {
+		return err
+	}
+	g, err := started(w.Lab, "up", upstreams(w.peers["knotd"].url("dns")))
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.peers)) {
+		if err := b.peerCore(w, g, w.peers[name]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// peerCore asks one nameserver over each of its transports.
+func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
+	rows := coreTable()
+	direct, err := w.exchange(w.direct, rows, p.at4().String())
+	if err != nil {
+		return err
+	}
+	urls := map[string]string{"dns": p.url("dns"), "tcp": p.url("tcp")}
+	if !b.small {
+		urls["dns6"] = p.url("dns6")
+	}
+	if p.dot != 0 {
+		urls["dot"], urls["doh"] = p.url("dot"), p.url("doh")
+	}
+	if p.name == "unbound" {
+		urls["doq"] = fmt.Sprintf("doq://%s:853?verify=peer.example.org", forwarderAddr)
+		urls["h3"] = fmt.Sprintf("h3://%s:8443/dns-query?verify=peer.example.org", forwarderAddr)
+	}
+	for _, scheme := range slices.Sorted(maps.Keys(urls)) {
+		what := p.name + " over " + scheme
+		if err := reconfigure(w.Lab, g, upstreams(urls[scheme])); err != nil {
+			b.figure(what, err.Error(), false)
+			continue
+		}
+		begin := time.Now()
+		through, err := w.exchange(g.Program, rows, p.at4().String(), "-timeout", "6s")
+		if err != nil {
+			return err
+		}
+		b.compareTable(what, rows, direct, through)
+		b.note(what+": the whole core", time.Since(begin).Round(time.Millisecond).String())
+	}
+	return nil
+}
+
+// reconfigure puts another configuration in place and waits until it is in effect.
+func reconfigure(l *lab.Lab, g *lab.Gatun, text string) error {
+	file, err := policy(l, text)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		return err
+	}
+	_, err = g.Client("reload")
+	return err
+}
+
+// forwarderAddr is where the helper serves DNS over QUIC and over HTTP/3 for unbound.
+const forwarderAddr = "198.51.100.67"
+
+func (w *dnsWorld) startForwarder() error {
+	cert, key := w.CertFiles()
+	p, err := w.Start(w.Server, lab.Spec{Pipe: true}, w.Bins.Peer, "forward", "-doq", forwarderAddr+":853", "-h3", forwarderAddr+":8443",
+		"-cert", cert, "-key", key, "198.51.100.61:53")
+	if err != nil {
+		return err
+	}
+	if _, err := p.Stdout.Read(make([]byte, 64)); err != nil {
+		text, _ := os.ReadFile(p.Log)
+		return fmt.Errorf("the forwarder: %w: %s", err, text)
+	}
+	return nil
+}
