@@ -133,7 +133,7 @@ func TestMemoryForgets(t *testing.T) {
 		t.Errorf("in use, forgotten after %v", d)
 	}
 
-	m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: 1000*time.Hour})
+	m.Remember(a, Resolved{Name: "a.example", Addrs: []netip.Addr{x}, TTL: 1000 * time.Hour})
 	m.now = m.now.Add(mostMemory + time.Second)
 	if known(m) {
 		t.Error("a huge TTL is believed for ever")

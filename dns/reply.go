@@ -23,30 +23,31 @@ func failed(rcode int) reply { return reply{answer: &answer{rcode: rcode}} }
 // client asks over TCP.
 func (r *request) pack(rep reply, limit int) []byte {
 	a := rep.answer
-	buf := make([]byte, headerLen, headerLen+len(r.question)+len(a.body)+256)
+	more, ede := packExtra(rep.extra), rep.ede
+	buf := make([]byte, headerLen, headerLen+len(r.question)+len(a.body)+len(more)+r.optionLen(ede))
 	flags := uint16(flagQR) | r.flags&(opcodeMask<<opcodeShift|flagRD|flagCD) | flagRA | uint16(a.rcode&0xf)
 	var qd, an, ns, ar int
 	if r.question != nil {
 		buf, qd = append(buf, r.question...), 1
 	}
-	opt := r.option(a.rcode, nil)
-	if len(buf)+len(a.body)+len(opt) > limit {
+	if len(buf)+len(a.body)+r.optionLen(nil) > limit {
 		flags |= flagTC
+		ede = nil
 	} else {
 		start := len(buf)
 		buf, an, ns = append(buf, a.body...), a.an, a.ns
 		for _, off := range a.ttlAt {
 			binary.BigEndian.PutUint32(buf[start+off:], uint32(rep.ttl/time.Second))
 		}
-		if with := r.option(a.rcode, rep.ede); len(buf)+len(with) <= limit {
-			opt = with
+		if len(buf)+r.optionLen(ede) > limit {
+			ede = nil
 		}
-		if more := packExtra(rep.extra); len(more) > 0 && len(buf)+len(more)+len(opt) <= limit {
+		if len(more) > 0 && len(buf)+len(more)+r.optionLen(ede) <= limit {
 			buf, ar = append(buf, more...), 1
 		}
 	}
-	if len(opt) > 0 {
-		buf, ar = append(buf, opt...), ar+1
+	if r.edns {
+		buf, ar = r.appendOption(buf, a.rcode, ede), ar+1
 	}
 	binary.BigEndian.PutUint16(buf, r.id)
 	for i, v := range [...]uint16{flags, uint16(qd), uint16(an), uint16(ns), uint16(ar)} {
@@ -55,18 +56,36 @@ func (r *request) pack(rep reply, limit int) []byte {
 	return buf
 }
 
-// option renders our OPT record, which only a client that sent one may get.
-func (r *request) option(rcode int, ede *mdns.EDNS0_EDE) []byte {
+const (
+	optionHead = 11 // of an OPT record without options
+	optionItem = 4  // code and length of one option
+)
+
+// optionLen is the size of what appendOption appends.
+func (r *request) optionLen(ede *mdns.EDNS0_EDE) int {
 	if !r.edns {
-		return nil
+		return 0
 	}
-	b := make([]byte, 11, 64)
-	binary.BigEndian.PutUint16(b[1:], mdns.TypeOPT)
-	binary.BigEndian.PutUint16(b[3:], maxUDP)
-	b[5] = byte(rcode >> 4)
+	n := optionHead
+	if r.served != nil {
+		n += optionItem + len(r.served)
+	}
+	if ede != nil {
+		n += optionItem + 2 + len(ede.ExtraText)
+	}
+	return n
+}
+
+// appendOption renders our OPT record, which only a client that sent one may get.
+func (r *request) appendOption(b []byte, rcode int, ede *mdns.EDNS0_EDE) []byte {
+	b = append(b, 0)
+	b = binary.BigEndian.AppendUint16(b, mdns.TypeOPT)
+	b = binary.BigEndian.AppendUint16(b, maxUDP)
+	b = append(b, byte(rcode>>4), 0, 0, 0)
 	if r.do {
-		b[7] = 0x80
+		b[len(b)-2] = 0x80
 	}
+	b = binary.BigEndian.AppendUint16(b, uint16(r.optionLen(ede)-optionHead))
 	if r.served != nil {
 		b = binary.BigEndian.AppendUint16(b, mdns.EDNS0COOKIE)
 		b = binary.BigEndian.AppendUint16(b, uint16(len(r.served)))
@@ -78,7 +97,6 @@ func (r *request) option(rcode int, ede *mdns.EDNS0_EDE) []byte {
 		b = binary.BigEndian.AppendUint16(b, ede.InfoCode)
 		b = append(b, ede.ExtraText...)
 	}
-	binary.BigEndian.PutUint16(b[9:], uint16(len(b)-11))
 	return b
 }
 

@@ -61,6 +61,9 @@ type Recorder interface {
 // Intel fetches what is known of a name, while the name is being resolved. AfterIntel is asked
 // when both are done.
 type Intel interface {
+	// Wants reports whether there is something to fetch: mostly it is known already, or nobody is
+	// asked.
+	Wants(name string) bool
 	Fetch(ctx context.Context, name string)
 }
 
@@ -329,7 +332,7 @@ func (s *Server) permit(q *Query, f found, d network.Decision, remove []netip.Ad
 
 // resolveAndFetch resolves the name and fetches what is known of it at the same time.
 func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (found, error) {
-	if s.o.Intel == nil {
+	if s.o.Intel == nil || !s.o.Intel.Wants(q.Name) {
 		return s.resolve(ctx, q, req)
 	}
 	fetched := make(chan struct{})

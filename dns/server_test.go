@@ -65,7 +65,9 @@ func TestDeniedBeforeIsNeverResolved(t *testing.T) {
 		{network.PermanentDrop, NXDomain, mdns.TypeA, -1, ""},
 	} {
 		t.Run(fmt.Sprint(c.verdict, c.style, c.qtype), func(t *testing.T) {
-			r := newRig(t, func(o *Options) { o.BlockStyle = func(attribution.Owner, network.Decision) BlockStyle { return c.style } }, up.resolver())
+			r := newRig(t, func(o *Options) {
+				o.BlockStyle = func(attribution.Owner, network.Decision) BlockStyle { return c.style }
+			}, up.resolver())
 			r.firewall.before = func(q *Query) network.Decision {
 				if q.Name != "www.bad.example" || q.Type != c.qtype || q.Link.Comm().Entity.Domain != q.Name {
 					t.Errorf("asked about %+v", q)
@@ -322,6 +324,7 @@ func TestIntelRunsBesideTheResolver(t *testing.T) {
 
 type intelFunc func(context.Context, string)
 
+func (f intelFunc) Wants(string) bool                      { return true }
 func (f intelFunc) Fetch(ctx context.Context, name string) { f(ctx, name) }
 
 func TestPanicCostsOneQuery(t *testing.T) {
