@@ -47,16 +47,21 @@ type lineup struct {
 
 // choose says who is asked for the name when that owner asks.
 func (s *Server) choose(o attribution.Owner, name string) choice {
-	list := s.o.Nameservers(o)
+	l, config := s.lineup(s.o.Nameservers(o))
+	return l.choose(name, config)
+}
+
+// lineup sorts a list of nameservers, and the system's as they are now; none means the list of
+// the settings.
+func (s *Server) lineup(list []Resolver) (*lineup, Config) {
 	system := s.o.System()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if !sameResolvers(system, s.upstream.system) {
 		s.upstream.system = slices.Clone(system)
 		s.upstream.renew()
 	}
-	l, config := s.upstream.lineup(list), s.upstream.config
-	s.mu.Unlock()
-	return l.choose(name, config)
+	return s.upstream.lineup(list), s.upstream.config
 }
 
 // choose takes the first kind of name that fits, in the order of dns.md.

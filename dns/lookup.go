@@ -9,15 +9,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// Lookup asks the system's nameservers for the addresses of a name, here and now: nothing is
-// taken from the cache or put there, no program's verdict is asked for, and nothing is
-// remembered. It is how netenv looks whether the network tells the truth about a name; no
-// program's query may come here. A name without addresses is an empty list; an error means that
-// nobody answered.
+// Lookup asks for the addresses of a name, here and now: nothing is taken from the cache or put
+// there, no program's verdict is asked for, and nothing is remembered. It asks whom the names are
+// asked by which one finds out whether one is online: the system's nameservers, unless the
+// settings forbid them, then the configured ones. It is how netenv looks whether the network tells
+// the truth; no program's query may come here. A name without addresses, or one that the
+// nameserver blocks, is an empty list; an error means that nobody answered.
 func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) {
-	system := s.o.System()
-	if len(system) == 0 {
-		return nil, ErrNoSystemResolver
+	l, _ := s.lineup(nil)
+	if len(l.connectivity) == 0 {
+		return nil, ErrNoNameserver
 	}
 	type result struct {
 		addrs []netip.Addr
@@ -28,7 +29,7 @@ func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) 
 	for i, t := range types {
 		results[i] = make(chan result, 1)
 		go func() {
-			addrs, err := s.lookup(ctx, inquiry{name: name, qtype: t}, system)
+			addrs, err := s.lookup(ctx, inquiry{name: name, qtype: t}, l.connectivity)
 			results[i] <- result{addrs, err}
 		}()
 	}
@@ -47,7 +48,7 @@ func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) 
 	return addrs, nil
 }
 
-func (s *Server) lookup(ctx context.Context, q inquiry, system []Resolver) (addrs []netip.Addr, err error) {
+func (s *Server) lookup(ctx context.Context, q inquiry, groups [][]Resolver) (addrs []netip.Addr, err error) {
 	defer func() {
 		if p := recover(); p != nil { // over a hostile reply
 			s.panics.Add(1)
@@ -55,7 +56,10 @@ func (s *Server) lookup(ctx context.Context, q inquiry, system []Resolver) (addr
 			addrs, err = nil, errPanic
 		}
 	}()
-	m, _, err := s.resolver.client.ask(ctx, q, [][]Resolver{system})
+	m, _, err := s.resolver.client.ask(ctx, q, groups)
+	if blocked := (*BlockedUpstreamError)(nil); errors.As(err, &blocked) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

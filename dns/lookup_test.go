@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,7 +13,8 @@ import (
 	mdns "github.com/miekg/dns"
 )
 
-// TestLookup asks the system's nameserver each time, whatever the settings and the cache say.
+// TestLookup asks the system's nameserver each time, whatever the cache says; with settings that
+// forbid it, the configured one.
 func TestLookup(t *testing.T) {
 	says := "192.0.2.7"
 	u := newUpstream(t, func(q *mdns.Msg, _ []byte, _ netip.AddrPort, send func([]byte)) {
@@ -20,6 +22,8 @@ func TestLookup(t *testing.T) {
 		switch name := q.Question[0].Name; {
 		case name == "none.example.":
 			m.Rcode = mdns.RcodeNameError
+		case name == "blocked.example.":
+			m.Answer = append(m.Answer, &mdns.A{Hdr: mdns.RR_Header{Name: name, Rrtype: mdns.TypeA, Class: mdns.ClassINET, Ttl: 60}, A: net.IPv4zero})
 		case name == "broken.example.":
 			m.Rcode = mdns.RcodeServerFailure
 		case q.Question[0].Qtype == mdns.TypeA:
@@ -60,9 +64,18 @@ func TestLookup(t *testing.T) {
 	if got, err := ask("broken.example"); err == nil {
 		t.Errorf("a failure is an answer: %v", got)
 	}
-	system = nil
-	if _, err := ask("probe.example"); !errors.Is(err, ErrNoSystemResolver) {
-		t.Errorf("without a system's nameserver: %v", err)
+	if got, err := ask("blocked.example"); err != nil || len(got) != 0 {
+		t.Errorf("a name that the nameserver blocks: %v, %v", got, err)
+	}
+	s.Configure(Config{Nameservers: []Resolver{u.resolver()}, NoAssigned: true})
+	asked := 0
+	system = []Resolver{newUpstream(t, func(*mdns.Msg, []byte, netip.AddrPort, func([]byte)) { asked++ }, nil).resolver()}
+	if got, err := ask("probe.example"); err != nil || len(got) != 1 || asked != 0 {
+		t.Errorf("with the system's forbidden: %v, %v, those were asked %d times", got, err, asked)
+	}
+	s.Configure(Config{NoAssigned: true})
+	if _, err := ask("probe.example"); !errors.Is(err, ErrNoNameserver) {
+		t.Errorf("with nobody to ask: %v", err)
 	}
 }
 
@@ -99,5 +112,37 @@ func TestSystemRefresh(t *testing.T) {
 	s.Refresh()
 	if got := s.Search(); !slices.Equal(got, []string{"new.example"}) {
 		t.Errorf("after Refresh: %v", got)
+	}
+}
+
+// TestTold: who asked to know learns of each inquiry whether anybody answered, and nothing of
+// what the cache answers.
+func TestTold(t *testing.T) {
+	var told []error
+	silent := Resolver{Scheme: SchemeDNS, Addr: netip.MustParseAddrPort("127.0.0.1:9")} // refuses at once
+	u := newUpstream(t, func(q *mdns.Msg, _ []byte, _ netip.AddrPort, send func([]byte)) {
+		m := new(mdns.Msg).SetReply(q)
+		rr, err := mdns.NewRR(q.Question[0].Name + " 300 IN A 192.0.2.7")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		m.Answer = append(m.Answer, rr)
+		if b, err := m.Pack(); err == nil {
+			send(b)
+		}
+	}, nil)
+	s := New(Options{Dialer: &netDialer{}, Told: func(err error) { told = append(told, err) }})
+	for i, r := range []Resolver{u.resolver(), u.resolver(), silent} {
+		k := key{name: "a.example", qtype: mdns.TypeA}
+		if i == 2 {
+			k.name = "b.example"
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		_, _ = s.resolver.resolve(ctx, program{}, k, choice{groups: [][]Resolver{{r}}})
+		cancel()
+	}
+	if len(told) != 2 || told[0] != nil || told[1] == nil {
+		t.Errorf("told %v; want one answer and one failure", told)
 	}
 }
