@@ -125,7 +125,7 @@ func newStation(t *testing.T) *station {
 		t.Fatal(err)
 	}
 	s := &station{T: t, owner: o, names: newResolving(), lists: newShelf(), dir: dir, socket: filepath.Join(dir, "gatun.sock")}
-	s.control = &control{owner: o, store: o.store, asked: firewall.NewPrompts(time.Now), table: o.table, alive: func(pid int, _ time.Time) bool { return pid == 7 }}
+	s.control = &control{owner: o, store: o.store, asked: firewall.NewPrompts(time.Now), table: o.table, alive: func(pid int, _ time.Time) bool { return pid == 7 }, names: s.names, lists: s.lists}
 	l, err := api.Listen(s.socket)
 	if err != nil {
 		t.Fatal(err)

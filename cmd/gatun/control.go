@@ -31,6 +31,8 @@ type control struct {
 	asked *firewall.Prompts
 	table *network.Table
 	alive func(pid int, started time.Time) bool
+	names api.Names
+	lists api.Lists
 }
 
 // Config implements api.Policy.
@@ -163,6 +165,10 @@ func (c *control) database(status func() api.Status) *network.Database {
 			return records(c.Temporaries(), func(t profiles.Temporary) string { return t.ID })
 		}),
 		"status": source(func() []network.Record { return statusRecords(status()) }),
+		"dns":    source(func() []network.Record { return dnsRecords(c.names) }),
+		"lists": source(func() []network.Record {
+			return records(c.lists.Lists(), func(l api.FilterList) string { return l.ID })
+		}),
 	})
 }
 

@@ -115,7 +115,7 @@ func outcomeExit(a api.DNSAnswer) error {
 	case api.DNSBlocked:
 		return exitStatus{code: exitBlocked}
 	default:
-		return exitStatus{exitFailed, fmt.Errorf("%s %s was not resolved: %s", printableName(a.Name), a.Type, printableName(firstOf(a.Error, a.EDE, a.Rcode)))}
+		return exitStatus{exitFailed, fmt.Errorf("%s %s was not resolved: %s", printableName(a.Name), a.Type, printableName(firstOf(a.EDE, a.Rcode)))}
 	}
 }
 
@@ -199,13 +199,17 @@ func dnsCacheCommand(p *places) *cobra.Command {
 
 func printCached(w io.Writer, list []api.CachedAnswer) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	_, _ = fmt.Fprintln(t, "NAME\tTYPE\tEXPIRES\tSCOPE\tANSWER")
+	_, _ = fmt.Fprintln(t, "NAME\tTYPE\tEXPIRES\tSCOPE\tRESOLVER\tANSWER")
 	for _, e := range list {
 		data := make([]string, len(e.Records))
 		for i, r := range e.Records {
 			data[i] = recordData(r)
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", printableName(e.Name), e.Type, e.Expires.Local().Format(time.TimeOnly), printableName(e.Scope), firstOf(strings.Join(data, ", "), e.Rcode))
+		expires := e.Expires.Local().Format(time.TimeOnly)
+		if e.Stale {
+			expires = "expired"
+		}
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", printableName(e.Name), e.Type, expires, e.Scope, printableName(e.Resolver), firstOf(strings.Join(data, ", "), e.Rcode))
 	}
 	return t.Flush()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +52,7 @@ func (r *resolving) Query(_ context.Context, q api.DNSQuestion) (api.DNSAnswer, 
 		a.Rule = &network.RuleRef{Text: "- .example", File: "gatun.yaml", Line: 5}
 		a.Rcode, a.EDE = "NXDOMAIN", "15 (Blocked): a rule"
 	case "dead.example":
-		a.Outcome, a.Rcode, a.Error = api.DNSFailed, "SERVFAIL", "no nameserver answered"
+		a.Outcome, a.Rcode, a.EDE = api.DNSFailed, "SERVFAIL", "22 (No Reachable Authority): no nameserver answered"
 	case "bad.example":
 		return a, fmt.Errorf("type: there is no %q: %w", q.Type, api.ErrUnusable)
 	default:
@@ -108,7 +109,7 @@ func TestDNSQueryCommand(t *testing.T) {
 		t.Errorf("nobody asks for an address: %+v", got)
 	}
 	s.want(10, `"- .example" gatun.yaml:5`, "dns", "query", "blocked.example")
-	s.want(1, "not resolved: no nameserver answered", "dns", "query", "dead.example")
+	s.want(1, "not resolved: 22 (No Reachable Authority): no nameserver answered", "dns", "query", "dead.example")
 	s.want(1, `there is no "NONSENSE"`, "dns", "query", "bad.example", "nonsense")
 	s.want(2, "--exe", "dns", "query", "a.example", "--user", "7")
 	s.want(2, "", "dns", "query")
@@ -250,6 +251,28 @@ func TestDNSCompletion(t *testing.T) {
 		}
 		if args == "dns cache w" && strings.Contains(out, "other.example") || args == "list update ads " && strings.Contains(out, "ads\t") {
 			t.Errorf("%s: got\n%s", args, out)
+		}
+	}
+}
+
+// TestNamesAndListsInTheDatabase: both are branches of the virtual database.
+func TestNamesAndListsInTheDatabase(t *testing.T) {
+	s := newStation(t)
+	cl := api.NewClient(s.socket)
+	for path, want := range map[string]string{
+		"dns/cache/www.example.org/A": `"192.0.2.2`, "dns/resolvers/2": `"failing":true`, "lists/ads": `"entries":91168`,
+	} {
+		b, err := cl.Raw(t.Context(), "/v1/db/"+path, nil)
+		if err != nil || !strings.Contains(string(b), strings.Trim(want, `"`)) {
+			t.Errorf("%s: %v %s", path, err, b)
+		}
+	}
+	for path, want := range map[string]int{"dns/cache/": 3, "dns/cache/other": 1, "dns/resolvers/": 2, "lists/": 3, "lists/?q=category=MAL": 1} {
+		path, query, _ := strings.Cut(path, "?")
+		q, _ := url.ParseQuery(query)
+		var list struct{ Records []network.Record }
+		if err := cl.Get(t.Context(), "/v1/db/"+path, q, &list); err != nil || len(list.Records) != want {
+			t.Errorf("%s: %v %v, want %d", path, err, list.Records, want)
 		}
 	}
 }

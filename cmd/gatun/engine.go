@@ -18,6 +18,7 @@ import (
 	"gatun/dns"
 	"gatun/firewall"
 	"gatun/firewall/interception"
+	"gatun/intel"
 	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
@@ -47,6 +48,7 @@ type engineOptions struct {
 	netns     string
 	// namesForAll knows the programs whose names count for everybody; nil: none.
 	namesForAll func(attribution.Owner) bool
+	redirect    *route.DNSListener          // port 53 comes here too; nil: it does not
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
 	inForce     func()           // a new policy is in force; may be nil
@@ -109,6 +111,10 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.relay.Run(ctx) })
 	g.Go(func() error { return e.server.Run(ctx) })
 	g.Go(func() error { return e.stack.Run(ctx) })
+	if d := e.opt.redirect; d != nil {
+		r := &interception.Redirect{Gate: e.gate, UDP: d.UDP, TCP: d.TCP, Original: d.Original}
+		g.Go(func() error { return r.Run(ctx) })
+	}
 	g.Go(func() error { return e.keepTime(ctx) })
 	g.Go(func() error { return e.keepProfiles(ctx) })
 	if e.opt.networks != nil {
@@ -135,7 +141,8 @@ func (e *engine) control() *control {
 // serve makes the API of the program that runs this engine.
 func (e *engine) serve(d api.Daemon) *api.Server {
 	c := e.control()
-	return &api.Server{Daemon: d, Flows: e.table, Why: explainer{e.master}, Control: c, Database: c.database(d.Status), Log: e.opt.log}
+	c.names, c.lists = nameControl{e.server}, listControl{intel.New(intel.Options{}), e.table.PublishState}
+	return &api.Server{Daemon: d, Flows: e.table, Why: explainer{e.master}, Control: c, Names: c.names, Lists: c.lists, Database: c.database(d.Status), Log: e.opt.log}
 }
 
 // status fills what the engine knows of itself.

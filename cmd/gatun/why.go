@@ -51,19 +51,13 @@ func answer(d network.Decision, t firewall.Trail) api.Why {
 }
 
 func question(d api.DryRun) (firewall.Question, error) {
-	q := firewall.Question{Owner: attribution.Unidentified("dry run without --exe")}
+	owner, err := dryOwner(d.Exe, d.User)
+	q := firewall.Question{Owner: owner}
+	if err != nil {
+		return q, err
+	}
 	if d.Inbound || d.From != "" {
 		q.Direction = network.Inbound
-	}
-	if d.Exe != "" {
-		uid, name, err := userOf(d.User)
-		if err != nil {
-			return q, err
-		}
-		q.Owner = attribution.Owner{
-			Process:    &attribution.Process{Path: d.Exe, Name: filepath.Base(d.Exe), UID: uid, User: name, Kind: attribution.KindProgram},
-			Confidence: attribution.Exact, Cause: "dry run",
-		}
 	}
 	if d.Domain != "" {
 		q.Entity.Domain, q.Entity.Source = strings.ToLower(strings.TrimSuffix(d.Domain, ".")), network.DomainDNS
@@ -85,6 +79,22 @@ func question(d api.DryRun) (firewall.Question, error) {
 	q.Flow.Local, q.Flow.Remote = q.Flow.Remote, netip.AddrPortFrom(from.Unmap(), 0)
 	q.Entity.Addr = q.Flow.Remote.Addr()
 	return q, nil
+}
+
+// dryOwner is a program that need not run. It has no process, so nothing that it is asked for is
+// kept as a fact of one that does.
+func dryOwner(exe, user string) (attribution.Owner, error) {
+	if exe == "" {
+		return attribution.Unidentified("dry run without --exe"), nil
+	}
+	uid, name, err := userOf(user)
+	if err != nil {
+		return attribution.Owner{}, err
+	}
+	return attribution.Owner{
+		Process:    &attribution.Process{Path: exe, Name: filepath.Base(exe), UID: uid, User: name, Kind: attribution.KindProgram},
+		Confidence: attribution.Exact, Cause: "dry run",
+	}, nil
 }
 
 // userOf reads a user's number or name; nobody given means root, as a rule on users may want.
