@@ -107,18 +107,19 @@ type DNSAnswer struct {
 	Stale      bool             `json:"stale"`
 	Resolver   string           `json:"resolver"` // who answered; "": nobody was asked
 	EDE        string           `json:"ede"`      // extended error of the reply
-	Error      string           `json:"error"`    // why it failed
 	DurationMS float64          `json:"duration_ms"`
 }
 
 // CachedAnswer is one entry of the cache.
 type CachedAnswer struct {
-	Name    string    `json:"name"`
-	Type    string    `json:"type"`
-	Rcode   string    `json:"rcode"`
-	Records []string  `json:"records"` // as in a zone file
-	Expires time.Time `json:"expires"`
-	Scope   string    `json:"scope"` // whose answer it is: programs with other nameservers do not get it
+	Name     string    `json:"name"`
+	Type     string    `json:"type"`
+	Rcode    string    `json:"rcode"`
+	Records  []string  `json:"records"` // as in a zone file
+	Expires  time.Time `json:"expires"`
+	Stale    bool      `json:"stale"`    // it has expired, and is served until there is a fresh one
+	Resolver string    `json:"resolver"` // who answered
+	Scope    string    `json:"scope"`    // why that one was asked: configured, network, …; "profile, …": only programs with its nameservers get it
 }
 
 // CachedList is the answer to GET /v1/dns/cache.
