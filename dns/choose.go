@@ -56,12 +56,17 @@ func (s *Server) choose(o attribution.Owner, name string) choice {
 func (s *Server) lineup(list []Resolver) (*lineup, Config) {
 	system := s.o.System()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !sameResolvers(system, s.upstream.system) {
+	moved := !sameResolvers(system, s.upstream.system)
+	if moved {
 		s.upstream.system = slices.Clone(system)
 		s.upstream.renew()
 	}
-	return s.upstream.lineup(list), s.upstream.config
+	l, config := s.upstream.lineup(list), s.upstream.config
+	s.mu.Unlock()
+	if moved { // to another network: connections of before may be dead, and who failed there may do well here
+		s.resolver.client.renew(config.RetryRate)
+	}
+	return l, config
 }
 
 // choose takes the first kind of name that fits, in the order of dns.md.

@@ -29,14 +29,33 @@ type inquiry struct {
 	cd    bool
 }
 
-// pack renders the query. EDNS is left out for servers that do not know it.
-func (q inquiry) pack(id uint16, edns bool) ([]byte, error) {
+// packing is the form in which a query is sent.
+type packing uint8
+
+const (
+	withoutEDNS packing = iota // for servers that do not know it
+	withEDNS
+	padded // as well, so that its length does not tell which name it is for
+)
+
+// paddedTo is the multiple to which queries are padded (RFC 8467, 4.1).
+const paddedTo = 128
+
+// pack renders the query.
+func (q inquiry) pack(id uint16, form packing) ([]byte, error) {
 	m := mdns.Msg{
 		MsgHdr:   mdns.MsgHdr{Id: id, RecursionDesired: true, CheckingDisabled: q.cd},
 		Question: []mdns.Question{{Name: mdns.Fqdn(q.name), Qtype: q.qtype, Qclass: mdns.ClassINET}},
 	}
-	if edns {
-		m.SetEdns0(maxUDP, q.do)
+	if form == withoutEDNS {
+		return m.Pack()
+	}
+	m.SetEdns0(maxUDP, q.do)
+	if form == padded {
+		padding := new(mdns.EDNS0_PADDING)
+		opt := m.IsEdns0()
+		opt.Option = append(opt.Option, padding)
+		padding.Padding = make([]byte, (paddedTo-m.Len()%paddedTo)%paddedTo)
 	}
 	return m.Pack()
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"time"
 
@@ -16,37 +15,35 @@ import (
 // maxReplyUDP is more than we advertise: some servers do not look.
 const maxReplyUDP = 4096
 
-// Dialer opens the connections to the upstream nameservers, around the TUN.
+// Dialer opens the connections to the upstream nameservers, around the TUN or through a tunnel.
+// For QUIC it is asked for a connected UDP socket like that of plain DNS.
 type Dialer interface {
 	DialContext(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// exchange asks one upstream once: over UDP, and over TCP where the answer does not fit or the
-// resolver wants it; without EDNS if the server does not understand it.
-func exchange(ctx context.Context, d Dialer, r Resolver, q inquiry) (*mdns.Msg, error) {
-	m, err := exchangeOnce(ctx, d, r, q, true)
+// exchange asks the resolver once: without EDNS if it does not understand it.
+func (u *upstream) exchange(ctx context.Context, q inquiry) (*mdns.Msg, error) {
+	form := withEDNS
+	if u.Encrypted() {
+		form = padded
+	}
+	m, err := u.exchangeAs(ctx, q, form)
 	if err == nil && (m.Rcode == mdns.RcodeFormatError || m.Rcode == mdns.RcodeNotImplemented || m.Rcode == mdns.RcodeBadVers) {
-		return exchangeOnce(ctx, d, r, q, false)
+		return u.exchangeAs(ctx, q, withoutEDNS)
 	}
 	return m, err
 }
 
-func exchangeOnce(ctx context.Context, d Dialer, r Resolver, q inquiry, edns bool) (*mdns.Msg, error) {
-	id, err := randomID()
-	if err != nil {
-		return nil, err
-	}
-	query, err := q.pack(id, edns)
-	if err != nil {
-		return nil, fmt.Errorf("packing the query for %s: %w", r, err)
-	}
-	if r.Scheme == SchemeDNS {
-		m, err := talk(ctx, d, "udp", r, func(c net.Conn) (*mdns.Msg, error) { return askUDP(c, query, id, q) })
+// exchangeAs asks by the resolver's scheme. Plain UDP has a socket for each query; what does not
+// fit there and everything else goes over connections that are kept.
+func (u *upstream) exchangeAs(ctx context.Context, q inquiry, form packing) (*mdns.Msg, error) {
+	if u.Scheme == SchemeDNS {
+		m, err := u.datagram(ctx, q, form)
 		if err != nil || !m.Truncated {
 			return m, err
 		}
 	}
-	return talk(ctx, d, "tcp", r, func(c net.Conn) (*mdns.Msg, error) { return askTCP(c, query, id, q) })
+	return u.pool.ask(ctx, q, form)
 }
 
 // randomID is unpredictable: with the source port it is all that an off-path attacker has to
@@ -59,17 +56,25 @@ func randomID() (uint16, error) {
 	return binary.BigEndian.Uint16(b[:]), nil
 }
 
-// talk runs ask on a new connection, which means on a new random port, and ends it with ctx,
-// whose deadline is the only one.
-func talk(ctx context.Context, d Dialer, network string, r Resolver, ask func(net.Conn) (*mdns.Msg, error)) (*mdns.Msg, error) {
-	c, err := d.DialContext(ctx, network, r.Addr.String())
+// datagram asks over a new socket, which means from a new random port, until ctx ends, whose
+// deadline is the only one.
+func (u *upstream) datagram(ctx context.Context, q inquiry, form packing) (*mdns.Msg, error) {
+	id, err := randomID()
+	if err != nil {
+		return nil, err
+	}
+	query, err := q.pack(id, form)
+	if err != nil {
+		return nil, err
+	}
+	c, err := u.transport.dial(ctx, "udp")
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	m, err := ask(c)
+	m, err := askUDP(c, query, id, q)
 	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
@@ -92,25 +97,4 @@ func askUDP(c net.Conn, query []byte, id uint16, q inquiry) (*mdns.Msg, error) {
 			return m, err
 		}
 	}
-}
-
-// askTCP reads one reply. On a stream nobody can inject without having broken it, so a reply
-// that is not ours is an error.
-func askTCP(c net.Conn, query []byte, id uint16, q inquiry) (*mdns.Msg, error) {
-	if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(query))), query...)); err != nil {
-		return nil, err
-	}
-	var size [2]byte
-	if _, err := io.ReadFull(c, size[:]); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, binary.BigEndian.Uint16(size[:]))
-	if _, err := io.ReadFull(c, buf); err != nil {
-		return nil, err
-	}
-	m, err := parseReply(buf, id, q)
-	if err == nil && m.Truncated {
-		return nil, errBogus
-	}
-	return m, err
 }

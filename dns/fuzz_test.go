@@ -161,7 +161,7 @@ func checkChain(t *testing.T, a *answer, q inquiry) {
 }
 
 func checkPacked(t *testing.T, a *answer, q inquiry) {
-	wire, err := q.pack(7, true)
+	wire, err := q.pack(7, withEDNS)
 	if err != nil {
 		t.Skip("the name cannot be asked")
 	}

@@ -221,6 +221,7 @@ func newRig(t testing.TB, change func(*Options), servers ...Resolver) *rig {
 		change(&o)
 	}
 	r.Server = New(o)
+	t.Cleanup(r.Server.resolver.client.close)
 	return r
 }
 

@@ -150,7 +150,7 @@ func New(o Options) *Server {
 	s.upstream.renew()
 	s.cookies.init()
 	s.resolver = resolution{
-		client:  &client{dialer: o.Dialer, clock: o.Clock, log: o.Logger, sent: func() { s.exchanges.Add(1) }, known: map[Resolver]*upstream{}},
+		client:  newClient(o.Dialer, o.Clock, o.Logger, func() { s.exchanges.Add(1) }),
 		cache:   newCache(cacheEntries, cacheBytes),
 		limiter: newLimiter(o.Limits),
 		clock:   o.Clock,
@@ -158,12 +158,17 @@ func New(o Options) *Server {
 		flights: map[key]*flight{}, patience: patience, told: o.Told,
 		multicast: newMulticast(o.Multicast, o.Logger),
 	}
+	s.resolver.client.renew(o.Config.RetryRate)
 	return s
 }
 
-// Run renews cached answers that are about to expire, until ctx ends.
+// Run renews cached answers that are about to expire and probes failing resolvers, until ctx
+// ends. Then it closes all connections to resolvers for good.
 func (s *Server) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	wg.Go(func() { s.resolver.client.run(ctx) })
 	s.resolver.run(ctx)
+	wg.Wait()
 	return nil
 }
 
@@ -177,6 +182,7 @@ func (s *Server) Configure(c Config) {
 	}
 	s.mu.Unlock()
 	if !same {
+		s.resolver.client.renew(c.RetryRate)
 		s.keepStale(c)
 		s.Flush()
 	}

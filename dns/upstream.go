@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	mdns "github.com/miekg/dns"
@@ -19,9 +18,6 @@ const (
 	askRounds   = 3
 	patience    = 4900 * time.Millisecond // of a query, with the wait for its turn
 
-	failuresKept  = 6 // more than 5 failures
-	failureWindow = 50 * time.Second
-	silentFor     = 5 * time.Second // a slow server that answered so recently is not dead
 )
 
 // ErrNoNameserver means that there is nobody to ask.
@@ -33,59 +29,6 @@ type BlockedUpstreamError struct{ Resolver Resolver }
 
 // Error implements error.
 func (e *BlockedUpstreamError) Error() string { return "blocked by the resolver " + e.Resolver.Label() }
-
-// upstream is what is remembered about one nameserver.
-type upstream struct {
-	Resolver
-	mu       sync.Mutex
-	failures [failuresKept]time.Time // ring
-	next     int
-	answered time.Time
-}
-
-func (u *upstream) succeeded(now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.failures, u.answered = [failuresKept]time.Time{}, now
-}
-
-// failed notes a failure.
-func (u *upstream) failed(now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	u.failures[u.next] = now
-	u.next = (u.next + 1) % failuresKept
-}
-
-// silent notes that another server was faster, which is a failure if this one has not
-// answered anything for a while.
-func (u *upstream) silent(now time.Time) {
-	u.mu.Lock()
-	quiet := now.Sub(u.answered) > silentFor
-	u.mu.Unlock()
-	if quiet {
-		u.failed(now)
-	}
-}
-
-// failing reports more than 5 failures in 50 s: the oldest of the ring is younger than that.
-func (u *upstream) failing(now time.Time) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	oldest := u.failures[u.next]
-	return !oldest.IsZero() && now.Sub(oldest) < failureWindow
-}
-
-// client asks upstreams.
-type client struct {
-	dialer Dialer
-	clock  func() time.Time
-	log    *zap.Logger
-	sent   func() // counts one exchange, may be nil
-
-	mu    sync.Mutex
-	known map[Resolver]*upstream
-}
 
 // attempt is one step of a plan: ask that server, after that pause if nobody answered so far.
 type attempt struct {
@@ -123,44 +66,12 @@ func (c *client) plan(groups [][]Resolver) []attempt {
 	return steps
 }
 
-// byHealth returns the servers with the failing ones last, and whether all are failing.
-func (c *client) byHealth(list []Resolver) (ordered []*upstream, failing bool) {
-	now := c.clock()
-	c.mu.Lock()
-	servers := make([]*upstream, len(list))
-	for i, r := range list {
-		u := c.known[r]
-		if u == nil {
-			u = &upstream{Resolver: r, answered: now}
-			c.known[r] = u
-		}
-		servers[i] = u
-	}
-	c.mu.Unlock()
-	var good, bad []*upstream
-	for _, u := range servers {
-		if u.failing(now) {
-			bad = append(bad, u)
-		} else {
-			good = append(good, u)
-		}
-	}
-	return append(good, bad...), len(good) == 0
-}
-
-// failing reports whether r is failing; a server that was never asked is not.
-func (c *client) failing(r Resolver, now time.Time) bool {
-	c.mu.Lock()
-	u := c.known[r]
-	c.mu.Unlock()
-	return u != nil && u.failing(now)
-}
-
 // outcome is how one attempt ended.
 type outcome struct {
 	server *upstream
 	msg    *mdns.Msg
 	err    error
+	took   time.Duration
 }
 
 // race is one inquiry on its way through the plan.
@@ -232,14 +143,15 @@ func (r *race) start(ctx context.Context) {
 		r.client.sent()
 	}
 	go func() {
-		o := outcome{server: u, err: errPanic}
+		began, o := time.Now(), outcome{server: u, err: errPanic}
 		defer func() {
 			if p := recover(); p != nil {
 				r.client.log.Error("an upstream exchange panicked", zap.Any("panic", p), zap.Stack("stack"))
 			}
+			o.took = time.Since(began)
 			r.results <- o
 		}()
-		o.msg, o.err = exchange(ctx, r.client.dialer, u.Resolver, r.inquiry)
+		o.msg, o.err = u.exchange(ctx, r.inquiry)
 	}()
 }
 
@@ -265,11 +177,11 @@ func (r *race) finish(o outcome) *mdns.Msg {
 	}
 	now := r.client.clock()
 	if o.err != nil {
-		o.server.failed(now)
+		r.client.failed(o.server, o.err)
 		r.note(o.server, o.err)
 		return nil
 	}
-	o.server.succeeded(now)
+	r.client.succeeded(o.server, o.took)
 	if o.msg.Rcode != mdns.RcodeSuccess && o.msg.Rcode != mdns.RcodeNameError {
 		r.out[o.server] = true
 		if r.soft.msg == nil {
@@ -278,7 +190,9 @@ func (r *race) finish(o outcome) *mdns.Msg {
 		return nil
 	}
 	for u := range r.running {
-		u.silent(now)
+		if u.quiet(now) {
+			r.client.failed(u, errSilent)
+		}
 	}
 	return o.msg
 }
@@ -288,7 +202,7 @@ func (r *race) finish(o outcome) *mdns.Msg {
 func (r *race) blame(ctx context.Context) {
 	for u := range r.running {
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			u.failed(r.client.clock())
+			r.client.failed(u, errSilent)
 		}
 		r.note(u, context.Cause(ctx))
 	}
