@@ -43,7 +43,10 @@ func (r *request) listed() (s *intel.Stamp, more bool) {
 	if s == nil && r.intel != nil {
 		s = r.intel.Stamp(e.Domain, e.CNAMEs, e.Addr)
 	}
-	return s, s != nil && s.MoreByAddr
+	if s == nil {
+		return nil, !e.Addr.IsValid()
+	}
+	return s, s.MoreByAddr
 }
 
 // filterLists blocks what is on a list that the program's settings name, unless a list says that
@@ -54,7 +57,7 @@ func filterLists(r *request) outcome {
 	}
 	stamp, more := r.listed()
 	if stamp == nil {
-		return outcome{}
+		return outcome{unknown: more}
 	}
 	later := outcome{unknown: more}
 	var on *intel.Match
@@ -88,7 +91,7 @@ func filterLists(r *request) outcome {
 func customLists(r *request) outcome {
 	stamp, more := r.listed()
 	if stamp == nil {
-		return outcome{}
+		return outcome{unknown: more}
 	}
 	for i := range stamp.Lists {
 		m := &stamp.Lists[i]

@@ -25,6 +25,12 @@ type GeoStatus struct {
 	Error string    // why the file is not used, or its last good copy instead
 }
 
+// Kinds of data files.
+const (
+	kindCountry = "country"
+	kindASN     = "asn"
+)
+
 // geoFile is one data file. It is read into memory: a file that is mapped and then cut short
 // ends the process.
 type geoFile struct {

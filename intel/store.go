@@ -22,6 +22,8 @@ type Options struct {
 	Client   *http.Client     // goes around the firewall; nil: URLs are not fetched
 	Clock    func() time.Time // default time.Now
 	Logger   *zap.Logger      // default: none
+	GeoDirs  []string         // where data files are looked for that the policy does not name; see GeoDirs
+	Remote   *Remote          // what it says counts too; nil: nothing
 	Changed  func()           // called after what Stamp says may have changed; default: nothing
 
 	MaxBytes   int64 // of one list; default 64 MiB
@@ -98,6 +100,9 @@ func (s *Store) Configure(spec Spec) error {
 	return nil
 }
 
+// Poll reads the local files that changed, now. Run does that from time to time.
+func (s *Store) Poll() { s.pollFiles() }
+
 // local returns a list as the files have it; old, which may be nil, is what was known of it.
 func (s *Store) local(spec ListSpec, old *list) *list {
 	switch {
@@ -149,7 +154,13 @@ func (s *Store) failed(l *list, err error) *list {
 }
 
 func (s *Store) geoOf(spec Spec, old *geo) *geo {
-	country, asn := readGeoFile("country", spec.Country, old.country), readGeoFile("asn", spec.ASN, old.asn)
+	if spec.Country == "" {
+		spec.Country = findGeo(s.o.GeoDirs, kindCountry)
+	}
+	if spec.ASN == "" {
+		spec.ASN = findGeo(s.o.GeoDirs, kindASN)
+	}
+	country, asn := readGeoFile(kindCountry, spec.Country, old.country), readGeoFile(kindASN, spec.ASN, old.asn)
 	if country == old.country && asn == old.asn {
 		return old
 	}
@@ -206,7 +217,7 @@ func (s *Store) put(changed ...*list) {
 // may be missing. It is never nil, and the caller must not change it. A name is looked up with
 // all names above it: see Match.Above.
 func (s *Store) Stamp(domain string, cnames []string, addr netip.Addr) *Stamp {
-	return s.now.Load().stamp(domain, cnames, addr)
+	return s.o.Remote.merge(s.now.Load().stamp(domain, cnames, addr), domain, cnames, addr)
 }
 
 // Matches returns the lists that a name or an address is on, as a person writes it.

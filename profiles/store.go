@@ -189,6 +189,20 @@ func (s *Store) GeoMissing() uint64 {
 	return s.geoMissing + s.current.Load().policy.geoMissing(nil)
 }
 
+// NeedsGeo reports whether a rule of the policy in force is about countries, continents or networks.
+func (s *Store) NeedsGeo() bool {
+	for _, set := range s.current.Load().policy.lists {
+		for i := range set.rules {
+			found := false
+			set.rules[i].entity.walk(func(e *entity) { found = found || e.kind.isGeo() })
+			if found {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // geoMissing is what was counted by the rules of p that next, which may be nil, has not.
 func (p *policy) geoMissing(next *policy) (n uint64) {
 	for id, set := range p.lists {

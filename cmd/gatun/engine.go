@@ -45,6 +45,7 @@ type engineOptions struct {
 	created   <-chan struct{} // the store has made profiles of programs that were seen first
 	environ   *environ        // of programs, for profiles
 	resolvers dns.SystemOptions
+	listCache string // where copies of filter lists are kept; "": in memory only
 	netns     string
 	// namesForAll knows the programs whose names count for everybody; nil: none.
 	namesForAll func(attribution.Owner) bool
@@ -66,6 +67,7 @@ type engine struct {
 	names   *dns.Memory
 	system  *dns.System
 	server  *dns.Server
+	known   *knowledge
 	stack   *stack.Stack
 
 	prompts *firewall.Prompts
@@ -88,6 +90,8 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.prompts.Remember = e.remember
 	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
 	e.system = dns.NewSystem(o.resolvers, time.Now)
+	e.known = newKnowledge(ownClient(o.dialer, e.addresses), o.listCache, o.log)
+	e.master.Intel = e.known.store
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate = o.translate
@@ -98,7 +102,10 @@ func newEngine(o engineOptions) (*engine, error) {
 	if err := e.restoreTemporaries(); err != nil {
 		return nil, err
 	}
-	var err error
+	_, err := e.known.configure(o.cfg)
+	if err != nil {
+		return nil, err
+	}
 	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Logger: o.log})
 	return e, err
 }
@@ -115,6 +122,9 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 		r := &interception.Redirect{Gate: e.gate, UDP: d.UDP, TCP: d.TCP, Original: d.Original}
 		g.Go(func() error { return r.Run(ctx) })
 	}
+	g.Go(func() error { return e.known.store.Run(ctx) })
+	g.Go(func() error { return e.watchLists(ctx) })
+	g.Go(func() error { return e.followLists(ctx) })
 	g.Go(func() error { return e.keepTime(ctx) })
 	g.Go(func() error { return e.keepProfiles(ctx) })
 	if e.opt.networks != nil {
@@ -189,7 +199,8 @@ func (e *engine) modules(s *api.Status) []status.Module {
 	if s.Prompts > 0 {
 		prompts.State, prompts.Message = status.Info, fmt.Sprintf("%d wait for an answer: gatun prompt", s.Prompts)
 	}
-	return []status.Module{policy, networks, resolvers, prompts}
+	intelligence := e.known.module(e.opt.store.NeedsGeo(), e.opt.store.GeoMissing())
+	return []status.Module{policy, networks, resolvers, intelligence, prompts}
 }
 
 func warningTexts(cfg *config.Config, store *profiles.Store) []string {

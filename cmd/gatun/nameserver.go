@@ -15,10 +15,12 @@ import (
 // dnsFirewall lets the nameserver ask the firewall.
 type dnsFirewall struct {
 	master *firewall.Master
+	known  *knowledge
 }
 
 // BeforeIntel implements dns.Firewall.
 func (f dnsFirewall) BeforeIntel(q *dns.Query) network.Decision {
+	f.queryStamp(q, nil)
 	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, Type: q.Type})
 }
 
@@ -26,6 +28,7 @@ func (f dnsFirewall) BeforeIntel(q *dns.Query) network.Decision {
 func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
 	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs, Type: q.Type, Local: a.Local}, a.Addrs)
 	a.Remove = remove
+	f.queryStamp(q, a)
 	return d
 }
 
@@ -33,7 +36,7 @@ func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
 func newNameserver(e *engine) *dns.Server {
 	own := &resolverLists{lists: map[string][]dns.Resolver{}}
 	return dns.New(dns.Options{
-		Firewall: dnsFirewall{e.master}, Dialer: e.opt.dialer, Memory: e.names, Recorder: e.table,
+		Firewall: dnsFirewall{e.master, e.known}, Dialer: e.opt.dialer, Memory: e.names, Recorder: e.table, Intel: e.known.remote,
 		System:      e.system.Resolvers,
 		BlockStyle:  func(o attribution.Owner, d network.Decision) dns.BlockStyle { return styleOf(e.master.Settings(o), d) },
 		Profile:     func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },

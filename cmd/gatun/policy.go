@@ -51,7 +51,11 @@ func (e *engine) reload() error {
 	defer e.mu.Unlock()
 	cfg, err := config.Load(e.opt.source)
 	if err == nil {
+		e.known.store.Poll() // who edited a list and reloads wants it now
 		err = e.install(cfg)
+	}
+	if err == nil {
+		e.listsMoved()
 	}
 	e.problem.set(err)
 	return err
@@ -93,8 +97,16 @@ func (e *engine) install(cfg *config.Config) error {
 		return nil
 	}
 	before := e.opt.store.Revision()
-	if err := e.opt.store.Swap(cfg, st); err != nil {
+	moved, err := e.known.configure(cfg)
+	if err != nil {
 		return err
+	}
+	if err := e.opt.store.Swap(cfg, st); err != nil {
+		_, _ = e.known.configure(e.cfg) // it was in force before
+		return err
+	}
+	if moved && e.opt.store.Revision() == before {
+		e.opt.store.Renew()
 	}
 	e.cfg, e.state = cfg, st
 	e.server.Configure(dnsConfig(cfg))

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -165,7 +166,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o.resolvers = dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver}
 	// Programs that ask a stub over loopback are not seen asking: its names are theirs.
 	o.namesForAll = dns.IsSystemResolver
-	o.netns = currentNetNS()
+	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
 	o.inForce = func() { u.manager.SetBlockLAN(blocksLAN(o.store)) }
 	u.engine, err = newEngine(o)
 	return err

@@ -99,6 +99,7 @@ func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Ow
 	c := g.bind(l, owner)
 	for {
 		revision := g.Firewall.Settings(owner).Revision
+		l.SetStamp(g.Firewall.Stamp(c, l.Flow))
 		d := g.Firewall.Decide(c, l.Flow)
 		if d.Asks() {
 			d = g.ask(ctx.Done(), l, d)
@@ -283,6 +284,7 @@ func (g *Gate) Reevaluate() (closed int) {
 		if !g.Firewall.Settings(c.Owner).Reevaluate {
 			continue
 		}
+		l.SetStamp(g.Firewall.Stamp(c, l.Flow))
 		old, now := l.Decision(), g.Firewall.Decide(c, l.Flow)
 		if now.Asks() {
 			now = askedAgain(old, now)
