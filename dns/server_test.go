@@ -324,7 +324,6 @@ func TestIntelRunsBesideTheResolver(t *testing.T) {
 
 type intelFunc func(context.Context, string)
 
-func (f intelFunc) Wants(string) bool                      { return true }
 func (f intelFunc) Wants(string) bool { return true }
 
 func (f intelFunc) Fetch(ctx context.Context, name string) { f(ctx, name) }
