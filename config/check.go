@@ -37,6 +37,14 @@ func checkAskTimeout(v any) (message, suggestion string) {
 	return "", ""
 }
 
+// checkRetryRate refuses what would be an attack on a resolver that is down.
+func checkRetryRate(v any) (message, suggestion string) {
+	if d := v.(time.Duration); d < time.Second || d > 24*time.Hour {
+		return fmt.Sprintf("want 1s to 24h, got %s", d), ""
+	}
+	return "", ""
+}
+
 func checkMark(v any) (message, suggestion string) {
 	if n := v.(int); n < 0 || n > 0xffffffff {
 		return fmt.Sprintf("want a number from 1 to 0xffffffff, or 0, got %d", n), ""

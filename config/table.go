@@ -10,7 +10,6 @@ const (
 	needsHeuristics = "domain heuristics"
 	needsInspection = "inspection"
 	needsHistory    = "the history"
-	needsResolvers  = "the resolver selection"
 	needsTunnels    = "tunnels"
 	needsGateway    = "the gateway mode"
 
@@ -87,13 +86,13 @@ func dnsTable() []Setting {
 			Description: "Never asks the nameservers that the network assigned."},
 		{Key: "dns/noMulticastDNS", Name: "No multicast DNS", Type: TypeBool, Default: false, Expertise: Expert,
 			Description: "Never resolves names by multicast."},
-		{Key: "dns/noInsecureProtocols", Name: "No unencrypted DNS", Type: TypeBool, Default: false, Expertise: Expert, Missing: needsResolvers,
+		{Key: "dns/noInsecureProtocols", Name: "No unencrypted DNS", Type: TypeBool, Default: false, Expertise: Expert,
 			Description: "Never asks a nameserver over a protocol without encryption."},
 		{Key: "dns/useStaleCache", Name: "Serve stale answers", Type: TypeBool, Default: false,
 			Description: "Answers from the cache after the time to live while a fresh answer is fetched."},
 		{Key: "dns/dontResolveSpecialDomains", Name: "Keep special names local", Type: TypeBool, Default: true, Expertise: Expert,
 			Description: "Names for special use are never sent to public resolvers."},
-		{Key: "dns/nameserverRetryRate", Name: "Retry of failed nameservers", Type: TypeDuration, Default: 300 * time.Second, Expertise: Developer, Missing: needsResolvers,
+		{Key: "dns/nameserverRetryRate", Name: "Retry of failed nameservers", Type: TypeDuration, Default: 300 * time.Second, Expertise: Developer, Check: checkRetryRate,
 			Description: "How often a failed nameserver is tried again."},
 		{Key: "dns/blockStyle", Name: "Answer for blocked names", Type: TypeString, Default: "nxdomain", Expertise: Expert,
 			Description: "What a program is told about a name that it may not resolve.", PossibleValues: []string{"nxdomain", "refused", "zero"}},
