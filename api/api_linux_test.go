@@ -45,7 +45,7 @@ func (d *daemon) Status() Status {
 	rating := d.policy.cfg.Value("network/rating")
 	return Status{
 		Schema: network.Schema, State: "on", PID: 7, Rating: d.policy.cfg.String("network/rating"), RatingOrigin: rating.Origin.String(),
-		Temporary: []profiles.Temporary{}, Modules: []status.Module{}, Notes: []string{}, Resolvers: []string{}, Names: map[string]any{},
+		Temporary: []profiles.Temporary{}, Modules: []status.Module{}, Notes: []string{}, Resolvers: []string{}, Nameservers: []string{}, Names: map[string]any{},
 		Packets: map[string]uint64{}, Owners: map[string]uint64{}, Config: ConfigStatus{Warnings: []string{}},
 	}
 }

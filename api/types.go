@@ -30,7 +30,10 @@ type Status struct {
 	Inbound      string               `json:"inbound"`
 	Notes        []string             `json:"notes"` // what is not enforced, in words
 	Resolvers    []string             `json:"resolvers"`
-	Names        map[string]any       `json:"names"` // device, table, mark: what gatun calls its things in the kernel
+	Online       string               `json:"online"`      // unknown, offline, limited, portal, semi-online, online
+	Portal       string               `json:"portal"`      // where to log in while online is portal, "" else
+	Nameservers  []string             `json:"nameservers"` // the system's
+	Names        map[string]any       `json:"names"`       // device, table, mark: what gatun calls its things in the kernel
 	Guard        *GuardStatus         `json:"guard,omitempty"`
 	Links        LinkCounts           `json:"links"`
 	Packets      map[string]uint64    `json:"packets"`

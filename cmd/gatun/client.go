@@ -89,6 +89,9 @@ func printStatus(w io.Writer, s api.Status) error {
 		}
 	}
 	row("inbound", s.Inbound)
+	if s.Online != "" {
+		row("online", s.Online)
+	}
 	row("resolvers", strings.Join(s.Resolvers, " "))
 	row("links", s.Links.Live, " live, ", s.Links.Decided, " decided, ", s.Links.Denied, " denied")
 	if g := s.Guard; g != nil {

@@ -44,8 +44,8 @@ type engineOptions struct {
 	networks  *netenv.Monitor // nil: nothing is known of the networks
 	created   <-chan struct{} // the store has made profiles of programs that were seen first
 	environ   *environ        // of programs, for profiles
-	resolvers dns.SystemOptions
-	listCache string // where copies of filter lists are kept; "": in memory only
+	system    *dns.System     // the system's nameservers
+	listCache string          // where copies of filter lists are kept; "": in memory only
 	netns     string
 	// namesForAll knows the programs whose names count for everybody; nil: none.
 	namesForAll func(attribution.Owner) bool
@@ -89,12 +89,13 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.prompts = firewall.NewPrompts(time.Now)
 	e.prompts.Remember = e.remember
 	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
-	e.system = dns.NewSystem(o.resolvers, time.Now)
+	e.system = o.system
 	e.known = newKnowledge(ownClient(o.dialer, e.addresses), o.listCache, o.log)
 	e.master.Intel = e.known.store
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
-	e.relay.Translate = o.translate
+	e.relay.Translate, e.relay.Dialed = o.translate, e.dialed
+	e.followProbe(o.cfg)
 	e.gate = &interception.Gate{
 		Table: e.table, Firewall: e.master, Prompts: e.prompts, Owners: o.owners, Names: e.names, Nameserver: e.server,
 		Relay: e.relay, Log: o.log, Clock: time.Now,
@@ -129,6 +130,7 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.keepProfiles(ctx) })
 	if e.opt.networks != nil {
 		g.Go(func() error { return e.opt.networks.Run(ctx) })
+		g.Go(func() error { return e.keepNameservers(ctx) })
 	}
 	g.Go(func() error { return keepSmall(ctx, e.table.LiveCount, e.compact) })
 	if e.opt.closings != nil {
@@ -171,6 +173,7 @@ func (e *engine) status() api.Status {
 		Owners:    e.gate.Causes(),
 		NetNS:     e.opt.netns,
 	}
+	e.online(&s)
 	e.control().status(&s)
 	s.Modules = e.modules(&s)
 	return s
@@ -187,10 +190,6 @@ func (e *engine) modules(s *api.Status) []status.Module {
 	case len(s.Config.Warnings) > 0:
 		policy.State, policy.Message = status.Info, fmt.Sprintf("%d warnings: see `gatun check`", len(s.Config.Warnings))
 	}
-	networks := status.Module{Name: "networks", Message: "rated " + s.Rating + " by " + s.RatingOrigin}
-	if e.opt.networks == nil {
-		networks.State, networks.Message = status.Warning, "nothing is known of the networks: rating rules about them do not hold"
-	}
 	resolvers := status.Module{Name: "nameserver", Message: fmt.Sprintf("%d resolvers", len(s.Resolvers))}
 	if len(s.Resolvers) == 0 {
 		resolvers.State, resolvers.Message = status.Warning, "no resolver is known: names cannot be resolved"
@@ -200,7 +199,7 @@ func (e *engine) modules(s *api.Status) []status.Module {
 		prompts.State, prompts.Message = status.Info, fmt.Sprintf("%d wait for an answer: gatun prompt", s.Prompts)
 	}
 	intelligence := e.known.module(e.opt.store.NeedsGeo(), e.opt.store.GeoMissing())
-	return []status.Module{policy, networks, resolvers, intelligence, prompts}
+	return []status.Module{policy, e.networksModule(s), resolvers, intelligence, prompts}
 }
 
 func warningTexts(cfg *config.Config, store *profiles.Store) []string {

@@ -9,6 +9,7 @@ import (
 
 	"gatun/attribution"
 	"gatun/config"
+	"gatun/dns"
 	"gatun/netenv"
 	"gatun/profiles"
 	"gatun/status"
@@ -16,14 +17,14 @@ import (
 
 // loadPolicy reads the policy and looks at the networks that it may depend on. The error is
 // config.Problems where the files are wrong. ownDevices are never taken for somebody's VPN.
-func loadPolicy(source config.Source, only []string, log *zap.Logger, ownDevices ...string) (engineOptions, error) {
+func loadPolicy(source config.Source, only []string, resolvers dns.SystemOptions, log *zap.Logger, ownDevices ...string) (engineOptions, error) {
 	cfg, err := config.Load(source)
 	if err != nil {
 		return engineOptions{}, err
 	}
-	o := engineOptions{cfg: cfg, source: source, log: log, environ: &environ{}}
+	o := engineOptions{cfg: cfg, source: source, log: log, environ: &environ{}, system: dns.NewSystem(resolvers, time.Now)}
 	var seen netenv.Snapshot
-	if o.networks, err = netenv.New(netenv.Options{Ignore: ownDevices, Logger: log}); err != nil {
+	if o.networks, err = netenv.New(netenv.Options{Ignore: ownDevices, System: systemNames(o.system), Logger: log}); err != nil {
 		log.Warn("nothing is known of the networks: rating rules about them do not hold", zap.Error(err))
 	} else {
 		seen = o.networks.Snapshot()

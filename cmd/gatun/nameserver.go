@@ -42,6 +42,7 @@ func newNameserver(e *engine) *dns.Server {
 		Profile:     func(o attribution.Owner) string { return e.master.Settings(o).ProfileName },
 		Nameservers: func(o attribution.Owner) []dns.Resolver { return own.of(e.master.Settings(o)) },
 		Multicast:   e.opt.dialer,
+		Told:        e.inquired,
 		Config:      dnsConfig(e.opt.cfg),
 		Logger:      e.opt.log,
 	})

@@ -110,6 +110,7 @@ func (e *engine) install(cfg *config.Config) error {
 	}
 	e.cfg, e.state = cfg, st
 	e.server.Configure(dnsConfig(cfg))
+	e.followProbe(cfg)
 	if e.opt.level != nil {
 		followLevel(e.opt.level, cfg)
 	}
@@ -220,6 +221,7 @@ func (e *engine) keepTime(ctx context.Context) error {
 		case <-e.wake:
 		case <-networks:
 			e.rejudge()
+			e.stateChanged() // be it online or not
 		case <-timer.C:
 			if e.opt.store.Expire(time.Now(), e.opt.owners.Alive) {
 				e.policyChanged()

@@ -81,7 +81,7 @@ func runIn(ctx context.Context, o runOptions) (int, error) {
 	}
 	source := configSource(o.file)
 	source.Data = config.OpenData("") // nothing is kept on disk
-	policy, err := loadPolicy(source, o.only, log)
+	policy, err := loadPolicy(source, o.only, dns.SystemOptions{Stub: dns.UseStub}, log)
 	if err != nil {
 		return exitRunFailed, err
 	}
@@ -131,7 +131,6 @@ func (r *run) build(o engineOptions) (*engine, error) {
 	o.mode, o.device, o.owners = "run", r.box.Device(), finder
 	o.dialer = &route.Dialer{Own: r.ownPrefixes()}
 	o.local = func(a netip.Addr) bool { return a == sandbox.AddressV4() || a == sandbox.AddressV6() }
-	o.resolvers = dns.SystemOptions{Stub: dns.UseStub}
 	o.netns = fmt.Sprint(r.box.NetNS())
 	if r.o.hostLoopback {
 		o.translate = toHostLoopback

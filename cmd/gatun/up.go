@@ -39,6 +39,9 @@ type up struct {
 	engine  *engine
 	manager *route.Manager
 	stop    context.CancelCauseFunc
+
+	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
+	noRedirect error
 }
 
 func upCommand(p *places) *cobra.Command {
@@ -66,7 +69,7 @@ func bringUp(ctx context.Context, p *places, named string) error {
 	if err != nil {
 		return err
 	}
-	policy, err := loadPolicy(source, nil, log, route.DeviceName)
+	policy, err := loadPolicy(source, nil, dns.SystemOptions{Stub: dns.AvoidStub, Own: ownNameserver}, log, route.DeviceName)
 	if err != nil {
 		return closedBy(ctx, p, err)
 	}
@@ -124,10 +127,12 @@ func blocksLAN(s *profiles.Store) bool {
 
 func (u *up) run(ctx context.Context) error {
 	n := names(u.policy.cfg)
+	u.openRedirect()
+	defer u.closeRedirect()
 	var err error
 	u.manager, err = route.New(route.Options{
 		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
-		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store)},
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort()},
 	})
 	if err != nil {
 		return err
@@ -163,18 +168,19 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o := u.policy
 	o.mode, o.device, o.owners, o.closings, o.local = "up", device, finder, closings, u.manager.IsLocal
 	o.dialer = &route.Dialer{Mark: n.Mark, BindSource: true}
-	o.resolvers = dns.SystemOptions{Stub: dns.AvoidStub, Own: u.ownNameserver}
-	// Programs that ask a stub over loopback are not seen asking: its names are theirs.
-	o.namesForAll = dns.IsSystemResolver
+	o.namesForAll, o.redirect = u.namesForAll, u.redirect
 	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
-	o.inForce = func() { u.manager.SetBlockLAN(blocksLAN(o.store)) }
+	o.inForce = func() {
+		u.manager.SetBlockLAN(blocksLAN(o.store))
+		u.manager.SetDNSPort(u.dnsPort())
+	}
 	u.engine, err = newEngine(o)
 	return err
 }
 
 // ownNameserver names addresses that lead back to us; in `up` the nameserver has none of its
 // own, it answers for whatever server was asked.
-func (u *up) ownNameserver(a netip.Addr) bool { return a.IsUnspecified() }
+func ownNameserver(a netip.Addr) bool { return a.IsUnspecified() }
 
 // serve captures, serves the API and watches the file until an order or a failure ends it.
 // What can fail comes before the capture: then the machine is still as it was.
@@ -252,7 +258,9 @@ func (u *up) Status() api.Status {
 	if m.Reason != "" {
 		s.Notes = append(s.Notes, m.Reason)
 	}
-	s.Modules = append(s.Modules, captureModule(m))
+	redirect := u.redirectModule(m)
+	s.Notes = append(s.Notes, redirect.Message)
+	s.Modules = append(s.Modules, captureModule(m), redirect)
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
