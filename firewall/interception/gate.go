@@ -37,8 +37,11 @@ type Nameserver interface {
 }
 
 // maxQueries bounds the DNS queries over UDP that are answered at the same time; more are
-// dropped and asked again by the resolver library.
-const maxQueries = 8192
+// dropped and asked again by the resolver library. maxQueriesOfOne are those of one program.
+const (
+	maxQueries      = 8192
+	maxQueriesOfOne = 2048
+)
 
 // Gate carries verdicts out: hold, look up, decide, and one switch. It implements
 // stack.Handler. All fields but the unexported ones are set by cmd before Run.
@@ -61,6 +64,7 @@ type Gate struct {
 	causes  causes
 	parked  parked
 	sockets sockets
+	askers  shares // of maxQueries
 }
 
 // Attach gives the Gate the context in which everything it carries lives. cmd calls it once,
@@ -181,10 +185,7 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 		return "program gave up"
 	}
 	l.OnKill(func(string) { c.Abort() })
-	if err := g.Nameserver.ServeConn(g.ctx, f.Flow(), o, metered{c, l}); err != nil {
-		return err.Error()
-	}
-	return "closed"
+	return g.serveStream(f.Flow(), l, o, c)
 }
 
 // HandleUDP decides on the first datagram of a (socket, peer) pair. After that datagrams pass

@@ -1,11 +1,13 @@
 package interception
 
 import (
+	"net"
 	"sync"
 	"time"
 
 	"gatun/attribution"
 	"gatun/network"
+	"gatun/network/packet"
 	"gatun/stack"
 )
 
@@ -127,36 +129,54 @@ func (s *querySink) Datagram(f *stack.UDPFlow, d stack.Datagram) {
 		g.queries.Add(-1)
 		return
 	}
-	s.link.AddSent(len(d.Payload))
 	query := append([]byte(nil), d.Payload...)
 	go func() {
 		defer g.queries.Add(-1)
 		defer g.survive("dns query")
-		answer := g.Nameserver.ServeUDP(g.ctx, f.Flow(), s.owner, query)
-		if answer == nil {
-			return
+		if answer := g.query(f.Flow(), s.link, s.owner, query); answer != nil {
+			_ = f.Reply(answer, 0) // the program asks again if the device is gone
 		}
-		s.link.AddReceived(len(answer))
-		_ = f.Reply(answer, 0) // the program asks again if the device is gone
 	}()
+}
+
+// query has the nameserver answer one datagram; nil is silence. One program cannot take all the
+// places: what it asks beyond its share is dropped.
+func (g *Gate) query(f packet.Flow, l *network.Link, o attribution.Owner, query []byte) []byte {
+	key := KeyOf(o)
+	if !g.askers.take(key, maxQueriesOfOne) {
+		return nil
+	}
+	defer g.askers.give(key)
+	l.AddSent(len(query))
+	answer := g.Nameserver.ServeUDP(g.ctx, f, o, query)
+	l.AddReceived(len(answer))
+	return answer
+}
+
+// serveStream has the nameserver serve a connection to its end, and returns the cause of that.
+func (g *Gate) serveStream(f packet.Flow, l *network.Link, o attribution.Owner, c net.Conn) string {
+	if err := g.Nameserver.ServeConn(g.ctx, f, o, metered{c, l}); err != nil {
+		return err.Error()
+	}
+	return "closed"
 }
 
 // metered counts the bytes of a stream that the nameserver serves.
 type metered struct {
-	*stack.TCPConn
+	net.Conn
 	link *network.Link
 }
 
 // Read counts what the program sent.
 func (m metered) Read(b []byte) (int, error) {
-	n, err := m.TCPConn.Read(b)
+	n, err := m.Conn.Read(b)
 	m.link.AddSent(n)
 	return n, err
 }
 
 // Write counts what the program received.
 func (m metered) Write(b []byte) (int, error) {
-	n, err := m.TCPConn.Write(b)
+	n, err := m.Conn.Write(b)
 	m.link.AddReceived(n)
 	return n, err
 }

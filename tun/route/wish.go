@@ -20,6 +20,13 @@ func (m *Manager) SetDNSPort(port uint16) {
 	m.wish()
 }
 
+// DNSPort is where port 53 is redirected to now, 0 if it is not.
+func (m *Manager) DNSPort() uint16 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.status.DNSPort
+}
+
 func (m *Manager) wish() {
 	select {
 	case m.wishes <- struct{}{}:
