@@ -154,6 +154,9 @@ func answerText(a api.DNSAnswer) string {
 		return ""
 	}
 	text := fmt.Sprintf("%s, %d records", a.Rcode, len(a.Records))
+	if len(a.Records) == 1 {
+		text = a.Rcode + ", 1 record"
+	}
 	if a.TTL > 0 {
 		text += fmt.Sprintf(", for %s", time.Duration(a.TTL)*time.Second)
 	}

@@ -99,7 +99,7 @@ func TestDNSQueryCommand(t *testing.T) {
 	if got := s.names.asked[0]; got != (api.DNSQuestion{Name: "www.example.org", Type: "TXT", Program: "/no/such/program", User: "7"}) {
 		t.Errorf("asked %+v", got)
 	}
-	for _, want := range []string{"ACCEPT: the default action", "NOERROR, 1 records, for 1m0s, from the cache", "dns://192.0.2.53", "1.5ms", `www.example.org. 60 IN TXT "?[31mred"`} {
+	for _, want := range []string{"ACCEPT: the default action", "NOERROR, 1 record, for 1m0s, from the cache", "dns://192.0.2.53", "1.5ms", `www.example.org. 60 IN TXT "?[31mred"`} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
