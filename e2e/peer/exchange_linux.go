@@ -35,10 +35,11 @@ type exchangeReply struct {
 // exchangeCommand sends DNS messages as given: "exchange FILE ADDR:PORT", where FILE is a JSON
 // list of orders. Data is the JSON list of what came back.
 func exchangeCommand(args []string) (result, error) {
-	at, timeout := 8, 3*time.Second
+	at, timeout, naive := 8, 3*time.Second, false
 	rest, err := flags("exchange", args, 2, func(fs *flag.FlagSet) {
 		fs.IntVar(&at, "at", at, "orders at a time")
 		fs.DurationVar(&timeout, "timeout", timeout, "for the replies of one order")
+		fs.BoolVar(&naive, "naive", false, "take the first datagram from anybody, as a careless client does, on one socket for all")
 	})
 	if err != nil {
 		return result{}, err
@@ -52,6 +53,9 @@ func exchangeCommand(args []string) (result, error) {
 		return result{}, err
 	}
 	replies := make([]exchangeReply, len(orders))
+	if naive {
+		return naiveExchange(orders, rest[1], timeout)
+	}
 	slots := make(chan struct{}, at)
 	var group sync.WaitGroup
 	for i, o := range orders {
@@ -134,4 +138,41 @@ func receive(c net.Conn, network string) ([]byte, error) {
 		err = io.EOF
 	}
 	return b[:n], err
+}
+
+// naiveExchange is the client that the hygiene of gatun's is measured against: one unconnected
+// socket for all queries, and the first datagram is the answer, whoever sent it.
+func naiveExchange(orders []exchangeOrder, server string, timeout time.Duration) (result, error) {
+	to, err := net.ResolveUDPAddr("udp", server)
+	if err != nil {
+		return result{}, err
+	}
+	c, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		return result{}, err
+	}
+	defer c.Close()
+	var replies []exchangeReply
+	b := make([]byte, 65536)
+	for _, o := range orders {
+		m, err := hex.DecodeString(o.Messages[0])
+		if err != nil {
+			return result{}, err
+		}
+		if _, err := c.WriteTo(m, to); err != nil {
+			return result{}, err
+		}
+		r := exchangeReply{ID: o.ID}
+		for wait := timeout; ; wait = 60 * time.Millisecond { // what comes later belongs to this one too
+			_ = c.SetReadDeadline(time.Now().Add(wait))
+			n, _, err := c.ReadFrom(b)
+			if err != nil {
+				break
+			}
+			r.Replies = append(r.Replies, hex.EncodeToString(b[:n]))
+		}
+		replies = append(replies, r)
+	}
+	data, err := json.Marshal(replies)
+	return result{Result: "done", Data: string(data)}, err
 }

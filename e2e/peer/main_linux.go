@@ -53,6 +53,8 @@ func main() {
 		exitOn(serve(os.Args[2:]))
 	case "forward":
 		exitOn(forward(os.Args[2:]))
+	case "hostile":
+		exitOn(hostileServer(os.Args[2:]))
 	case "session":
 		exitOn(session(os.Stdin, os.Stdout))
 	default:

@@ -39,6 +39,8 @@ func proofs() []proof {
 		{"dns-table", "a table of queries is answered as unbound answers it", proveDNSTable},
 		{"dns-peers", "every nameserver over every transport gives through gatun what it gives itself", proveDNSPeers},
 		{"dns-clients", "other people's resolvers resolve through gatun, and are known by name", proveDNSClients},
+		{"dns-hygiene", "a nameserver that means harm, and whoever forges its replies, poison nothing", proveDNSHygiene},
+		{"dns-load", "dnsperf counts what gatun answers, beside unbound itself", proveDNSLoad},
 		{"readme", "the README's commands work in a clean clone as uid 65534", proveReadme},
 	}
 }
