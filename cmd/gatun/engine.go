@@ -18,7 +18,6 @@ import (
 	"gatun/dns"
 	"gatun/firewall"
 	"gatun/firewall/interception"
-	"gatun/intel"
 	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
@@ -153,7 +152,7 @@ func (e *engine) control() *control {
 // serve makes the API of the program that runs this engine.
 func (e *engine) serve(d api.Daemon) *api.Server {
 	c := e.control()
-	c.names, c.lists = nameControl{e.server}, listControl{intel.New(intel.Options{}), e.table.PublishState}
+	c.names, c.lists = nameControl{e.server}, listControl{e.known.store, e.table.PublishState}
 	return &api.Server{Daemon: d, Flows: e.table, Why: explainer{e.master}, Control: c, Names: c.names, Lists: c.lists, Database: c.database(d.Status), Log: e.opt.log}
 }
 
