@@ -2,6 +2,7 @@ package netenv
 
 import (
 	"context"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -149,9 +150,10 @@ func (p *pace) ended(now time.Time, news bool) {
 type reachable struct {
 	probe    Probe
 	pace     pace
-	since    time.Time // when this network was found
-	began    time.Time // when the last check did
-	found    checked   // by it
+	since    time.Time    // when this network was found
+	began    time.Time    // when the last check did
+	found    checked      // by it
+	known    []netip.Addr // where the page was last found; a portal's own answers are not among them
 	state    OnlineState
 	checking context.CancelFunc // ends the check under way; nil: none
 	round    uint64             // of what a check is about; one of before is void
@@ -164,6 +166,7 @@ func (m *Monitor) SetProbe(p Probe) {
 	other := p.URL != m.reach.probe.URL
 	m.reach.probe = p
 	if other {
+		m.reach.known = nil
 		m.forget()
 	}
 	m.publish()
@@ -250,7 +253,7 @@ func (m *Monitor) check(ctx context.Context) {
 	defer cancel()
 	m.mu.Lock()
 	r := &m.reach
-	round, probe, known, before := r.round, r.probe, r.found.addrs, r.state
+	round, probe, known, before := r.round, r.probe, r.known, r.state
 	r.checking, r.began = cancel, m.heard.now()
 	m.mu.Unlock()
 	found := probe.run(ctx, known)
@@ -260,10 +263,9 @@ func (m *Monitor) check(ctx context.Context) {
 		return
 	}
 	r.checking = nil
-	if len(found.addrs) == 0 {
-		found.addrs = known
+	if r.found = found; found.page == succeeded {
+		r.known = found.addrs
 	}
-	r.found = found
 	m.publish()
 	r.pace.ended(m.heard.now(), r.state != before)
 	if r.state != before {

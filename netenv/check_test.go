@@ -275,6 +275,45 @@ func TestPageOutOfReach(t *testing.T) {
 	becomes(t, m, Online)
 }
 
+// TestNamesAreMissing: where names are no longer resolved, the page is looked for where it was
+// found, in another network too; where a portal said it was, it is not.
+func TestNamesAreMissing(t *testing.T) {
+	i := newInternet(t, 204)
+	var dead atomic.Bool
+	resolve := i.probe.Resolve
+	i.probe.Resolve = func(ctx context.Context, name string) ([]netip.Addr, error) {
+		if dead.Load() {
+			return nil, errDead
+		}
+		return resolve(ctx, name)
+	}
+	m, f := monitorOf(t, routed(1), *i.probe)
+	running(t, m)
+	becomes(t, m, Online)
+	<-f.ready
+	move := func(n byte) {
+		f.mu.Lock()
+		f.state = routed(n)
+		f.mu.Unlock()
+		f.changed()
+	}
+	dead.Store(true)
+	move(2)
+	becomes(t, m, SemiOnline)
+	dead.Store(false)
+	m.Hint(Resolved)
+	becomes(t, m, Online)
+	other := *i.probe
+	other.URL += "?2"
+	i.answer.Store(302)
+	m.SetProbe(other)
+	becomes(t, m, Portal)
+	dead.Store(true)
+	i.answer.Store(204)
+	move(3)
+	becomes(t, m, Limited)
+}
+
 func TestNoWayNoQuestion(t *testing.T) {
 	i := newInternet(t, 204)
 	m, f := monitorOf(t, Snapshot{}, *i.probe)
