@@ -62,15 +62,40 @@ func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 			b.figure(what, err.Error(), false)
 			continue
 		}
+		if err := w.ResetCounters(); err != nil {
+			return err
+		}
 		begin := time.Now()
 		through, err := w.exchange(g.Program, rows, p.at4().String(), "-timeout", "6s")
 		if err != nil {
 			return err
 		}
 		b.compareTable(what, rows, direct, through)
-		b.note(what+": the whole core", time.Since(begin).Round(time.Millisecond).String())
+		took := time.Since(begin).Round(time.Millisecond)
+		clear, other, err := w.upstreamPackets(scheme)
+		if err != nil {
+			return err
+		}
+		b.note(what+": the whole core", took.String())
+		b.atLeast(what+": packets of that transport on the wire", float64(other), 22, "")
+		if scheme != "dns" && scheme != "dns6" && scheme != "tcp" {
+			b.exactly(what+": packets in clear text", float64(clear), 0)
+		}
 	}
 	return nil
+}
+
+// upstreamPackets counts what the router saw of DNS from the host: to port 53, and of a transport.
+func (w *dnsWorld) upstreamPackets(scheme string) (clear, transport int, err error) {
+	match := map[string]lab.Match{
+		"dns": {Proto: "udp", Port: 53}, "dns6": {Proto: "udp", Port: 53}, "tcp": {Proto: "tcp", Port: 53}, "dot": {Proto: "tcp", Port: 853},
+		"doh": {Proto: "tcp", Port: 8443}, "doq": {Proto: "udp", Port: 853}, "h3": {Proto: "udp", Port: 8443},
+	}[scheme]
+	if clear, err = w.Count(lab.Match{Port: 53}); err != nil {
+		return 0, 0, err
+	}
+	transport, err = w.Count(match)
+	return clear, transport, err
 }
 
 // reconfigure puts another configuration in place and waits until it is in effect.
