@@ -129,7 +129,8 @@ type state struct {
 // renew forgets what was derived from the settings and the system's nameservers.
 func (u *state) renew() {
 	u.revision++
-	u.lineups = []*lineup{u.derive(u.config.Nameservers)}
+	u.lineups = nil // the next is the first again
+	u.lineups = append(u.lineups, u.derive(u.config.Nameservers))
 }
 
 // lineup returns what is known of a list; none means the list of the settings.
