@@ -80,13 +80,13 @@ func checkNameservers(v any) (message, suggestion string) {
 func checkOnlineCheck(v any) (message, suggestion string) {
 	const example = "http://detectportal.firefox.com/success.txt"
 	text := v.(string)
-	if text == "" {
+	if text == "" || text == "off" {
 		return "", ""
 	}
 	u, err := url.Parse(text)
 	switch {
 	case err != nil || u.Hostname() == "" || strings.ContainsAny(text, " \t\r\n"):
-		return fmt.Sprintf("want the address of a page such as %s, or nothing, got %q", example, text), ""
+		return fmt.Sprintf("want the address of a page such as %s, or off, got %q", example, text), ""
 	case u.Scheme == "https":
 		return "want a page in plain HTTP: no captive portal can answer in place of an encrypted one", "http" + strings.TrimPrefix(text, "https")
 	case u.Scheme != "http":

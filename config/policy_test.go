@@ -164,7 +164,7 @@ func TestDNSSuffix(t *testing.T) {
 // TestOnlineCheck: the page by which it is found out whether one is online.
 func TestOnlineCheck(t *testing.T) {
 	for text, want := range map[string]string{
-		"": "", "http://check.example/": "", "http://check.example/nm.txt#NetworkManager is online": "want the address",
+		"": "", "off": "", "no": "want the address", "http://check.example/": "", "http://check.example/nm.txt#NetworkManager is online": "want the address",
 		"http://check.example/nm.txt#NetworkManager": "", "http://192.0.2.80:8080/x?y": "", "http://[2001:db8::1]/": "",
 		"https://check.example/": "plain HTTP", "ftp://check.example/": "plain HTTP", "check.example": "want the address", "http:///x": "want the address",
 		"http://a:b@check.example/": "user name", "http://check.example:0/": "a port", "http://check.example:70000/": "a port", "http://%zz/": "want the address",

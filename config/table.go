@@ -123,7 +123,7 @@ func otherTable() []Setting {
 		{Key: "network/ratingRules", Name: "Rating rules", Type: TypeObjects,
 			Description: "Rate the network by what is known of it: the first rule whose conditions all hold counts, before network/rating of the file."},
 		{Key: "network/onlineCheck", Name: "Online check", Type: TypeString, Default: "http://detectportal.firefox.com/success.txt", Expertise: Expert, Check: checkOnlineCheck,
-			Description: "A page in plain HTTP by which `up` finds out whether it is online or behind a captive portal; what it has to say stands behind a #, else it is the word success or status 204. Empty: nobody is asked, and portals are not found."},
+			Description: "A page in plain HTTP by which `up` finds out whether it is online or behind a captive portal; what it has to say stands behind a #, else it is the word success or status 204. off: nobody is asked, and portals are not found."},
 		{Key: "history/enable", Name: "History", Type: TypeBool, Default: false, PerApp: true, Missing: needsHistory,
 			Description: "Keeps ended connections on disk."},
 		{Key: "history/keep", Name: "Keep history", Type: TypeDuration, Default: 30 * 24 * time.Hour, PerApp: true, Missing: needsHistory,

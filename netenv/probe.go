@@ -19,7 +19,8 @@ import (
 type Probe struct {
 	// URL is a page in plain HTTP. What its content has to begin with stands behind a #, as in
 	// http://connectivity.example/nm.txt#NetworkManager; without, it has to be empty with
-	// status 204, or the word success. "": nothing is asked, only hints count.
+	// status 204, or the word success. What is no such address, as "" or "off": nothing is
+	// asked, only hints count.
 	URL string
 	// Resolve asks the system's nameservers, past every cache. nil: no name is resolved, and only
 	// a page whose host is an address is asked for.
