@@ -3,8 +3,10 @@ package profiles
 import (
 	"fmt"
 	"slices"
+	"strings"
 
 	"gatun/config"
+	"gatun/intel"
 	"gatun/network"
 	"gatun/network/packet"
 )
@@ -16,7 +18,8 @@ const maxLinear = 1000
 // Installed says what rules may rely on.
 type Installed struct {
 	Lists      []string // ids and categories of the filter lists
-	Geo        bool     // country and ASN data
+	Countries  bool     // data of countries and continents
+	Networks   bool     // data of ASNs
 	Inspection bool     // app= can be known
 }
 
@@ -29,7 +32,11 @@ func Lint(cfg *config.Config, have Installed) config.Problems {
 		l.list(lintList{key: key, setting: key, texts: cfg.Rules(key)})
 	}
 	specs := cfg.Profiles()
+	l.chosen("filter/lists", cfg.Value("filter/lists"))
 	for i := range specs {
+		if v, ok := specs[i].Value("filter/lists"); ok {
+			l.chosen("profiles["+specs[i].Name+"]/filter/lists", v)
+		}
 		for _, key := range []string{"filter/endpoints", "filter/serviceEndpoints"} {
 			if v, ok := specs[i].Value(key); ok {
 				l.list(lintList{key: "profiles[" + specs[i].Name + "]/" + key, setting: key, profile: &specs[i], texts: v.Rules()})
@@ -37,6 +44,21 @@ func Lint(cfg *config.Config, have Installed) config.Problems {
 		}
 	}
 	return l.problems
+}
+
+// chosen reports what filter/lists names and nobody has. A category may be without lists.
+func (l *linter) chosen(key string, v config.Value) {
+	for i, item := range v.Rules() {
+		if slices.Contains(l.have.Lists, item.Text) || item.Text == intel.Custom || intel.KnownCategory(item.Text) {
+			continue
+		}
+		meant := config.Nearest(item.Text, slices.Concat(l.have.Lists, intel.Categories()))
+		if upper := strings.ToUpper(item.Text); intel.KnownCategory(upper) {
+			meant = upper
+		}
+		message := "no filter list has this id, and it is no category: it blocks nothing"
+		l.problems = append(l.problems, l.cfg.Problem(item.Position, fmt.Sprintf("%s[%d]", key, i), message, meant))
+	}
 }
 
 type linter struct {
@@ -329,26 +351,29 @@ func (l *linter) data(t *lintList, j int) (dead bool) {
 	r := &t.set.rules[j]
 	r.entity.walk(func(e *entity) {
 		switch {
-		case e.kind.isGeo():
+		case e.kind == asnEntity && !l.have.Networks, e.kind != asnEntity && e.kind.isGeo() && !l.have.Countries:
 			geo = append(geo, e)
 		case e.kind == listEntity:
 			lists = append(lists, e)
 		}
 	})
-	if len(geo) > 0 && !l.have.Geo {
-		effect := "never matches"
+	if len(geo) > 0 {
+		effect, what := "never matches", "country"
+		if geo[0].kind == asnEntity {
+			what = "ASN"
+		}
 		dead = len(geo) == len(r.entity.leaves(nil))
 		if l.geoBlocks && r.Action.restricts() {
 			effect, dead = "matches every public address, as filter/geoMissing is block", false
 		}
-		l.warnOnce(t, "geo "+effect, j, fmt.Sprintf("%s %s: there is no country and ASN data in this version", geo[0], effect), "")
+		l.warnOnce(t, what+effect, j, fmt.Sprintf("%s %s: there is no %s data; name a file of it in the section geo", geo[0], effect, what), "")
 	}
 	for _, e := range lists {
 		for _, id := range e.ids {
 			switch {
 			case slices.Contains(l.have.Lists, id):
 			case len(l.have.Lists) == 0:
-				l.warnOnce(t, "lists", j, fmt.Sprintf("L:%s never matches: no filter lists are configured; they come with a later version", id), "")
+				l.warnOnce(t, "lists", j, fmt.Sprintf("L:%s never matches: no filter lists are configured; name some in the section lists", id), "")
 			default:
 				meant := config.Nearest(id, l.have.Lists)
 				if meant != "" {

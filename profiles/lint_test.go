@@ -52,8 +52,9 @@ const (
 	aliases  = "decides for aliases (CNAMEs) only: "
 	toAlias  = " comes first; move this rule in front, or remove it"
 	loop     = "loopback traffic is not seen: this rule decides on DNS answers that point to this machine, and on nothing else"
-	noLists  = " never matches: no filter lists are configured; they come with a later version"
-	noGeo    = " never matches: there is no country and ASN data in this version"
+	noLists  = " never matches: no filter lists are configured; name some in the section lists"
+	noGeo    = " never matches: there is no country data; name a file of it in the section geo"
+	noASN    = " never matches: there is no ASN data; name a file of it in the section geo"
 	noApp    = "never matches in this version: app= needs inspection"
 	toEnd    = " matches everything; move it to the end of the list or remove what follows"
 	notAsked = " may allow what a name leads to, so that each name is resolved first; put rules about names in front, or give that rule names"
@@ -64,7 +65,7 @@ const (
 
 // everything is there: the warnings are about the rules alone.
 func everything() Installed {
-	return Installed{Lists: []string{"ads", "mal", "TRAC", "MAL"}, Geo: true, Inspection: true}
+	return Installed{Lists: []string{"ads", "mal", "TRAC", "MAL"}, Countries: true, Networks: true, Inspection: true}
 }
 
 // TestLint holds lists of rules against the exact warnings: "2: …" is about the second rule.
@@ -184,9 +185,15 @@ func TestLintConfig(t *testing.T) {
 		want       []string
 	}{
 		{"nothing is installed", rulesYAML("- {RU,L:ads}", "- DE", "- L:mal", "+ * app=tls", "- * app=quic", "+ AS1"), Installed{}, []string{
-			"4 filter/endpoints[0]: RU" + noGeo + "; the same holds for 2 more of this list", "4 filter/endpoints[0]: L:ads" + noLists + "; the same holds for 1 more of this list",
+			"4 filter/endpoints[0]: RU" + noGeo + "; the same holds for 1 more of this list", "4 filter/endpoints[0]: L:ads" + noLists + "; the same holds for 1 more of this list",
 			"7 filter/endpoints[3]: " + noApp, "8 filter/endpoints[4]: " + noApp,
+			"9 filter/endpoints[5]: AS1" + noASN,
 		}},
+		{"lists that nobody has", "filter: {lists: [TRAC, NSFW, adss, CUSTOM, mal]}\n" + fmt.Sprintf(profile, "lists: [trac]"), everything(), []string{
+			"2 filter/lists[2]: no filter list has this id, and it is no category: it blocks nothing",
+			"4 profiles[p]/filter/lists[0]: no filter list has this id, and it is no category: it blocks nothing",
+		}},
+		{"one kind of data", rulesYAML("- {RU,AS1}", "- AS2", "- C:EU"), Installed{Countries: true}, []string{"4 filter/endpoints[0]: AS1" + noASN + "; the same holds for 1 more of this list"}},
 		{"pings are relayed", "filter: {endpoints: [\"- * ICMP\", \"+ LAN 58\", \"- * UDP\"]}\n", everything(), []string{
 			"2 filter/endpoints[0]: has no effect on pings while filter/ping is permit (default); want filter/ping: rules",
 			"2 filter/endpoints[1]: never decides: \"- * ICMP\" in line 2" + moveIt,

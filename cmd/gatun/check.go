@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gatun/config"
+	"gatun/intel"
 	"gatun/netenv"
 	"gatun/profiles"
 	"gatun/status"
@@ -106,12 +107,40 @@ func check(source config.Source) (cfg *config.Config, warnings config.Problems, 
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, w := range slices.Concat(cfg.Warnings(), store.Warnings(), profiles.Lint(cfg, profiles.Installed{})) {
+	have, doubtful := installed(cfg)
+	for _, w := range slices.Concat(cfg.Warnings(), store.Warnings(), doubtful, profiles.Lint(cfg, have)) {
 		if !slices.Contains(warnings, w) { // the store and the lint agree about some
 			warnings = append(warnings, w)
 		}
 	}
 	return cfg, warnings.Sort(), nil
+}
+
+// installed reads the lists and data files of a configuration, but nothing from the network, and
+// tells what of them cannot be used.
+func installed(cfg *config.Config) (have profiles.Installed, doubtful config.Problems) {
+	spec, at := intelPlaces(cfg)
+	store := intel.New(intel.Options{GeoDirs: intel.GeoDirs()})
+	if err := store.Configure(spec); err != nil {
+		return have, config.Problems{{Message: err.Error()}}
+	}
+	for _, l := range store.Status() {
+		have.Lists = append(have.Lists, l.ID, l.Category)
+		if whole := intel.PartOf(l.Category); whole != "" {
+			have.Lists = append(have.Lists, whole)
+		}
+		if text := firstOf(l.Error, l.Warning); text != "" {
+			doubtful = append(doubtful, cfg.Problem(at[l.ID], "lists["+l.ID+"]", text, ""))
+		}
+	}
+	for _, f := range store.Geo() {
+		have.Countries = have.Countries || f.Kind == "country" && f.Type != ""
+		have.Networks = have.Networks || f.Kind == "asn" && f.Type != ""
+		if f.Error != "" {
+			doubtful = append(doubtful, cfg.Problem(cfg.Geo().Position, "geo/"+f.Kind, f.Error, ""))
+		}
+	}
+	return have, doubtful
 }
 
 func problemsOf(ps config.Problems) []checkProblem {

@@ -76,11 +76,17 @@ func (k *knowledge) moved() bool {
 
 // intelSpec is what a configuration says of lists and data files.
 func intelSpec(cfg *config.Config) intel.Spec {
+	spec, _ := intelPlaces(cfg)
+	return spec
+}
+
+// intelPlaces returns the same, and where the configuration says so, by the lists' IDs.
+func intelPlaces(cfg *config.Config) (intel.Spec, map[string]config.Position) {
 	geo := cfg.Geo()
 	spec := intel.Spec{Country: geo.Country, ASN: geo.ASN}
-	taken := map[string]bool{}
+	at := map[string]config.Position{}
 	for _, l := range cfg.Lists() {
-		taken[l.ID] = true
+		at[l.ID] = l.Position
 		spec.Lists = append(spec.Lists, intel.ListSpec{
 			ID: l.ID, Category: l.Category, Format: l.Format, Path: l.Path, URL: l.URL, Every: l.Every, Checksum: l.Checksum,
 			Source: fmt.Sprintf("%s:%d", l.File, l.Line),
@@ -92,19 +98,20 @@ func intelSpec(cfg *config.Config) intel.Spec {
 			continue
 		}
 		seen = append(seen, c.Text)
-		l := intel.ListSpec{ID: customID(c.Text, taken), Category: intel.Custom, Format: intel.AutoFormat, Source: fmt.Sprintf("%s:%d", c.File, c.Line)}
+		l := intel.ListSpec{ID: customID(c.Text, at), Category: intel.Custom, Format: intel.AutoFormat, Source: fmt.Sprintf("%s:%d", c.File, c.Line)}
 		if strings.Contains(c.Text, "://") {
 			l.URL = c.Text
 		} else {
 			l.Path = c.Text
 		}
+		at[l.ID] = c.Position
 		spec.Lists = append(spec.Lists, l)
 	}
-	return spec
+	return spec, at
 }
 
 // customID names a custom list by its file, so that people know it again.
-func customID(text string, taken map[string]bool) string {
+func customID(text string, taken map[string]config.Position) string {
 	place, _, _ := strings.Cut(text, "?")
 	base := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' {
@@ -113,11 +120,12 @@ func customID(text string, taken map[string]bool) string {
 		return '_'
 	}, filepath.Base(place))
 	id := "custom-" + base[:min(len(base), 40)]
-	for n := 2; taken[id]; n++ {
+	for n := 2; ; n++ {
+		if _, another := taken[id]; !another {
+			return id
+		}
 		id = fmt.Sprintf("custom%d-%s", n, base[:min(len(base), 40)])
 	}
-	taken[id] = true
-	return id
 }
 
 // listPaths are the files to be watched.

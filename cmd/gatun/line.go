@@ -13,12 +13,24 @@ import (
 	"gatun/network"
 )
 
-// line renders a flow as one line for people: time, protocol, program[pid], name:port,
-// verdict, reason.
+// line renders a flow as one line for people: time, protocol, program[pid], name:port, country/ASN
+// if known, verdict, reason.
 func line(r *network.Report) string {
 	return strings.Join([]string{
-		r.Started.Local().Format("15:04:05.000"), protoOf(r), programOf(r), remoteOf(r), strings.ToUpper(r.Verdict), reasonOf(r),
+		r.Started.Local().Format("15:04:05.000"), protoOf(r), programOf(r), remoteOf(r) + placeOf(r), strings.ToUpper(r.Verdict), reasonOf(r),
 	}, " ")
+}
+
+// placeOf is where the other end is, behind a blank: " DE/AS64496".
+func placeOf(r *network.Report) string {
+	switch {
+	case r.ASN == 0 && r.Country == "":
+		return ""
+	case r.ASN == 0:
+		return " " + r.Country
+	default:
+		return fmt.Sprintf(" %s/AS%d", r.Country, r.ASN)
+	}
 }
 
 // queryLine renders a query of a program as one line for people: time, program[pid], name, type,
@@ -90,9 +102,21 @@ func printWhy(out io.Writer, w api.Why) error {
 		if s.Rule != nil {
 			rule = fmt.Sprintf("%q %s", s.Rule.Text, where(s.Rule))
 		}
+		if p := s.Place; p != nil {
+			rule = listed(s.List, p)
+		}
 		_, _ = fmt.Fprintf(t, "  %s\t%s\t%s\t%s\t%s\n", s.Stage, s.Decider, s.Result, s.Setting, rule)
 	}
 	return t.Flush()
+}
+
+// listed tells the place in a filter list: "list ads (ADS) /etc/gatun/lists/ads.txt:12".
+func listed(id string, p *firewall.ListPlace) string {
+	text := fmt.Sprintf("list %s (%s) %s", id, p.Category, printableName(p.Source))
+	if p.Line > 0 {
+		text += fmt.Sprintf(":%d", p.Line)
+	}
+	return text
 }
 
 func where(r *network.RuleRef) string {
