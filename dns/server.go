@@ -159,6 +159,7 @@ func New(o Options) *Server {
 		multicast: newMulticast(o.Multicast, o.Logger),
 	}
 	s.resolver.client.renew(o.Config.RetryRate)
+	s.keepStale(o.Config)
 	return s
 }
 
