@@ -162,8 +162,9 @@ func (a *asker) ask(query []byte) {
 	}
 }
 
-// decide finds out who asks, and whether the nameserver is to answer: it is, unless the policy
-// has just changed.
+// decide finds out who asks, and whether the nameserver is to answer: it is, unless the policy has
+// just changed, or a question of our own came back. That one is cut by silence: an answer of ours
+// would be taken for the nameserver's that was asked.
 func (a *asker) decide() {
 	g := a.r.Gate
 	flow, err := a.r.Original(packet.Flow{Proto: packet.UDP, Local: a.from, Remote: a.at})
@@ -181,7 +182,7 @@ func (a *asker) decide() {
 	g.sockets.add(a.link, a)
 	d, owner := g.judge(g.ctx, a.link)
 	a.owner = owner
-	a.serves = served(d, owner)
+	a.serves = d.Verdict == network.RerouteToNameserver
 	g.park(a.link, a)
 	if !a.serves {
 		g.parked.expire(a.link)
@@ -189,12 +190,6 @@ func (a *asker) decide() {
 	if g.sockets.settle(a.link) {
 		g.retire(a.link, a, causeSocketClosed)
 	}
-}
-
-// served reports whether the nameserver answers what was decided so. Our own questions, which
-// should not have come back, are cut by it with an answer: that is faster than silence.
-func served(d network.Decision, o attribution.Owner) bool {
-	return d.Verdict == network.RerouteToNameserver || o.Process.Kind == attribution.KindSelf
 }
 
 func (r *Redirect) connections(ctx context.Context, l *net.TCPListener) error {

@@ -109,6 +109,13 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	case tcpOpenTo:
 		return append(protocolIs(unix.IPPROTO_TCP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))),
 			transportHeader(offTCPFlags, 1, 1), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN}))
+	case udpFrom:
+		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offSourcePort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
+	case socketMarkIs:
+		return []expr.Any{&expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bitwise(c.mask, 0), cmpEqual(nativeBytes(c.num))}
+	case zoneSet:
+		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint16(nil, uint16(c.num))},
+			&expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1}}
 	case redirectTo:
 		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))},
 			&expr.Redir{RegisterProtoMin: 1}}

@@ -64,6 +64,9 @@ const (
 	udpTo
 	tcpOpenTo
 	redirectTo
+	udpFrom
+	socketMarkIs
+	zoneSet
 )
 
 // Address types as in rtnetlink(7) and nft's "fib daddr type".
@@ -89,6 +92,7 @@ const (
 // after connection tracking. The guard comes after every other table, so that nobody changes a
 // mark or the way out behind it.
 const (
+	priorityRaw      = -300 // before connection tracking
 	priorityMangle   = -150
 	priorityRedirect = -110 // before the NAT of others: who translates a flow first has it
 	priorityLast     = 400
@@ -103,8 +107,8 @@ const (
 // it again. "guard" sees every packet, local or forwarded, when its way out is final (an output
 // hook would still see the first routing decision) and drops what is not named.
 //
-// With Policy.DNSPort there is a fourth, "dns" (see builder.redirect). It lets nothing out: what
-// it changes goes to loopback, and without it port 53 takes the way of all other traffic.
+// With Policy.DNSPort there are three more (see redirectChains). They let nothing out: what they
+// change goes to loopback, and without them port 53 takes the way of all other traffic.
 func NewGuard(n Names, p Policy) Guard {
 	g := builder{n: n}
 	guard := Guard{Table: n.NftTable, Chains: []Chain{
@@ -113,7 +117,7 @@ func NewGuard(n Names, p Policy) Guard {
 		{Name: "guard", Type: "filter", Hook: "postrouting", Priority: priorityLast, Drop: true, Rules: g.guard(p)},
 	}}
 	if p.DNSPort != 0 {
-		guard.Chains = append(guard.Chains, Chain{Name: "dns", Type: "nat", Hook: "output", Priority: priorityRedirect, Rules: g.redirect(p)})
+		guard.Chains = append(guard.Chains, g.redirectChains(p)...)
 	}
 	return guard
 }
@@ -299,6 +303,12 @@ func (c Clause) protocolText() string {
 		return fmt.Sprintf("tcp dport %d tcp flags & (fin | syn | rst | ack) == syn", c.num)
 	case redirectTo:
 		return fmt.Sprintf("redirect to :%d", c.num)
+	case udpFrom:
+		return fmt.Sprintf("udp sport %d", c.num)
+	case socketMarkIs:
+		return fmt.Sprintf("socket mark & %#08x == %#08x", c.mask, c.num)
+	case zoneSet:
+		return fmt.Sprintf("ct zone set %d", c.num)
 	}
 	return fmt.Sprintf("clause %d", c.kind)
 }

@@ -99,14 +99,33 @@ func (l *DNSListener) Close() {
 	}
 }
 
-// redirect sends port 53 to our listener, whoever was asked: a resolver on loopback, which no TUN
-// device sees, or a server elsewhere, for which this is the shorter way. Only what this machine
+// dnsZone is the zone of connection tracking in which our own questions are. A program's entry
+// outlives its socket by up to two minutes, and one of our questions may have the same port and
+// server: in one zone with it, it would be taken for a packet of that flow and come back to us; and
+// a program that gets a port of ours would be taken for our flow and not be redirected.
+const dnsZone = 26465
+
+// redirectChains send port 53 to our listener, whoever was asked: a resolver on loopback, which no
+// TUN device sees, or a server elsewhere, for which this is the shorter way. Only what this machine
 // sends is concerned: a container's queries are forwarded and take the TUN device.
-//
-// A NAT chain sees the first packet of a flow only, and the kernel gives the answers the address
-// that was asked. The opening packet of TCP is asked for because a connection that is older than
-// connection tracking looks new in the middle. Link-local servers keep their interface, as the
-// rest of the guard lets them: a socket that is bound to one cannot be led to loopback.
+func (g builder) redirectChains(p Policy) []Chain {
+	zone := Clause{kind: zoneSet, num: dnsZone}
+	return []Chain{
+		{Name: "questions", Type: "filter", Hook: "output", Priority: priorityRaw, Rules: []GuardRule{
+			{"own questions", []Clause{g.mark(g.n.Mark), {kind: uidIs, num: p.UID}, {kind: udpTo, num: dnsPort}, zone}, ""},
+		}},
+		{Name: "answers", Type: "filter", Hook: "prerouting", Priority: priorityRaw, Rules: []GuardRule{
+			{"to own questions", []Clause{{kind: udpFrom, num: dnsPort}, {kind: socketMarkIs, num: g.n.Mark, mask: g.n.Mask}, zone}, ""},
+		}},
+		{Name: "dns", Type: "nat", Hook: "output", Priority: priorityRedirect, Rules: g.redirect(p)},
+	}
+}
+
+// redirect is the chain that translates. It sees the first packet of a flow only, and the kernel
+// gives the answers the address that was asked. The opening packet of TCP is asked for because a
+// connection that is older than connection tracking looks new in the middle. Link-local servers
+// keep their interface, as the rest of the guard lets them: a socket that is bound to one cannot
+// be led to loopback.
 func (g builder) redirect(p Policy) []GuardRule {
 	own := []Clause{g.mark(g.n.Mark), {kind: uidIs, num: p.UID}}
 	rules := []GuardRule{

@@ -292,6 +292,44 @@ s.connect(("127.0.0.53", 53)); s.send(b"q"); print(s.recv(512).decode())`)
 	})
 }
 
+// A program's flow and a question of ours may have the same port and server, one after the other:
+// connection tracking remembers each for a while, and must not take one for the other. The host's
+// own firewall lets in only what it knows.
+func TestLiveDNSPortsAreUsedAgain(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.atServer(func() { l.serve(net.JoinHostPort(far4, "53")); l.serve(net.JoinHostPort(far6, "53")) })
+		l.sh(`nft 'table inet ufw { chain in { type filter hook input priority 0; policy drop; iifname "lo" accept; ct state established accept; icmpv6 type { 133, 134, 135, 136 } accept; }; }'
+			sysctl -qw net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1`)
+		a := l.answers()
+		defer a.Close()
+		l.openTun(false)
+		m := l.manager(func(o *Options) { o.Policy.DNSPort = a.Port })
+		l.up(m)
+		for _, server := range []string{far4, far6} {
+			for i := range 6 {
+				d := net.Dialer{LocalAddr: &net.UDPAddr{Port: 20000}}
+				if i%2 == 1 {
+					d = marked(DefaultMark)
+					d.LocalAddr = &net.UDPAddr{Port: 20000}
+				}
+				before := a.count()
+				c, err := d.Dial("udp", net.JoinHostPort(server, "53"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = c.SetDeadline(time.Now().Add(patience))
+				buf := make([]byte, 512)
+				_, _ = c.Write([]byte("q"))
+				n, err := c.Read(buf)
+				if redirected := a.count() > before; err != nil || redirected != (i%2 == 0) || bytes.Contains(buf[:n], []byte("error")) {
+					t.Errorf("%s, question %d from the same port: redirected %v, %q %v", server, i, redirected, buf[:n], err)
+				}
+				c.Close()
+			}
+		}
+	})
+}
+
 // Sockets that a program opened before up and keeps are redirected from then on, and are free again
 // after down: connection tracking must not hold them to the old way.
 func TestLiveDNSOfOpenSockets(t *testing.T) {
