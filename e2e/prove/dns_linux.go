@@ -37,7 +37,7 @@ func proveDNSTable(b *bench) (err error) {
 		if err != nil {
 			return err
 		}
-		b.compareTable("unbound, gatun "+mode, dnsTable(), direct, through)
+		b.compareTable("unbound, gatun "+mode, dnsTable(), through, direct)
 		if _, err := g.Down(); err != nil {
 			return err
 		}

