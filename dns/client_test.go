@@ -342,7 +342,7 @@ func TestDeadServers(t *testing.T) {
 		if list := r.Nameservers(); len(list) != 2 || !list[0].Failing || list[1].Failing || list[0].Resolver != silent.resolver() {
 			t.Errorf("nameservers %v", list)
 		}
-		now = now.Add(2 * standardRetryRate) // nobody probed it: it is tried first again
+		now = now.Add(2*standardRetryRate + askDeadline) // nobody probed it: it is tried first again
 		before := silent.queries.Load()
 		if r.query(t, ask("again.example", mdns.TypeA)); silent.queries.Load() == before {
 			t.Error("a server that failed long ago is never tried again")

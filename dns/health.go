@@ -35,6 +35,7 @@ type upstream struct {
 	failed   time.Time // the last failure
 	since    time.Time // it is failing; zero: it is not
 	probed   time.Time // or when it began to fail
+	probing  bool
 	latency  time.Duration
 	err      error // of the last failure
 }
@@ -88,7 +89,11 @@ func (u *upstream) quiet(now time.Time) bool {
 func (u *upstream) failing(now time.Time, rate time.Duration) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return !u.since.IsZero() && now.Sub(u.failed) < 2*rate
+	last := u.failed
+	if u.probed.After(last) {
+		last = u.probed
+	}
+	return !u.since.IsZero() && now.Sub(last) < 2*rate+askDeadline
 }
 
 func (u *upstream) health(now time.Time, rate time.Duration) health {
@@ -104,11 +109,24 @@ func (u *upstream) health(now time.Time, rate time.Duration) health {
 	return h
 }
 
-// due returns how long it is until the server is to be probed; ok is false if it is not failing.
+// due returns how long it is until the server is to be probed; ok is false if it is not failing,
+// or being probed.
 func (u *upstream) due(now time.Time, rate time.Duration) (left time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.probed.Add(rate).Sub(now), !u.since.IsZero()
+	return u.probed.Add(rate).Sub(now), !u.since.IsZero() && !u.probing
+}
+
+func (u *upstream) probeBegins(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.probed, u.probing = now, true
+}
+
+func (u *upstream) probeEnds(now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.probed, u.probing = now, false
 }
 
 // client asks upstreams.
@@ -263,9 +281,7 @@ func (c *client) agenda() (next time.Duration, due []*upstream) {
 		switch left, failing := u.due(now, rate); {
 		case !failing:
 		case left <= 0:
-			u.mu.Lock()
-			u.probed = now
-			u.mu.Unlock()
+			u.probeBegins(now)
 			due = append(due, u)
 		default:
 			next = min(next, left)
@@ -287,6 +303,7 @@ func (c *client) probe(ctx context.Context, u *upstream) {
 	if c.sent != nil {
 		c.sent()
 	}
+	defer func() { u.probeEnds(c.clock()) }()
 	began := time.Now()
 	_, err := u.exchange(ctx, inquiry{qtype: mdns.TypeNS})
 	switch {

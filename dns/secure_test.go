@@ -276,6 +276,18 @@ func (p *peer) serveHTTP2(config *tls.Config, h http.Handler) *peer {
 	return p
 }
 
+// serveHTTP1 is a web server, with TLS or without, that has no HTTP/2.
+func (p *peer) serveHTTP1(config *tls.Config) *peer {
+	l := p.listen()
+	if config != nil {
+		l = tls.NewListener(l, config)
+	}
+	s := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
+	go s.Serve(l)
+	p.t.Cleanup(func() { s.Close() })
+	return p
+}
+
 // quicListener listens on a UDP port.
 func (p *peer) quicListener(config *tls.Config) *quic.Listener {
 	l, err := quic.ListenAddr("127.0.0.1:0", config, &quic.Config{MaxIdleTimeout: 5 * time.Second})

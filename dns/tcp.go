@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	frameLimit = 5 * time.Second // for the rest of a message once it has begun, and for a write
-	maxStrange = 1000            // replies that nobody waits for, before the peer is taken for hostile
+	frameLimit = 5 * time.Second
+	maxStrange = 1000 // replies that nobody waits for, before the peer is taken for hostile
 )
 
 var (
@@ -27,17 +27,18 @@ var (
 // RFC 7858). Writing has a goroutine of its own, so that a peer that does not read cannot hold
 // a query beyond its time.
 type pipeline struct {
-	conn net.Conn
-	out  chan []byte
-	gone chan struct{} // closed when the connection is
+	conn  net.Conn
+	limit time.Duration // for the rest of a message once it has begun, and for a write
+	out   chan []byte
+	gone  chan struct{} // closed when the connection is
 
 	mu      sync.Mutex
 	waiting map[uint16]chan []byte
 	err     error
 }
 
-func newPipeline(c net.Conn) *pipeline {
-	s := &pipeline{conn: c, out: make(chan []byte), gone: make(chan struct{}), waiting: map[uint16]chan []byte{}}
+func newPipeline(c net.Conn, limit time.Duration) *pipeline {
+	s := &pipeline{conn: c, limit: limit, out: make(chan []byte), gone: make(chan struct{}), waiting: map[uint16]chan []byte{}}
 	go s.read()
 	go s.write()
 	return s
@@ -149,7 +150,7 @@ func (s *pipeline) write() {
 	for {
 		select {
 		case b := <-s.out:
-			s.conn.SetWriteDeadline(time.Now().Add(frameLimit))
+			s.conn.SetWriteDeadline(time.Now().Add(s.limit))
 			if _, err := s.conn.Write(b); err != nil {
 				s.fail(err)
 				return
@@ -184,7 +185,7 @@ func (s *pipeline) next(r *bufio.Reader) ([]byte, error) {
 		}
 		return nil, err
 	}
-	s.conn.SetReadDeadline(time.Now().Add(frameLimit))
+	s.conn.SetReadDeadline(time.Now().Add(s.limit))
 	var size [2]byte
 	if _, err := io.ReadFull(r, size[:]); err != nil {
 		return nil, err

@@ -6,7 +6,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"strings"
 )
 
 // transport opens connections to one resolver.
@@ -51,7 +53,6 @@ func (t *transport) explain(err error) error {
 		host    x509.HostnameError
 		unknown x509.UnknownAuthorityError
 		invalid x509.CertificateInvalidError
-		alert   tls.AlertError
 		record  tls.RecordHeaderError
 		name    = t.resolver.certificateName()
 		where   = "the resolver's ip"
@@ -68,14 +69,16 @@ func (t *transport) explain(err error) error {
 		return fmt.Errorf("the certificate of %s is not trusted: somebody is in between, or its authority is not among the system's: %w", name, err)
 	case errors.As(err, &record):
 		return fmt.Errorf("%s does not speak TLS on port %d: check the port: %w", t.resolver.Addr.Addr(), t.resolver.Addr.Port(), err)
-	case errors.As(err, &alert) && alert == alertNoProtocol:
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%s hung up during the TLS handshake: check the port: %w", t.resolver.Addr, err)
+	case strings.HasSuffix(err.Error(), noProtocol):
 		return fmt.Errorf("%s does not speak %s: want another scheme: %w", name, t.resolver.Scheme, err)
 	}
 	return err
 }
 
-// alertNoProtocol is no_application_protocol (RFC 7301).
-const alertNoProtocol = tls.AlertError(120)
+// noProtocol is how the TLS library writes the alert of RFC 7301, whose type it does not export.
+const noProtocol = "tls: no application protocol"
 
 // open connects by the resolver's scheme; dns:// does so for what does not fit into a datagram.
 func (t *transport) open(ctx context.Context) (session, error) {
@@ -85,13 +88,13 @@ func (t *transport) open(ctx context.Context) (session, error) {
 		if err != nil {
 			return nil, err
 		}
-		return newPipeline(c), nil
+		return newPipeline(c, frameLimit), nil
 	case SchemeDoT:
 		c, err := t.dialTLS(ctx, "dot")
 		if err != nil {
 			return nil, err
 		}
-		return newPipeline(c), nil
+		return newPipeline(c, frameLimit), nil
 	case SchemeHTTPS:
 		return t.openHTTP2(ctx)
 	case SchemeDoQ:
