@@ -7,7 +7,6 @@ import (
 
 // The parts of the program that a setting may wait for.
 const (
-	needsHeuristics = "domain heuristics"
 	needsInspection = "inspection"
 	needsHistory    = "the history"
 	needsTunnels    = "tunnels"
@@ -57,8 +56,8 @@ func filterTable() []Setting {
 			Description: "Removes addresses from a DNS answer that the resolver has no business to give, such as private ones for public names."},
 		{Key: "filter/removeBlockedDNS", Name: "Remove blocked answers", Type: TypeBool, Default: true, PerApp: true, Expertise: Developer,
 			Description: "Removes addresses from a DNS answer that the program would not be allowed to connect to."},
-		{Key: "filter/domainHeuristics", Name: "Domain heuristics", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert, Missing: needsHeuristics,
-			Description: "Blocks generated names and tunnels through DNS."},
+		{Key: "filter/domainHeuristics", Name: "Domain heuristics", Type: TypeBool, Default: true, PerApp: true, Expertise: Expert,
+			Description: "Blocks names that look generated, as malware makes them, and queries that carry data in names."},
 		{Key: "filter/preventBypassing", Name: "Prevent bypassing", Type: TypeBool, Default: true, PerApp: true,
 			Description: "Blocks other ways to resolve names."},
 		{Key: "filter/autoPermitRelated", Name: "Permit related domains", Type: TypeBool, Default: false, PerApp: true, Release: Beta,

@@ -21,6 +21,8 @@ type request struct {
 	facts     profiles.Facts
 	settings  *profiles.Settings
 	intel     Intel                                                  // nil: nothing is known of names and addresses
+	tunnels   Tunnels                                                // nil: queries are not watched
+	qtype     uint16                                                 // of a query
 	solicited bool                                                   // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }
@@ -66,8 +68,7 @@ func stages(list ...network.Stage) stageSet {
 
 func (s stageSet) has(st network.Stage) bool { return s&(1<<st) != 0 }
 
-// deciders returns the policy: the first entry that decides wins (policy.md section 4). The
-// number that is missing has its place here: 12 domain heuristics.
+// deciders returns the policy: the first entry that decides wins (policy.md section 4).
 func deciders() []decider {
 	var (
 		firstPacket = stages(network.StageCommunication, network.StageLink)
@@ -90,6 +91,7 @@ func deciders() []decider {
 		{9, "bypass", all, "filter/preventBypassing", "block", bypass},
 		{10, "filter-lists", all, "filter/lists", "block, drop", filterLists},
 		{11, "custom-lists", all, "filter/customLists", "block, drop", customLists},
+		{12, "domain-heuristics", all, "filter/domainHeuristics", "block", domainHeuristics},
 		{13, "related", all, "filter/autoPermitRelated", "accept", related},
 		{14, "default-action", all, "filter/defaultAction", "accept, block, drop, ask", defaultAction},
 	}

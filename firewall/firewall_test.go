@@ -265,7 +265,7 @@ func TestDeciderOrder(t *testing.T) {
 	for _, d := range deciders() {
 		names = append(names, d.name)
 	}
-	const want = "no-process own-traffic nameserver pause own-query block-inbound block-p2p scope rules invalid-address resolver-scope connectivity bypass filter-lists custom-lists related default-action"
+	const want = "no-process own-traffic nameserver pause own-query block-inbound block-p2p scope rules invalid-address resolver-scope connectivity bypass filter-lists custom-lists domain-heuristics related default-action"
 	if got := strings.Join(names, " "); got != want {
 		t.Errorf("the order is the policy: got %s", got)
 	}

@@ -17,7 +17,8 @@ type Profiles interface {
 // Master decides. Its methods are pure in the sense that they depend on their arguments and
 // on the settings of the moment only; any goroutine may call them.
 type Master struct {
-	Intel    Intel // set before the first decision; nil: no lists, countries and networks
+	Intel    Intel   // set before the first decision; nil: no lists, countries and networks
+	Tunnels  Tunnels // set before the first decision; nil: tunnels through names are not looked for
 	profiles Profiles
 	order    []decider
 }
@@ -97,7 +98,7 @@ func orAccepted(d network.Decision) network.Decision {
 func (m *Master) query(n Name, st network.Stage) request {
 	s := m.profiles.For(n.Owner)
 	return request{
-		stage: st, owner: n.Owner, settings: s, intel: m.Intel,
+		stage: st, owner: n.Owner, settings: s, intel: m.Intel, tunnels: m.Tunnels, qtype: n.Type,
 		facts: profiles.Facts{
 			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs, Local: n.Local},
 			GeoMissingBlocks: s.GeoMissingBlocks,

@@ -18,6 +18,7 @@ import (
 	"gatun/dns"
 	"gatun/firewall"
 	"gatun/firewall/interception"
+	"gatun/intel"
 	"gatun/netenv"
 	"gatun/network"
 	"gatun/network/state"
@@ -90,7 +91,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
 	e.system = o.system
 	e.known = newKnowledge(ownClient(o.dialer, e.addresses), o.listCache, o.log)
-	e.master.Intel = e.known.store
+	e.master.Intel, e.master.Tunnels = e.known.store, intel.NewTunnels(time.Now)
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate, e.relay.Dialed = o.translate, e.dialed
@@ -152,7 +153,7 @@ func (e *engine) control() *control {
 // serve makes the API of the program that runs this engine.
 func (e *engine) serve(d api.Daemon) *api.Server {
 	c := e.control()
-	c.names, c.lists = nameControl{e.server}, listControl{e.known.store, e.table.PublishState}
+	c.names, c.lists = nameControl{e.server}, listControl{e.known.store, e.listsUpdated}
 	return &api.Server{Daemon: d, Flows: e.table, Why: explainer{e.master}, Control: c, Names: c.names, Lists: c.lists, Database: c.database(d.Status), Log: e.opt.log}
 }
 
