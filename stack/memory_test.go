@@ -1,9 +1,11 @@
 package stack
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,8 +22,13 @@ func newNullDevice() *nullDevice { return &nullDevice{closed: make(chan struct{}
 func (d *nullDevice) Read([][]byte, []int) (int, error) { <-d.closed; return 0, os.ErrClosed }
 func (d *nullDevice) Write(bufs [][]byte) (int, error)  { return len(bufs), nil }
 func (d *nullDevice) MTU() int                          { return 1500 }
-func (d *nullDevice) BatchSize() int                    { return 64 }
-func (d *nullDevice) Close() error                      { close(d.closed); return nil }
+func (d *nullDevice) MaxPacket() int                    { return 1500 }
+func (d *nullDevice) Unsummed(int) bool                 { return false }
+func (d *nullDevice) WriteLarge([][]byte, int, int, int) (bool, error) {
+	return false, errors.ErrUnsupported
+}
+func (d *nullDevice) BatchSize() int { return 64 }
+func (d *nullDevice) Close() error   { close(d.closed); return nil }
 
 type countingSink struct{ n atomic.Int64 }
 
@@ -70,13 +77,13 @@ func TestPacketPathDoesNotAllocate(t *testing.T) {
 			"spoofed":  udpPacket(at(f.secret, 5000), at(f.peer, 53), make([]byte, 1200)),
 			"corrupt":  corrupt(accepted),
 		} {
-			bufs, sizes := [][]byte{p, p, p, p}, []int{len(p), len(p), len(p), len(p)}
-			r.batch(bufs, sizes)
+			r.load(p, p, p, p)
+			r.batch(4)
 			eventually(t, "the verdict is there", func() bool {
 				return name == "spoofed" || name == "corrupt" || s.counts.packetsOut.Load() > 0 && s.held.Load() == 0
 			})
 			steady := func() { // the writer keeps up: packets in the queue are not in the pool
-				r.batch(bufs, sizes)
+				r.batch(4)
 				for s.out.waiting() > 0 {
 					runtime.Gosched()
 				}
@@ -98,18 +105,23 @@ func BenchmarkUDPPath(b *testing.B) {
 			sink := &countingSink{}
 			s, r := pathLab(b, &handler{udp: func(u *UDPFlow) { u.Accept(sink) }})
 			p := udpPacket(at(f.prog, 5000), at(f.peer, 53), make([]byte, 1200))
-			bufs, sizes := make([][]byte, 64), make([]int, 64)
-			for i := range bufs {
-				bufs[i], sizes[i] = p, len(p)
-			}
-			r.batch(bufs, sizes)
+			r.load(slices.Repeat([][]byte{p}, 64)...)
+			r.batch(64)
 			eventually(b, "accepted", func() bool { return s.counts.packetsOut.Load() >= 64 })
 			b.ReportAllocs()
 			b.SetBytes(2 * 1200)
 			for i := 0; i < b.N; i += 64 {
-				r.batch(bufs, sizes)
+				r.batch(64)
 			}
 		})
+	}
+}
+
+// load makes the packets those that were read last.
+func (r *reader) load(packets ...[]byte) {
+	r.bufs, r.sizes = packets, make([]int, len(packets))
+	for i, p := range packets {
+		r.sizes[i] = len(p)
 	}
 }
 
@@ -134,7 +146,8 @@ func TestUDPMemory(t *testing.T) {
 	before := liveBytes()
 	for i := range flows {
 		p := udpPacket(at(families[0].prog, uint16(1000+i%50000)), at(families[0].peer, uint16(1+i/50000)), make([]byte, 200))
-		r.batch([][]byte{p}, []int{len(p)})
+		r.load(p)
+		r.batch(1)
 	}
 	eventually(t, "all accepted", func() bool { return sink.n.Load() == flows && s.held.Load() == 0 })
 	each := float64(liveBytes()-before) / flows

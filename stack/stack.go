@@ -31,6 +31,9 @@ import (
 type Device interface {
 	Read(bufs [][]byte, sizes []int) (n int, err error)
 	Write(bufs [][]byte) (n int, err error)
+	Unsummed(i int) bool
+	WriteLarge(pieces [][]byte, network, headers, mss int) (taken bool, err error)
+	MaxPacket() int
 	MTU() int
 	BatchSize() int
 	Close() error
@@ -97,6 +100,7 @@ type Options struct {
 // Stack is the packet path of one TUN device. Make it with New and start it with Run, once.
 type Stack struct {
 	dev     Device
+	large   bool // dev takes packets larger than the MTU
 	handler Handler
 	local   func(netip.Addr) bool
 	log     *zap.Logger
@@ -142,7 +146,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s := &Stack{
 		dev: o.Device, handler: o.Handler, local: o.Local, log: o.Logger,
-		limits: o.Limits.withDefaults(), mtu: mtu,
+		limits: o.Limits.withDefaults(), mtu: mtu, large: o.Device.MaxPacket() > mtu,
 	}
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)

@@ -134,6 +134,7 @@ type writer struct {
 	scratch [][]byte // one buffer per slot, for packets that netstack scattered
 	raws    []*rawPacket
 	head    [120]byte // IP and TCP header of a super-packet
+	pieces  [][]byte  // of a super-packet for the device
 }
 
 // write is the only goroutine that writes to the device.
@@ -181,6 +182,9 @@ func (w *writer) add(it outItem) error {
 	}
 	defer it.pkt.DecRef()
 	if it.pkt.GSOOptions.Type != stack.GSONone {
+		if w.s.large {
+			return w.whole(it.pkt)
+		}
 		return w.segment(it.pkt)
 	}
 	slot := w.slot()
@@ -246,6 +250,38 @@ func copyView(v *buffer.View, skip *int, b []byte) int {
 	s = s[*skip:]
 	*skip = 0
 	return copy(b, s)
+}
+
+// whole leaves it to the device to cut a TCP super-packet, without a copy.
+func (w *writer) whole(pkt *stack.PacketBuffer) error {
+	if err := w.flush(); err != nil { // the order of packets stays
+		return err
+	}
+	views, skip := pkt.AsViewList()
+	for v := views.Front(); v != nil; v = v.Next() {
+		b := v.AsSlice()
+		if skip >= len(b) {
+			skip -= len(b)
+			continue
+		}
+		w.pieces = append(w.pieces, b[skip:])
+		skip = 0
+	}
+	l3, mss := int(pkt.GSOOptions.L3HdrLen), int(pkt.GSOOptions.MSS)
+	if pkt.Data().Size() <= mss {
+		mss = 0
+	}
+	taken, err := w.s.dev.WriteLarge(w.pieces, l3, l3+len(pkt.TransportHeader().Slice()), mss)
+	clear(w.pieces)
+	w.pieces = w.pieces[:0]
+	c := &w.s.counts
+	c.bytesOut.Add(uint64(pkt.Size()))
+	if taken {
+		c.packetsOut.Add(1)
+	} else {
+		c.writeErrors.Add(1)
+	}
+	return err
 }
 
 // segment cuts a TCP super-packet into packets for the wire. Netstack hands over up to 64 KB

@@ -48,7 +48,7 @@ func buffers(n, size int) ([][]byte, []int) {
 // (multicast reports) are passed over.
 func readUDP(t testing.TB, d Device, payload string) []byte {
 	t.Helper()
-	bufs, sizes := buffers(d.BatchSize(), d.MTU())
+	bufs, sizes := buffers(d.BatchSize(), d.MaxPacket())
 	for range 100 {
 		n, err := d.Read(bufs, sizes)
 		if err != nil {
@@ -56,6 +56,9 @@ func readUDP(t testing.TB, d Device, payload string) []byte {
 		}
 		for i := range n {
 			if p := bufs[i][:sizes[i]]; bytes.HasSuffix(p, []byte(payload)) {
+				if d.Unsummed(i) {
+					complete(p)
+				}
 				return bytes.Clone(p)
 			}
 		}
@@ -152,56 +155,60 @@ func addressed(t testing.TB, name string) {
 	ip(t, "link set "+name+" up")
 }
 
-func TestWaterCarriesBothFamilies(t *testing.T) {
-	newNetns(t)
-	d := tunDevice(t, Options{Name: "gatun0", MTU: 1400})
-	if d.Name() != "gatun0" || d.MTU() != 1400 {
-		t.Errorf("name %q, mtu %d", d.Name(), d.MTU())
-	}
-	if ifc, err := net.InterfaceByName("gatun0"); err != nil || ifc.MTU != 1400 {
-		t.Errorf("the interface has mtu %v, %v; want 1400", ifc, err)
-	}
-	echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "over IPv4")
-	echo(t, d, "udp6", "fd00:139::2", "[fd00:139::9]:7", "over IPv6")
+func TestDriverCarriesBothFamilies(t *testing.T) {
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d := tunDevice(t, Options{Name: "gatun0", Portable: portable, MTU: 1400})
+		if d.Name() != "gatun0" || d.MTU() != 1400 {
+			t.Errorf("name %q, mtu %d", d.Name(), d.MTU())
+		}
+		if ifc, err := net.InterfaceByName("gatun0"); err != nil || ifc.MTU != 1400 {
+			t.Errorf("the interface has mtu %v, %v; want 1400", ifc, err)
+		}
+		echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "over IPv4")
+		echo(t, d, "udp6", "fd00:139::2", "[fd00:139::9]:7", "over IPv6")
+	})
 }
 
 // TestReadTakesABatch proves that a burst comes back in one call, in order, and that a burst
 // larger than the buffers is not lost.
 func TestReadTakesABatch(t *testing.T) {
-	newNetns(t)
-	d := tunDevice(t, Options{Name: "gatun0"})
-	conn, err := net.Dial("udp4", "10.139.1.9:7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	readQueued(t, d)
-	for i := range 10 {
-		if _, err := conn.Write([]byte{byte(i)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bufs, sizes := buffers(8, d.MTU())
-	var got []byte
-	for calls := 0; len(got) < 10; calls++ {
-		n, err := d.Read(bufs, sizes)
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d := tunDevice(t, Options{Name: "gatun0", Portable: portable})
+		conn, err := net.Dial("udp4", "10.139.1.9:7")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if calls == 0 && n != 8 {
-			t.Errorf("first call took %d packets, want all 8 buffers filled", n)
-		}
-		for i := range n {
-			if bufs[i][0]>>4 == 4 {
-				got = append(got, bufs[i][sizes[i]-1])
+		defer conn.Close()
+		readQueued(t, d)
+		for i := range 10 {
+			if _, err := conn.Write([]byte{byte(i)}); err != nil {
+				t.Fatal(err)
 			}
 		}
-	}
-	for i, b := range got {
-		if int(b) != i {
-			t.Fatalf("order %v", got)
+		bufs, sizes := buffers(8, d.MTU())
+		var got []byte
+		for calls := 0; len(got) < 10; calls++ {
+			n, err := d.Read(bufs, sizes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if calls == 0 && n != 8 {
+				t.Errorf("first call took %d packets, want all 8 buffers filled", n)
+			}
+			for i := range n {
+				if bufs[i][0]>>4 == 4 {
+					got = append(got, bufs[i][sizes[i]-1])
+				}
+			}
 		}
-	}
+		for i, b := range got {
+			if int(b) != i {
+				t.Fatalf("order %v", got)
+			}
+		}
+	})
 }
 
 // readQueued empties the device of what the kernel itself sent when the link came up.
@@ -219,110 +226,118 @@ func readQueued(t testing.TB, d Device) {
 }
 
 func TestCloseEndsABlockedRead(t *testing.T) {
-	newNetns(t)
-	d, err := Open("gatun0", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error)
-	go func() {
-		bufs, sizes := buffers(1, d.MTU())
-		_, err := d.Read(bufs, sizes)
-		ended <- err
-	}()
-	time.Sleep(50 * time.Millisecond) // let it block; if it has not, the result is the same
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-ended:
-		if !errors.Is(err, os.ErrClosed) {
-			t.Errorf("Read after Close: %v, want os.ErrClosed", err)
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d, err := Options{Name: "gatun0", Portable: portable}.Open()
+		if err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("Read did not end")
-	}
-	if _, err := d.Write([][]byte{{0x45}}); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Write after Close: %v, want os.ErrClosed", err)
-	}
-	if err := d.Close(); err != nil {
-		t.Errorf("second Close: %v", err)
-	}
+		ended := make(chan error)
+		go func() {
+			bufs, sizes := buffers(1, d.MaxPacket())
+			_, err := d.Read(bufs, sizes)
+			ended <- err
+		}()
+		time.Sleep(50 * time.Millisecond) // let it block; if it has not, the result is the same
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if !errors.Is(err, os.ErrClosed) {
+				t.Errorf("Read after Close: %v, want os.ErrClosed", err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("Read did not end")
+		}
+		if _, err := d.Write([][]byte{{0x45}}); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Write after Close: %v, want os.ErrClosed", err)
+		}
+		if err := d.Close(); err != nil {
+			t.Errorf("second Close: %v", err)
+		}
+	})
 }
 
 // TestLinkDownDropsPackets: a link that goes down and comes back is not the end of the device.
 func TestLinkDownDropsPackets(t *testing.T) {
-	newNetns(t)
-	d := tunDevice(t, Options{Name: "gatun0"})
-	packet := make([]byte, 28)
-	packet[0] = 0x45
-	ip(t, "link set gatun0 down")
-	if n, err := d.Write([][]byte{packet, packet}); n != 0 || err != nil {
-		t.Fatalf("Write while down = %d, %v; want 0 packets and no error", n, err)
-	}
-	ip(t, "link set gatun0 up")
-	echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "up again")
-	if n, err := d.Write([][]byte{{0xff, 0xff}, packet}); n != 1 || err != nil {
-		t.Fatalf("Write of a malformed and a good packet = %d, %v; want 1 and no error", n, err)
-	}
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d := tunDevice(t, Options{Name: "gatun0", Portable: portable})
+		packet := make([]byte, 28)
+		packet[0] = 0x45
+		ip(t, "link set gatun0 down")
+		if n, err := d.Write([][]byte{packet, packet}); n != 0 || err != nil {
+			t.Fatalf("Write while down = %d, %v; want 0 packets and no error", n, err)
+		}
+		ip(t, "link set gatun0 up")
+		echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "up again")
+		if n, err := d.Write([][]byte{{0xff, 0xff}, packet}); n != 1 || err != nil {
+			t.Fatalf("Write of a malformed and a good packet = %d, %v; want 1 and no error", n, err)
+		}
+	})
 }
 
 func TestDeletedDeviceIsFatal(t *testing.T) {
-	newNetns(t)
-	d := tunDevice(t, Options{Name: "gatun0"})
-	ip(t, "link del gatun0")
-	packet := make([]byte, 28)
-	packet[0] = 0x45
-	if _, err := d.Write([][]byte{packet}); !errors.Is(err, ErrGone) {
-		t.Errorf("Write: %v, want ErrGone", err)
-	}
-	bufs, sizes := buffers(4, d.MTU())
-	var err error
-	for range 100 { // packets that were queued may come first
-		if _, err = d.Read(bufs, sizes); err != nil {
-			break
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d := tunDevice(t, Options{Name: "gatun0", Portable: portable})
+		ip(t, "link del gatun0")
+		packet := make([]byte, 28)
+		packet[0] = 0x45
+		if _, err := d.Write([][]byte{packet}); !errors.Is(err, ErrGone) {
+			t.Errorf("Write: %v, want ErrGone", err)
 		}
-	}
-	if !errors.Is(err, ErrGone) {
-		t.Errorf("Read: %v, want ErrGone", err)
-	}
+		bufs, sizes := buffers(4, d.MTU())
+		var err error
+		for range 100 { // packets that were queued may come first
+			if _, err = d.Read(bufs, sizes); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, ErrGone) {
+			t.Errorf("Read: %v, want ErrGone", err)
+		}
+	})
 }
 
 func TestPersistentDeviceSurvivesAndIsAttachedAgain(t *testing.T) {
-	newNetns(t)
-	o := Options{Name: "gatun0", Persist: true}
-	first, err := o.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	addressed(t, "gatun0")
-	if _, err := o.Open(); !errors.Is(err, ErrBusy) {
-		t.Errorf("second Open: %v, want ErrBusy", err)
-	}
-	before, err := net.InterfaceByName("gatun0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	first.Close()
-	after, err := net.InterfaceByName("gatun0")
-	if err != nil || after.Index != before.Index {
-		t.Fatalf("after Close: %v, %v; want the same device", after, err)
-	}
-	second, err := o.Open()
-	if err != nil {
-		t.Fatalf("attach again: %v", err)
-	}
-	echo(t, second, "udp4", "10.139.1.2", "10.139.1.9:7", "attached again")
-	second.Close()
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		o := Options{Name: "gatun0", Portable: portable, Persist: true}
+		first, err := o.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		addressed(t, "gatun0")
+		if _, err := o.Open(); !errors.Is(err, ErrBusy) {
+			t.Errorf("second Open: %v, want ErrBusy", err)
+		}
+		before, err := net.InterfaceByName("gatun0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first.Close()
+		after, err := net.InterfaceByName("gatun0")
+		if err != nil || after.Index != before.Index {
+			t.Fatalf("after Close: %v, %v; want the same device", after, err)
+		}
+		second, err := o.Open()
+		if err != nil {
+			t.Fatalf("attach again: %v", err)
+		}
+		echo(t, second, "udp4", "10.139.1.2", "10.139.1.9:7", "attached again")
+		second.Close()
 
-	last, err := Open("gatun0", 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	last.Close()
-	if _, err := net.InterfaceByName("gatun0"); err == nil {
-		t.Error("a device opened without Persist is still there after Close")
-	}
+		last, err := Options{Name: "gatun0", Portable: portable}.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		last.Close()
+		if _, err := net.InterfaceByName("gatun0"); err == nil {
+			t.Error("a device opened without Persist is still there after Close")
+		}
+	})
 }
 
 func TestOpenNamesTheProblem(t *testing.T) {
@@ -344,19 +359,26 @@ func TestOpenNamesTheProblem(t *testing.T) {
 }
 
 func TestDescriptorIsNotInherited(t *testing.T) {
-	newNetns(t)
-	d := tunDevice(t, Options{Name: "gatun0"})
-	b, ok := d.(*batch)
-	if !ok {
-		t.Fatalf("driver is %T", d)
-	}
-	flags := 0
-	if err := b.raw.Control(func(fd uintptr) { flags, _ = unix.FcntlInt(fd, unix.F_GETFD, 0) }); err != nil {
-		t.Fatal(err)
-	}
-	if flags&unix.FD_CLOEXEC == 0 {
-		t.Error("a program started by us would inherit the TUN descriptor")
-	}
+	eachDriver(t, func(t *testing.T, portable bool) {
+		newNetns(t)
+		d := tunDevice(t, Options{Name: "gatun0", Portable: portable})
+		b, ok := d.(*batch)
+		if o, large := d.(*offload); large != !portable {
+			t.Fatalf("driver is %T", d)
+		} else if large {
+			b, ok = o.batch, true
+		}
+		if !ok {
+			t.Fatalf("driver is %T", d)
+		}
+		flags := 0
+		if err := b.raw.Control(func(fd uintptr) { flags, _ = unix.FcntlInt(fd, unix.F_GETFD, 0) }); err != nil {
+			t.Fatal(err)
+		}
+		if flags&unix.FD_CLOEXEC == 0 {
+			t.Error("a program started by us would inherit the TUN descriptor")
+		}
+	})
 }
 
 // vethDevice is a veth pair: the program's end gatun0 with addresses, a packet socket on the
@@ -366,9 +388,6 @@ func vethDevice(t testing.TB) Device {
 	ip(t, "link add gatun0 type veth peer name gatun0p")
 	ip(t, "link set gatun0 arp off mtu 1500")
 	ip(t, "link set gatun0p up")
-	if out, err := exec.Command("ethtool", "-K", "gatun0", "tx", "off", "sg", "off", "tso", "off", "gso", "off").CombinedOutput(); err != nil {
-		t.Fatalf("ethtool: %v: %s", err, out)
-	}
 	addressed(t, "gatun0")
 	near, err := net.InterfaceByName("gatun0")
 	if err != nil {
@@ -378,7 +397,7 @@ func vethDevice(t testing.TB) Device {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -415,7 +434,7 @@ func TestPacketSocketLinkDownAndUp(t *testing.T) {
 
 func TestFromPacketSocketRefusesWhatItCannotUse(t *testing.T) {
 	newNetns(t)
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +450,9 @@ func TestFromPacketSocketRefusesWhatItCannotUse(t *testing.T) {
 // or per batch.
 func TestDriversDoNotAllocate(t *testing.T) {
 	newNetns(t)
-	allocs(t, "water", tunDevice(t, Options{Name: "gatun0"}))
+	allocs(t, "offload", tunDevice(t, Options{Name: "off0"}))
+	ip(t, "link del off0")
+	allocs(t, "water", tunDevice(t, Options{Name: "gatun0", Portable: true}))
 	ip(t, "link del gatun0") // the pair wants the name
 	allocs(t, "veth", vethDevice(t))
 }
@@ -446,7 +467,7 @@ func allocs(t *testing.T, name string, d Device) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{10, 139, 1, 9}, Port: 7}); err != nil {
 		t.Fatal(err)
 	}
-	bufs, sizes := buffers(d.BatchSize(), d.MTU())
+	bufs, sizes := buffers(d.BatchSize(), d.MaxPacket())
 	payload := []byte("x")
 	out := make([][]byte, 0, len(bufs))
 	got := testing.AllocsPerRun(200, func() {
@@ -481,7 +502,7 @@ func benchmarkRead(b *testing.B, d Device) {
 	if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: [4]byte{10, 139, 1, 9}, Port: 7}); err != nil {
 		b.Fatal(err)
 	}
-	bufs, sizes := buffers(d.BatchSize(), d.MTU())
+	bufs, sizes := buffers(d.BatchSize(), d.MaxPacket())
 	payload := make([]byte, 1200)
 	b.ReportAllocs()
 	packets := 0

@@ -14,20 +14,34 @@ import (
 // enough that the first packet of a burst does not wait for the last.
 const batchSize = 64
 
-// FromFD makes a Device of a TUN descriptor that somebody else opened with IFF_TUN|IFF_NO_PI
-// and attached to an interface. mtu and name describe that interface, which may live in
-// another network namespace. FromFD owns fd from now on, also when it fails.
+// FromFD makes a Device of a TUN descriptor that somebody else opened with IFF_TUN|IFF_NO_PI, and
+// IFF_VNET_HDR for the offloading driver, and attached to an interface. mtu and name describe that
+// interface, which may live in another network namespace. FromFD owns fd from now on, also when it
+// fails.
 func FromFD(fd int, mtu int, name string) (Device, error) {
 	file, err := adopt(fd, name)
 	if err != nil {
 		return nil, err
 	}
-	d, err := newBatch(file, name, mtu)
+	d, err := driverOf(file, name, mtu)
 	if err != nil {
 		file.Close()
 		return nil, err
 	}
 	return d, nil
+}
+
+// driverOf chooses the driver by what the descriptor can do.
+func driverOf(file *os.File, name string, mtu int) (Device, error) {
+	large, err := hasVnetHeader(file)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("device %s: %w", name, err)
+	case large:
+		return newOffload(file, name, mtu)
+	default:
+		return newBatch(file, name, mtu)
+	}
 }
 
 // adopt makes fd non-blocking, so that reads park in the netpoller and not in a thread, and
@@ -47,10 +61,12 @@ func adopt(fd int, name string) (*os.File, error) {
 // The state of the running call lives in fields because a closure made per call would be one
 // allocation per batch.
 type batch struct {
+	noOffload
 	file   *os.File
 	raw    syscall.RawConn
 	name   string
 	mtu    int
+	recv   func(fd int, b []byte, i int) (int, error) // packet i of the batch
 	send   func(fd int, b []byte) error
 	closed atomic.Bool
 
@@ -72,12 +88,13 @@ func newBatch(file *os.File, name string, mtu int) (*batch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("device %s: %w", name, err)
 	}
-	d := &batch{file: file, raw: raw, name: name, mtu: mtu, send: writeTUN}
+	d := &batch{file: file, raw: raw, name: name, mtu: mtu, recv: readTUN, send: writeTUN}
 	d.readFn, d.writeFn = d.readReady, d.writeAll
 	return d, nil
 }
 
 func (d *batch) MTU() int       { return d.mtu }
+func (d *batch) MaxPacket() int { return d.mtu }
 func (d *batch) Name() string   { return d.name }
 func (d *batch) BatchSize() int { return batchSize }
 
@@ -85,7 +102,7 @@ func (d *batch) Read(bufs [][]byte, sizes []int) (int, error) {
 	if len(bufs) == 0 {
 		return 0, nil
 	}
-	d.in = transfer{bufs: bufs, sizes: sizes}
+	d.in = transfer{bufs: bufs[:min(len(bufs), batchSize)], sizes: sizes}
 	err := d.raw.Read(d.readFn)
 	n, readErr := d.in.n, d.in.err
 	d.in = transfer{}
@@ -108,7 +125,7 @@ func (d *batch) Read(bufs [][]byte, sizes []int) (int, error) {
 func (d *batch) readReady(fd uintptr) bool {
 	t := &d.in
 	for t.n < len(t.bufs) {
-		n, err := unix.Read(int(fd), t.bufs[t.n])
+		n, err := d.recv(int(fd), t.bufs[t.n], t.n)
 		switch {
 		case err == nil && n > 0:
 			t.sizes[t.n] = n
@@ -169,6 +186,8 @@ func (d *batch) Close() error {
 	}
 	return d.file.Close()
 }
+
+func readTUN(fd int, b []byte, _ int) (int, error) { return unix.Read(fd, b) }
 
 func writeTUN(fd int, b []byte) error {
 	for {

@@ -15,6 +15,7 @@ const pipeBatch = 64
 
 // PipeEnd is one end of a Pipe. It implements Device.
 type PipeEnd struct {
+	noOffload
 	mtu      int
 	in, out  *pipeQueue
 	closeOne *sync.Once
@@ -105,6 +106,9 @@ func (q *pipeQueue) copyOf(b []byte) []byte {
 	}
 	return append(make([]byte, 0, max(len(b), 2048)), b...)
 }
+
+// MaxPacket implements Device.
+func (p *PipeEnd) MaxPacket() int { return p.mtu }
 
 // MTU implements Device.
 func (p *PipeEnd) MTU() int { return p.mtu }

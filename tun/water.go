@@ -32,6 +32,8 @@ type Options struct {
 	// vanish and traffic leaks. An existing device of that name is attached to either way;
 	// without Persist the attachment also clears the flag, so that Close removes the device.
 	Persist bool
+	// Portable takes the portable driver where a faster one could be had: for comparison.
+	Portable bool
 }
 
 // Open opens the device name with the given MTU, not persistent. See Options for the rest.
@@ -39,14 +41,20 @@ func Open(name string, mtu int) (Device, error) {
 	return Options{Name: name, MTU: mtu}.Open()
 }
 
-// Open creates the device, or attaches to the persistent one of that name, through the
-// portable driver. It does not bring the link up and gives it no address.
+// Open creates the device, or attaches to the persistent one of that name, through the offloading
+// driver where the system has one, else through the portable one. It does not bring the link up
+// and gives it no address.
 func (o Options) Open() (Device, error) {
 	if o.MTU == 0 {
 		o.MTU = DefaultMTU
 	}
 	if o.MTU < 68 || o.MTU > 65535 {
 		return nil, fmt.Errorf("mtu %d: want 68 to 65535", o.MTU)
+	}
+	if !o.Portable {
+		if d, err := o.openLarge(); err == nil || !errors.Is(err, errors.ErrUnsupported) {
+			return d, err
+		}
 	}
 	ifc, err := water.New(water.Config{DeviceType: water.TUN, PlatformSpecificParams: o.platformParams()})
 	if err != nil {
@@ -58,6 +66,7 @@ func (o Options) Open() (Device, error) {
 // single is the driver of last resort: one packet per call, on top of whatever the portable
 // library gives.
 type single struct {
+	noOffload
 	rwc    io.ReadWriteCloser
 	name   string
 	mtu    int
@@ -65,6 +74,7 @@ type single struct {
 }
 
 func (d *single) MTU() int       { return d.mtu }
+func (d *single) MaxPacket() int { return d.mtu }
 func (d *single) Name() string   { return d.name }
 func (d *single) BatchSize() int { return 1 }
 

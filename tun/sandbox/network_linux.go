@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -131,8 +130,13 @@ func openTUN() (int, error) {
 		unix.Close(fd)
 		return -1, err
 	}
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+	for _, offload := range []uint16{unix.IFF_VNET_HDR, 0} {
+		ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | offload)
+		if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != unix.EINVAL {
+			break
+		}
+	}
+	if err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -158,7 +162,7 @@ func (i *interior) makePair(h *netlink.Handle, mtu int) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %sp: %w", DeviceName, err)
 	}
-	if err := wholePackets(DeviceName); err != nil {
+	if err := segmentOnlyTCP(DeviceName); err != nil {
 		return nil, fmt.Errorf("switch off offloads of %s: %w", DeviceName, err)
 	}
 	if err := h.LinkSetARPOff(near); err != nil {
@@ -168,43 +172,13 @@ func (i *interior) makePair(h *netlink.Handle, mtu int) (netlink.Link, error) {
 	if err := h.LinkSetUp(far); err != nil {
 		return nil, fmt.Errorf("bring %sp up: %w", DeviceName, err)
 	}
-	i.deviceFD, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	i.deviceFD, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		i.deviceFD = -1
 		return nil, fmt.Errorf("open a packet socket: %w", err)
 	}
 	i.mac, i.ifIndex = near.Attrs().HardwareAddr, far.Attrs().Index
 	return near, nil
-}
-
-// ethtoolValue is struct ethtool_value.
-type ethtoolValue struct{ cmd, data uint32 }
-
-// wholePackets makes the kernel finish checksums and segments before the packets leave the
-// interface: a packet socket would see half of the work.
-func wholePackets(name string) error {
-	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(s)
-	// Without scatter-gather the kernel takes back every kind of segmentation it knows to need
-	// it, also such as have no switch of their own here.
-	for _, cmd := range []uint32{unix.ETHTOOL_STSO, unix.ETHTOOL_SGSO, unix.ETHTOOL_STXCSUM, unix.ETHTOOL_SSG} {
-		value := ethtoolValue{cmd: cmd}
-		var ifr struct {
-			name [unix.IFNAMSIZ]byte
-			data unsafe.Pointer
-			_    [16]byte
-		}
-		copy(ifr.name[:], name)
-		ifr.data = unsafe.Pointer(&value)
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(s), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifr)))
-		if errno != 0 {
-			return errno
-		}
-	}
-	return nil
 }
 
 // address gives the interface its addresses, brings it up and routes everything into it.
