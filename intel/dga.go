@@ -29,7 +29,7 @@ const (
 )
 
 // trigrams has for each three symbols how many eighths of a bit of surprise the third is after
-// the first two, in names that people registered. See docs/decisions/0010-domain-heuristics.md.
+// the first two, in names that people registered. See docs/decisions/0011-domain-heuristics.md.
 //
 //go:embed trigrams.bin
 var trigrams string

@@ -9,6 +9,9 @@
 // limits, it cannot name a whole top-level domain or local network, and one that is broken never
 // replaces the last good copy. Status says why.
 //
+// Beside lists it judges names by themselves: Generated scores whether a program made one, Tunnels
+// watches queries for data that names carry. Both are guesses from measured limits.
+//
 // The package decides nothing, resolves nothing and imports nothing of ours. It dials only
 // through the http.Client that it is given, which has to go around the firewall.
 package intel
