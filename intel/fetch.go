@@ -37,12 +37,6 @@ func (s *Store) Run(ctx context.Context) error {
 
 // round does what is due and returns how long nothing will be.
 func (s *Store) round(ctx context.Context) time.Duration {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return pollFiles
-	}
 	s.pollFiles()
 	wait := pollFiles
 	for _, l := range s.now.Load().lists {
@@ -50,8 +44,11 @@ func (s *Store) round(ctx context.Context) time.Duration {
 			continue
 		}
 		if !l.next.After(s.o.Clock()) && ctx.Err() == nil {
-			l = s.fetch(ctx, l, false)
-			s.put(l)
+			next, err := s.refresh(ctx, l, false)
+			if err != nil {
+				return pollFiles // the program ends
+			}
+			l = next
 		}
 		wait = min(wait, max(l.next.Sub(s.o.Clock()), time.Millisecond))
 	}

@@ -35,7 +35,7 @@ type Options struct {
 type Store struct {
 	o    Options
 	seed maphash.Seed
-	turn chan struct{} // taken by who reads or fetches lists
+	turn turns // of who fetches a list
 	wake chan struct{}
 
 	mu  sync.Mutex // held while a state is made from the last one, not while anything is read
@@ -66,7 +66,7 @@ func New(o Options) *Store {
 	if o.MaxEntries <= 0 {
 		o.MaxEntries = 4_000_000
 	}
-	s := &Store{o: o, seed: maphash.MakeSeed(), turn: make(chan struct{}, 1), wake: make(chan struct{}, 1)}
+	s := &Store{o: o, seed: maphash.MakeSeed(), turn: turns{taken: map[string]chan struct{}{}}, wake: make(chan struct{}, 1)}
 	s.now.Store(&state{snapshot: newSnapshot(s.seed, nil, newGeo(nil, nil), nil)})
 	return s
 }
@@ -270,12 +270,6 @@ func (s *Store) Renew(ctx context.Context, ids ...string) error {
 
 // update returns one error for each list that could not be used.
 func (s *Store) update(ctx context.Context, ids []string, insist func(id string) bool) error {
-	select {
-	case s.turn <- struct{}{}:
-		defer func() { <-s.turn }()
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 	st := s.now.Load()
 	var errs []error
 	for _, id := range ids {
@@ -290,8 +284,10 @@ func (s *Store) update(ctx context.Context, ids []string, insist func(id string)
 		if len(ids) > 0 && !slices.Contains(ids, l.spec.ID) {
 			continue
 		}
-		next := s.refresh(ctx, l, insist(l.spec.ID))
-		s.put(next)
+		next, err := s.refresh(ctx, l, insist(l.spec.ID))
+		if err != nil {
+			return err
+		}
 		if next.fault != "" {
 			errs = append(errs, fmt.Errorf("list %s: %s", l.spec.ID, next.fault))
 		}
@@ -299,9 +295,20 @@ func (s *Store) update(ctx context.Context, ids []string, insist func(id string)
 	return errors.Join(errs...)
 }
 
-func (s *Store) refresh(ctx context.Context, l *list, insist bool) *list {
-	if l.spec.Path != "" {
-		return s.readPath(l.with(func(n *list) { n.mark = fileMark{} }), insist)
+// refresh reads or fetches one list and puts it in place. Whoever does it already is waited for.
+func (s *Store) refresh(ctx context.Context, l *list, insist bool) (*list, error) {
+	if err := s.turn.take(ctx, l.spec.ID); err != nil {
+		return nil, err
 	}
-	return s.fetch(ctx, l, insist)
+	defer s.turn.leave(l.spec.ID)
+	if newer := s.now.Load().list(l.spec); newer != nil {
+		l = newer
+	}
+	if l.spec.Path != "" {
+		l = s.readPath(l.with(func(n *list) { n.mark = fileMark{} }), insist)
+	} else {
+		l = s.fetch(ctx, l, insist)
+	}
+	s.put(l)
+	return l, nil
 }
