@@ -146,11 +146,14 @@ func (a *answer) without(name string, qtype uint16, remove []netip.Addr) (*answe
 				continue
 			}
 		case *mdns.HTTPS:
-			kept = append(kept, &mdns.HTTPS{SVCB: withoutHints(&rr.SVCB, gone)})
+			if c, whole := withoutHints(&rr.SVCB, gone); whole {
+				kept = append(kept, &mdns.HTTPS{SVCB: c})
+			}
 			continue
 		case *mdns.SVCB:
-			c := withoutHints(rr, gone)
-			kept = append(kept, &c)
+			if c, whole := withoutHints(rr, gone); whole {
+				kept = append(kept, &c)
+			}
 			continue
 		case *mdns.RRSIG:
 			continue
@@ -161,26 +164,35 @@ func (a *answer) without(name string, qtype uint16, remove []netip.Addr) (*answe
 }
 
 // withoutHints copies the record without the hints that are gone; a hint list that becomes
-// empty is left out, because an empty one is malformed (RFC 9460, 7.3).
-func withoutHints(rr *mdns.SVCB, gone func(net.IP) bool) mdns.SVCB {
-	c := *rr
+// empty is left out, because an empty one is malformed (RFC 9460, 7.3). The record is not whole
+// if its list of mandatory parameters names one that was left out: then nobody may use it.
+func withoutHints(rr *mdns.SVCB, gone func(net.IP) bool) (c mdns.SVCB, whole bool) {
+	c = *rr
 	c.Value = nil
+	var lost []mdns.SVCBKey
 	for _, v := range rr.Value {
 		left := slices.DeleteFunc(slices.Clone(hints(v)), gone)
 		switch v.(type) {
 		case *mdns.SVCBIPv4Hint:
-			if len(left) > 0 {
-				c.Value = append(c.Value, &mdns.SVCBIPv4Hint{Hint: left})
-			}
+			v = &mdns.SVCBIPv4Hint{Hint: left}
 		case *mdns.SVCBIPv6Hint:
-			if len(left) > 0 {
-				c.Value = append(c.Value, &mdns.SVCBIPv6Hint{Hint: left})
-			}
+			v = &mdns.SVCBIPv6Hint{Hint: left}
 		default:
 			c.Value = append(c.Value, v)
+			continue
+		}
+		if len(left) == 0 {
+			lost = append(lost, v.Key())
+			continue
+		}
+		c.Value = append(c.Value, v)
+	}
+	for _, v := range c.Value {
+		if m, ok := v.(*mdns.SVCBMandatory); ok && slices.ContainsFunc(m.Code, func(k mdns.SVCBKey) bool { return slices.Contains(lost, k) }) {
+			return c, false
 		}
 	}
-	return c
+	return c, true
 }
 
 // failed reports that the upstream could not say whether the name exists.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,6 +27,8 @@ func FuzzMessage(f *testing.F) {
 		f.Add(b)
 		b, _ = m.SetEdns0(4096, true).Pack()
 		f.Add(b)
+		b, _ = withCookie(ask("x.invalid", qtype), "client-1").Pack()
+		f.Add(b)
 	}
 	f.Add(header(flagRD, 1, 0, 0, 0))
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"))
@@ -47,6 +50,57 @@ func FuzzMessage(f *testing.F) {
 		}
 		if s.Counters().Panics != 0 {
 			t.Fatal("a panic")
+		}
+	})
+}
+
+// FuzzCacheKey: two queries share an answer if and only if they ask for the same. The oracle is the
+// parser of the library.
+func FuzzCacheKey(f *testing.F) {
+	seed := func(a, b *mdns.Msg) {
+		x, _ := a.Pack()
+		y, _ := b.Pack()
+		f.Add(x, y)
+	}
+	seed(ask("a.example", mdns.TypeA), ask("A.eXample", mdns.TypeA))
+	seed(ask("a.example", mdns.TypeA), ask("a.example", mdns.TypeAAAA))
+	seed(ask("a.example", mdns.TypeA).SetEdns0(512, true), ask("a.example", mdns.TypeA).SetEdns0(512, false))
+	seed(ask(`a\.b.example`, mdns.TypeA), ask("a.b.example", mdns.TypeA))
+	seed(ask(`a\000.example`, mdns.TypeA), ask(`a\\000.example`, mdns.TypeA))
+	seed(ask("", mdns.TypeA), ask(".", mdns.TypeA))
+	cd := ask("a.example", mdns.TypeA)
+	cd.CheckingDisabled = true
+	seed(ask("a.example", mdns.TypeA), cd)
+	essence := func(m *mdns.Msg) string {
+		wire := make([]byte, 256) // names are compared as they are on the wire, ASCII letters lowered
+		n, err := mdns.PackDomainName(m.Question[0].Name, wire, 0, nil, false)
+		if err != nil {
+			return ""
+		}
+		for i, c := range wire[:n] {
+			if 'A' <= c && c <= 'Z' {
+				wire[i] += 'a' - 'A'
+			}
+		}
+		do := m.IsEdns0() != nil && m.IsEdns0().Do()
+		return fmt.Sprintf("%x %d %v %v", wire[:n], m.Question[0].Qtype, do, m.CheckingDisabled)
+	}
+	f.Fuzz(func(t *testing.T, a, b []byte) {
+		ra, codeA := parseRequest(a)
+		rb, codeB := parseRequest(b)
+		ma, mb := new(mdns.Msg), new(mdns.Msg)
+		if codeA != mdns.RcodeSuccess || codeB != mdns.RcodeSuccess || ma.Unpack(a) != nil || mb.Unpack(b) != nil {
+			return
+		}
+		ea, eb := essence(ma), essence(mb)
+		if ea == "" || eb == "" {
+			return
+		}
+		if same := ra.key(1) == rb.key(1); same != (ea == eb) {
+			t.Fatalf("%+v and %+v share: %v; want %v", ra.key(1), rb.key(1), same, ea == eb)
+		}
+		if ra.key(1) == rb.key(2) {
+			t.Fatal("two scopes share")
 		}
 	})
 }

@@ -367,7 +367,7 @@ func (s *Server) resolve(ctx context.Context, q *Query, req *request) (found, er
 	if len(c.groups) == 0 && !c.multicast {
 		return nobody(c.where)
 	}
-	k := key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: c.scope}
+	k := req.key(c.scope)
 	return s.resolver.resolve(ctx, programOf(q.Owner), k, c)
 }
 
