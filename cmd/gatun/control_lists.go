@@ -16,8 +16,8 @@ import (
 
 // listControl implements what the API asks of filter lists.
 type listControl struct {
-	store *intel.Store
-	tell  func() // those who watch, that lists have another state
+	store   *intel.Store
+	updated func() // puts in force what lists say now, and tells those who watch
 }
 
 // Lists implements api.Lists.
@@ -73,6 +73,12 @@ func (c listControl) OnLists(text string) (api.ListMatches, error) {
 	return m, nil
 }
 
+// listsUpdated puts lists in force before whoever asked for them is answered.
+func (e *engine) listsUpdated() {
+	e.listsChanged()
+	e.table.PublishState() // when they were checked is a state too
+}
+
 // hostName writes a name as it is looked up. What a person may take for one, and is none, is told:
 // a URL, or an address with a port, is on no list whatever the lists say.
 func hostName(text string) (string, bool) {
@@ -96,7 +102,7 @@ func (c listControl) Update(ctx context.Context, u api.ListUpdate) error {
 		update = c.store.Update
 	}
 	err := update(ctx, u.IDs...)
-	c.tell()
+	c.updated()
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()

@@ -267,7 +267,7 @@ func TestNamesAndListsInTheDatabase(t *testing.T) {
 			t.Errorf("%s: %v %s", path, err, b)
 		}
 	}
-	for path, want := range map[string]int{"dns/cache/": 3, "dns/cache/other": 1, "dns/resolvers/": 2, "lists/": 3, "lists/?q=category=MAL": 1} {
+	for path, want := range map[string]int{"dns/cache/": 3, "dns/cache/other": 1, "dns/resolvers/": 2, "lists/": 4, "lists/?q=category=MAL": 1} {
 		path, query, _ := strings.Cut(path, "?")
 		q, _ := url.ParseQuery(query)
 		var list struct{ Records []network.Record }

@@ -57,10 +57,10 @@ func printLists(w io.Writer, all api.FilterLists) error {
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "ID\tCATEGORY\tENTRIES\tUPDATED\tNEXT\tSTATE\tSOURCE")
 	for _, l := range all.Lists {
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Category, l.Entries, moment(l.Updated), moment(l.Next), stateOf(l.Error, l.Warning), printableName(l.Source))
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\t%s\n", l.ID, l.Category, l.Entries, moment(l.Updated), moment(l.Next), listState(l), printableName(l.Source))
 	}
 	for _, d := range all.Data {
-		_, _ = fmt.Fprintf(t, "-\t%s\t-\t%s\t-\t%s\t%s\n", d.Kind, moment(d.Built), stateOf(d.Error, ""), printableName(d.Path))
+		_, _ = fmt.Fprintf(t, "-\t%s\t-\t%s\t-\t%s\t%s\n", d.Kind, moment(d.Built), fault(d.Error), printableName(d.Path))
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -80,15 +80,24 @@ func moment(t *time.Time) string {
 	return t.Local().Format(time.DateTime)
 }
 
-func stateOf(fault, warning string) string {
+func listState(l api.FilterList) string {
 	switch {
-	case fault != "":
-		return "ERROR: " + printableName(fault)
-	case warning != "":
-		return "warning: " + printableName(warning)
+	case l.Error != "":
+		return fault(l.Error)
+	case l.Updated == nil:
+		return "not fetched yet"
+	case l.Warning != "":
+		return "warning: " + printableName(l.Warning)
 	default:
 		return "ok"
 	}
+}
+
+func fault(text string) string {
+	if text == "" {
+		return "ok"
+	}
+	return "ERROR: " + printableName(text)
 }
 
 func listUpdateCommand(p *places) *cobra.Command {
@@ -228,11 +237,10 @@ func printMatches(w io.Writer, m api.ListMatches) error {
 		if l.Line > 0 {
 			place += fmt.Sprintf(":%d", l.Line)
 		}
-		note := ""
 		if l.Above {
-			note = "a name above it: counts with filter/includeSubdomains"
+			place += "\ta name above it: counts with filter/includeSubdomains"
 		}
-		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", l.List, l.Category, printableName(l.Entry), place, note)
+		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", l.List, l.Category, printableName(l.Entry), place)
 	}
 	if known := strings.TrimSpace(m.Country + " " + m.Continent); known != "" {
 		_, _ = fmt.Fprintf(t, "country\t%s\n", known)

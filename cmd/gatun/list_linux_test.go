@@ -23,7 +23,8 @@ func newShelf() *shelf {
 	return &shelf{all: []api.FilterList{
 		{ID: "ads", Category: "TRAC", Format: "hosts", Source: "/etc/gatun/ads.txt", Entries: 91168, Updated: &at, Checked: &at},
 		{ID: "mal", Category: "MAL", Format: "domains", Source: "https://lists.example/mal.txt", Error: "404 Not Found; the last good copy is used", Next: &at},
-		{ID: "odd", Category: "BAD", Format: "domains", Source: "/etc/gatun/odd.txt", Entries: 1, Invalid: 9, Warning: "9 of 10 lines cannot be read"},
+		{ID: "odd", Category: "BAD", Format: "domains", Source: "/etc/gatun/odd.txt", Entries: 1, Invalid: 9, Updated: &at, Warning: "9 of 10 lines cannot be read"},
+		{ID: "new", Category: "BAD", Format: "domains", Source: "https://lists.example/new.txt"},
 	}}
 }
 
@@ -61,12 +62,12 @@ func TestListStatusCommand(t *testing.T) {
 	s := newStation(t)
 	for _, args := range [][]string{{"list"}, {"list", "status"}} {
 		out := s.want(0, "", args...)
-		for _, want := range []string{"ads  TRAC", "91168", "ERROR: 404 Not Found; the last good copy", "warning: 9 of 10", "country", "https://lists.example/mal.txt", "odd: 9 lines"} {
+		for _, want := range []string{"ads  TRAC", "91168", "ERROR: 404 Not Found; the last good copy", "warning: 9 of 10", "not fetched yet", "country", "https://lists.example/mal.txt", "odd: 9 lines"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%v: no %q in\n%s", args, want, out)
 			}
 		}
-		if got := s.json(args...); len(got["lists"].([]any)) != 3 || len(got["data"].([]any)) != 1 {
+		if got := s.json(args...); len(got["lists"].([]any)) != 4 || len(got["data"].([]any)) != 1 {
 			t.Errorf("%v: got %v", args, got)
 		}
 	}
@@ -79,7 +80,7 @@ func TestListUpdateCommand(t *testing.T) {
 	if code != 1 || out != "" || !strings.Contains(talk, "list mal: 404 Not Found") || strings.Contains(talk, "ads") || strings.Contains(talk, "\x1b") {
 		t.Errorf("got %d %q %q", code, out, talk)
 	}
-	if len(s.lists.updates) != 3 || slices.ContainsFunc(s.lists.updates, func(u api.ListUpdate) bool { return u.Smaller || len(u.IDs) != 1 }) {
+	if len(s.lists.updates) != 4 || slices.ContainsFunc(s.lists.updates, func(u api.ListUpdate) bool { return u.Smaller || len(u.IDs) != 1 }) {
 		t.Errorf("updated %+v", s.lists.updates)
 	}
 	s.lists.updates = nil
