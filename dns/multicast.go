@@ -309,7 +309,7 @@ func (q inquiry) hear(b []byte, id uint16) heard {
 		if nsec, ok := rr.(*mdns.NSEC); ok && h.kind == heardNothing && bareName(head.Name) == q.name && !slices.Contains(nsec.TypeBitMap, q.qtype) {
 			h.kind = heardAbsent
 		}
-		if i >= len(m.Answer) || hollow(rr) || useless(rr) {
+		if i >= len(m.Answer) || hollow(rr) {
 			continue
 		}
 		kept = append(kept, rr)
@@ -325,23 +325,15 @@ func (q inquiry) hear(b []byte, id uint16) heard {
 
 // useless reports an address that means nothing on the way from the host to the program: of
 // the program's own machine, of a group, or one that needs an interface's name beside it.
-func useless(rr mdns.RR) bool {
-	var ip net.IP
-	switch rr := rr.(type) {
-	case *mdns.A:
-		ip = rr.A
-	case *mdns.AAAA:
-		ip = rr.AAAA
-	default:
-		return false
-	}
-	a, ok := netip.AddrFromSlice(ip)
-	a = a.Unmap()
-	return !ok || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast()
+func useless(a netip.Addr) bool {
+	return a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast()
 }
 
 func (q inquiry) multicastAnswer(records []mdns.RR) (*answer, error) {
 	a, err := clean(&mdns.Msg{Answer: records}, q)
+	if err == nil && slices.ContainsFunc(a.addrs, useless) {
+		a, err = a.without(q.name, q.qtype, slices.DeleteFunc(a.addrs, func(x netip.Addr) bool { return !useless(x) }))
+	}
 	if err != nil {
 		return nil, err
 	}
