@@ -53,11 +53,6 @@ type request struct {
 	served   []byte // the cookie for the reply
 }
 
-// key is under which the answer is cached: what of the query makes for another answer.
-func (r *request) key(scope uint64) key {
-	return key{name: r.name, qtype: r.qtype, do: r.do, cd: r.flags&flagCD != 0, scope: scope}
-}
-
 // parseRequest reads a query. The rcode is RcodeSuccess for one that is to be resolved,
 // noReply for what must not be answered, else the error to answer at once; the request then
 // holds as much as was understood.

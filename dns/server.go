@@ -367,8 +367,12 @@ func (s *Server) resolve(ctx context.Context, q *Query, req *request) (found, er
 	if len(c.groups) == 0 && !c.multicast {
 		return nobody(c.where)
 	}
-	k := req.key(c.scope)
-	return s.resolver.resolve(ctx, programOf(q.Owner), k, c)
+	return s.resolver.resolve(ctx, programOf(q.Owner), q.key(req, c.scope), c)
+}
+
+// key is under which the answer is cached: what of the query makes for another answer.
+func (q *Query) key(req *request, scope uint64) key {
+	return key{name: q.Name, qtype: q.Type, do: req.do, cd: req.flags&flagCD != 0, scope: scope}
 }
 
 // nobody is the answer where there is no nameserver to ask: no name of this network exists on
