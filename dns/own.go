@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 
 	mdns "github.com/miekg/dns"
@@ -24,12 +25,14 @@ func (s *Server) Addresses(ctx context.Context, name string) ([]netip.Addr, erro
 	for i, t := range types {
 		results[i] = make(chan result, 1)
 		go func() {
-			q := &Query{Owner: self, Name: bareName(name), Type: t, dry: true}
+			q := &Query{Owner: self, Name: bareName(name), Type: t, Dry: true}
 			f, err := s.resolve(ctx, q, &request{qtype: t, flags: flagRD})
 			r := result{err: err}
 			switch {
 			case err != nil:
-			case f.answer.failed() || f.answer.blockedBy != "":
+			case f.answer.blockedBy != "":
+				r.err = fmt.Errorf("blocked by the resolver %s", f.answer.blockedBy)
+			case len(f.answer.addrs) == 0:
 				r.err = errors.New(causeOf(f.answer))
 			default:
 				r.addrs = f.answer.addrs
@@ -49,5 +52,5 @@ func (s *Server) Addresses(ctx context.Context, name string) ([]netip.Addr, erro
 	if len(addrs) > 0 {
 		return addrs, nil
 	}
-	return nil, errors.Join(append(errs, errors.New("no address is known of "+name))...)
+	return nil, errs[0]
 }

@@ -68,6 +68,12 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"equal-scan": cmdEqualScan,  // equal-scan A B: two scans of the ports 2000-2999 are equal
 		"equal-hops": cmdEqualHops,  // equal-hops A B: two traces show the same hops
 		"healthy":    cmdHealthy,    // healthy MILLISECONDS: gatun came up so soon, from its start to the first answered flow
+
+		"mmdb":         cmdMMDB,        // mmdb FILE PREFIX=CC|ASN…: write a MaxMind file
+		"names":        cmdNames,       // names FILE N: write a list of N names and ads.example.net
+		"list-is":      cmdListIs,      // list-is ID KEY=VALUE… KEY~PART: `gatun list` says so, or will within 10 s
+		"stamp-server": cmdStampServer, // stamp-server: a name server and a server of intelligence and lists
+		"stamped":      cmdStamped,     // stamped asked|stamped|fetched VALUE == N: what that server was asked
 	}
 }
 

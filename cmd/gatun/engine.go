@@ -123,7 +123,6 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 		r := &interception.Redirect{Gate: e.gate, UDP: d.UDP, TCP: d.TCP, Original: d.Original}
 		g.Go(func() error { return r.Run(ctx) })
 	}
-	g.Go(func() error { return e.known.store.Run(ctx) })
 	g.Go(func() error { return e.watchLists(ctx) })
 	g.Go(func() error { return e.followLists(ctx) })
 	g.Go(func() error { return e.keepTime(ctx) })
@@ -136,6 +135,12 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	if e.opt.closings != nil {
 		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
 	}
+}
+
+// fetch begins to ask others for what the policy wants of them. While the capture is being set up
+// our own requests may not find the way around it yet.
+func (e *engine) fetch(ctx context.Context, g *errgroup.Group) {
+	g.Go(func() error { return e.known.store.Run(ctx) })
 }
 
 // compact gives up what only a flood needed.

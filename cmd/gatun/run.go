@@ -168,6 +168,7 @@ func (r *run) serve(ctx context.Context) (int, error) {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	r.engine.start(ctx, g)
+	r.engine.fetch(ctx, g)
 	for _, p := range r.publish {
 		l, err := p.listen()
 		if err != nil {

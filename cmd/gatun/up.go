@@ -198,6 +198,7 @@ func (u *up) serve(ctx context.Context) error {
 		_ = g.Wait()
 		return err
 	}
+	u.engine.fetch(ctx, g)
 	server := u.engine.serve(u)
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	g.Go(func() error { return u.manager.Run(ctx) })

@@ -26,6 +26,20 @@ func labZone() zone {
 	}
 }
 
+// aliases are the names of the zone that stand for another one.
+func aliases() map[string]string {
+	return map[string]string{"cloaked.example.org": "edge.tracker.example.com"}
+}
+
+// questionName is the name that a query asks for.
+func questionName(b []byte) (string, bool) {
+	var q dnsmessage.Message
+	if err := q.Unpack(b); err != nil || len(q.Questions) != 1 {
+		return "", false
+	}
+	return strings.ToLower(strings.TrimSuffix(q.Questions[0].Name.String(), ".")), true
+}
+
 func (z zone) find(name string) ([]netip.Addr, bool) {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	if addrs, ok := z[name]; ok {
@@ -95,6 +109,13 @@ func (s *server) answer(z zone, b []byte, network string) []byte {
 	reply := dnsmessage.Message{
 		Header:    dnsmessage.Header{ID: q.ID, Response: true, Authoritative: true, RecursionDesired: q.RecursionDesired, RecursionAvailable: true},
 		Questions: q.Questions,
+	}
+	if target := aliases()[strings.ToLower(strings.TrimSuffix(name.String(), "."))]; target != "" {
+		to := dnsmessage.MustNewName(target + ".")
+		reply.Answers = append(reply.Answers, dnsmessage.Resource{
+			Header: dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: 300}, Body: &dnsmessage.CNAMEResource{CNAME: to},
+		})
+		name = to
 	}
 	addrs, ok := z.find(name.String())
 	if !ok {
