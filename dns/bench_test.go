@@ -77,6 +77,59 @@ func BenchmarkMiss(b *testing.B) {
 	b.ReportMetric(float64(ours[len(ours)/2].Microseconds()), "p50-µs")
 }
 
+// BenchmarkTransport is one exchange with a resolver on the same machine over a connection that
+// is there already; for UDP over a new socket. The work of the server is in it.
+func BenchmarkTransport(b *testing.B) {
+	a := newAuthority(b)
+	for _, scheme := range append([]Scheme{SchemeDNS}, kept()...) {
+		b.Run(string(scheme), func(b *testing.B) {
+			c := secureClient(b, a)
+			var r Resolver
+			if scheme == SchemeDNS {
+				r = simple(b).resolver()
+			} else {
+				r = newPeer(b).serve(scheme, a, nil).resolver(scheme)
+			}
+			u := c.server(r, time.Now())
+			q := inquiry{name: "www.example.org", qtype: mdns.TypeA}
+			if _, err := u.exchange(context.Background(), q); err != nil {
+				b.Fatal(err)
+			}
+			var took []time.Duration
+			b.ReportAllocs()
+			for b.Loop() {
+				start := time.Now()
+				if _, err := u.exchange(context.Background(), q); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(start))
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+		})
+	}
+}
+
+// BenchmarkCold is the first query to an encrypted resolver: with the connection, the handshake
+// and the check of the certificate.
+func BenchmarkCold(b *testing.B) {
+	a := newAuthority(b)
+	for _, scheme := range encrypted() {
+		b.Run(string(scheme), func(b *testing.B) {
+			r := newPeer(b).serve(scheme, a, nil).resolver(scheme)
+			q := inquiry{name: "www.example.org", qtype: mdns.TypeA}
+			for b.Loop() {
+				c := secureClient(b, a)
+				if _, err := c.server(r, time.Now()).exchange(context.Background(), q); err != nil {
+					b.Fatal(err)
+				}
+				c.close()
+			}
+		})
+	}
+}
+
 // BenchmarkEntity is the look-up at the set-up of a flow.
 func BenchmarkEntity(b *testing.B) {
 	m := NewMemory(MemoryOptions{})

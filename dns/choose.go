@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	mdns "github.com/miekg/dns"
 
@@ -219,8 +220,11 @@ const (
 // Nameserver is one upstream as it is now.
 type Nameserver struct {
 	Resolver
-	Source  Source
-	Failing bool // more than 5 failures in 50 s: asked after the others
+	Source   Source
+	Failing  bool          // more than 5 failures in 50 s: asked after the others until it answers
+	Failures int           // in the last 50 s
+	Latency  time.Duration // of its answers, smoothed; 0: none yet
+	Error    error         // of the last failure, if it has not answered since
 }
 
 // Nameservers returns the upstreams that may be asked, in the order of the settings: those of
@@ -240,7 +244,8 @@ func (s *Server) Nameservers() []Nameserver {
 		for _, r := range resolvers {
 			known := slices.ContainsFunc(list, func(n Nameserver) bool { return n.Resolver == r })
 			if !known && (r.Encrypted() || !config.NoInsecure) {
-				list = append(list, Nameserver{Resolver: r, Source: source, Failing: s.resolver.client.failing(r, now)})
+				h := s.resolver.client.health(r, now)
+				list = append(list, Nameserver{Resolver: r, Source: source, Failing: h.failing, Failures: h.failures, Latency: h.latency, Error: h.err})
 			}
 		}
 	}

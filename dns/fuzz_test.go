@@ -178,6 +178,12 @@ func FuzzUpstreamReply(f *testing.F) {
 		if err != nil || m.Truncated {
 			return
 		}
+		grow(m, "30")
+		for form := range BlockForm(len(blockForms)) {
+			if blocks(form, m) && form == BlockDisabled {
+				t.Fatal("blocked where that is never said")
+			}
+		}
 		a, err := clean(m, q)
 		if err != nil {
 			return

@@ -126,7 +126,11 @@ func TestHostileHTTP(t *testing.T) {
 				} else {
 					p.serveHTTP3(a.server(nil, "h3"), c.h)
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				limit := 10 * time.Second
+				if c.want == context.DeadlineExceeded.Error() {
+					limit = 200 * time.Millisecond
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), limit)
 				defer cancel()
 				m, err := secureClient(t, a).server(p.resolver(scheme), time.Now()).exchange(ctx, inquiry{name: "a.example", qtype: mdns.TypeA})
 				if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -226,7 +230,7 @@ func TestSlowloris(t *testing.T) {
 	})
 }
 
-// TestEndlessUpstreams: 64 hostile resolvers that send as fast as they can over TLS cost little
+// TestEndlessUpstreams: 24 hostile resolvers that send as fast as they can over TLS cost little
 // memory.
 func TestEndlessUpstreams(t *testing.T) {
 	a := newAuthority(t)
@@ -253,20 +257,20 @@ func TestEndlessUpstreams(t *testing.T) {
 	}()
 	c := secureClient(t, a)
 	addr := l.Addr().(*net.TCPAddr).AddrPort()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
 	defer cancel()
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
 	done := make(chan error)
-	for i := range 64 {
+	for i := range 24 {
 		go func() {
 			r := Resolver{Scheme: SchemeDoT, Addr: netip.AddrPortFrom(addr.Addr(), addr.Port()), Verify: serverName, Name: fmt.Sprint(i)}
 			_, err := c.server(r, time.Now()).exchange(ctx, inquiry{name: "a.example", qtype: mdns.TypeA})
 			done <- err
 		}()
 	}
-	for range 64 {
+	for range 24 {
 		if err := <-done; err == nil {
 			t.Error("an answer")
 		}
@@ -275,7 +279,7 @@ func TestEndlessUpstreams(t *testing.T) {
 	runtime.ReadMemStats(&after)
 	grown := int64(after.HeapAlloc) - int64(before.HeapAlloc)
 	t.Logf("%d KiB more", grown>>10)
-	if grown > 64<<20 {
+	if grown > 48<<20 {
 		t.Fatalf("%d MiB more", grown>>20)
 	}
 }

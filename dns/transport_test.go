@@ -261,6 +261,7 @@ func TestVerify(t *testing.T) {
 
 // TestNotTLS: the errors for what is not the protocol that the URL says.
 func TestNotTLS(t *testing.T) {
+	t.Parallel() // one of the servers waits for 2 s
 	a := newAuthority(t)
 	plain := newPeer(t).serve(SchemeTCP, a, nil)
 	web := newPeer(t).serveHTTP1(a.server(nil, "http/1.1"))

@@ -39,7 +39,10 @@ func (c nameControl) Nameserver() api.NameserverStatus {
 		},
 	}
 	for _, r := range c.server.Nameservers() {
-		st.Resolvers = append(st.Resolvers, api.ResolverStatus{URL: r.Resolver.String(), Source: string(r.Source), Failing: r.Failing})
+		st.Resolvers = append(st.Resolvers, api.ResolverStatus{
+			URL: r.Resolver.String(), Source: string(r.Source), Failing: r.Failing, Failures: r.Failures,
+			LatencyMS: float64(r.Latency.Microseconds()) / 1000,
+		})
 	}
 	return st
 }
