@@ -288,7 +288,7 @@ func (k *knowledge) module(needsGeo bool, missing uint64) status.Module {
 	}
 	if usable == 0 {
 		parts = append(parts, "no country and ASN data")
-		if needsGeo {
+		if needsGeo && k.remote.Status().URL == "" {
 			faults = append(faults, "rules about countries and networks do not match: there is no data (geo:)")
 		}
 	}
