@@ -40,6 +40,8 @@ func proofs() []proof {
 		{"dns-peers", "every nameserver over every transport gives through gatun what it gives itself", proveDNSPeers},
 		{"dns-clients", "other people's resolvers resolve through gatun, and are known by name", proveDNSClients},
 		{"dns-hygiene", "a nameserver that means harm, and whoever forges its replies, poison nothing", proveDNSHygiene},
+		{"dns-rebinding", "no public name leads into this machine or network, whatever the form", proveRebinding},
+		{"dns-bypass", "every other way to resolve names is allowed, blocked or taken over as the settings say", proveBypass},
 		{"dns-load", "dnsperf counts what gatun answers, beside unbound itself", proveDNSLoad},
 		{"readme", "the README's commands work in a clean clone as uid 65534", proveReadme},
 	}
