@@ -42,6 +42,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"sees":       cmdSees,       // sees RESULT [DATA]: what the last program saw
 		"within":     cmdWithin,     // within MILLISECONDS: and how soon
 		"tun-moved":  cmdTunMoved,   // tun-moved: packets went into the TUN while it ran
+		"dns-moved":  cmdDNSMoved,   // dns-moved: what it asked went into the TUN in `run`, and past it, redirected to us, in `up`
 		"flow":       cmdFlow,       // flow KEY=VALUE…: `gatun flows --json` has it; mine = pid, start and path of the last program
 		"router":     cmdRouter,     // router [-twin] PROTO DST ==|> N: what the router has counted
 		"reset":      cmdReset,      // reset: the router counts anew
