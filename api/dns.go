@@ -50,6 +50,7 @@ type ResolverStatus struct {
 	Failing   bool    `json:"failing"`
 	Failures  int     `json:"failures"`   // that still count
 	LatencyMS float64 `json:"latency_ms"` // of its answers; 0: not known
+	Error     string  `json:"error"`      // of its last failure since it last answered
 }
 
 // CacheSize is what the cache holds.

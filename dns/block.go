@@ -31,7 +31,7 @@ const (
 
 // deny ends a query that the firewall does not permit.
 func (s *Server) deny(q *Query, d network.Decision) ending {
-	if !q.dry {
+	if !q.Dry {
 		s.blocked.Add(1)
 	}
 	if d.Verdict == network.Drop || d.Verdict == network.PermanentDrop {

@@ -36,7 +36,7 @@ func (s *Server) Query(ctx context.Context, owner attribution.Owner, name, qtype
 	if err != nil {
 		return Result{}, err
 	}
-	q := &Query{Owner: owner, Name: req.name, Type: req.qtype, Link: &network.Link{Kind: network.KindDNS}, dry: true}
+	q := &Query{Owner: owner, Name: req.name, Type: req.qtype, Link: &network.Link{Kind: network.KindDNS}, Dry: true}
 	s.describe(q)
 	start := s.o.Clock()
 	e := s.handle(ctx, q, req)

@@ -24,8 +24,9 @@ type Query struct {
 	Type  uint16
 	Link  *network.Link
 
+	Dry bool // a person asks what would be answered: nothing is counted or remembered
+
 	local bool // who is asked may give addresses of this network
-	dry   bool // a person asks what would be answered: nothing is counted or remembered
 
 	answer Answer // for the second decision
 }
@@ -331,7 +332,7 @@ func (s *Server) permit(q *Query, f found, d network.Decision, remove []netip.Ad
 	case f.stale && rep.ede == nil:
 		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeStaleAnswer}
 	}
-	if !q.dry {
+	if !q.Dry {
 		s.o.Memory.Remember(q.Owner, Resolved{Name: q.Name, CNAMEs: f.answer.cnames, Addrs: rep.answer.addrs, TTL: f.ttl, Local: q.local})
 	}
 	return ending{reply: rep, found: f, decision: d, cause: causeOf(rep.answer)}

@@ -23,6 +23,7 @@ type request struct {
 	intel     Intel                                                  // nil: nothing is known of names and addresses
 	tunnels   Tunnels                                                // nil: queries are not watched
 	qtype     uint16                                                 // of a query
+	dry       bool                                                   // it is no query of the program
 	solicited bool                                                   // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }

@@ -46,7 +46,7 @@ func (r *request) tunnel() intel.Tunnel {
 		return intel.Tunnel{}
 	}
 	program := r.owner.Process.Path
-	if r.visit != nil { // "why" is no query
+	if r.dry || r.visit != nil { // "why" is no query
 		return r.tunnels.Look(program, r.facts.Entity.Domain, r.qtype)
 	}
 	return r.tunnels.Observe(program, r.facts.Entity.Domain, r.qtype)

@@ -118,6 +118,9 @@ func TestTunnelQueries(t *testing.T) {
 		if d := why(i); d.Verdict != network.Accept {
 			t.Fatalf("asking why counts: %+v", d)
 		}
+		if d := m.DecideOnCommunicationBeforeIntel(Name{Owner: curl(), Domain: carrying(i, "t.example.com"), Type: 16, Dry: true}); !d.Verdict.Permits() {
+			t.Fatalf("a dry query counts: %+v", d)
+		}
 	}
 	blocked := 0
 	for i := range 400 {
@@ -142,6 +145,9 @@ func TestTunnelQueries(t *testing.T) {
 	}
 	if d := why(1); d.Verdict != network.Block || d.Code != "dns-tunnel" {
 		t.Errorf("why: %+v", d)
+	}
+	if d := m.DecideOnCommunicationBeforeIntel(Name{Owner: curl(), Domain: carrying(1, "t.example.com"), Type: 16, Dry: true}); d.Code != "dns-tunnel" {
+		t.Errorf("a dry query is decided otherwise: %+v", d)
 	}
 	for _, n := range []Name{
 		{Owner: curl(), Domain: "www.example.com", Type: 1}, {Owner: curl(), Domain: "example.com", Type: 1},

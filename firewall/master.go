@@ -36,6 +36,7 @@ type Name struct {
 	CNAMEs []string
 	Type   uint16 // of the records that are asked for (RFC 1035, 3.2.2)
 	Local  bool   // after it was resolved: who answered may give addresses of this network
+	Dry    bool   // a person asks what would be decided: it is no query of the program
 }
 
 // DecideOnCommunicationBeforeIntel decides whether the program may ask for the name at all. An
@@ -98,7 +99,7 @@ func orAccepted(d network.Decision) network.Decision {
 func (m *Master) query(n Name, st network.Stage) request {
 	s := m.profiles.For(n.Owner)
 	return request{
-		stage: st, owner: n.Owner, settings: s, intel: m.Intel, tunnels: m.Tunnels, qtype: n.Type,
+		stage: st, owner: n.Owner, settings: s, intel: m.Intel, tunnels: m.Tunnels, qtype: n.Type, dry: n.Dry,
 		facts: profiles.Facts{
 			Entity:           network.Entity{Domain: n.Domain, Source: network.DomainDNS, CNAMEs: n.CNAMEs, Local: n.Local},
 			GeoMissingBlocks: s.GeoMissingBlocks,

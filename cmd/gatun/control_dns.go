@@ -39,10 +39,14 @@ func (c nameControl) Nameserver() api.NameserverStatus {
 		},
 	}
 	for _, r := range c.server.Nameservers() {
-		st.Resolvers = append(st.Resolvers, api.ResolverStatus{
+		one := api.ResolverStatus{
 			URL: r.Resolver.String(), Source: string(r.Source), Failing: r.Failing, Failures: r.Failures,
 			LatencyMS: float64(r.Latency.Microseconds()) / 1000,
-		})
+		}
+		if r.Error != nil {
+			one.Error = r.Error.Error()
+		}
+		st.Resolvers = append(st.Resolvers, one)
 	}
 	return st
 }
@@ -115,12 +119,12 @@ func (c nameControl) Forget(name string) int {
 	return c.server.FlushName(bareName(name))
 }
 
-// dnsRecords are the nameserver's part of the virtual database. Its counters are left out: they
-// change with every query, and whoever watches would be told of each.
+// dnsRecords are the nameserver's part of the virtual database. What changes with every query is
+// left out: whoever watches would be told of each.
 func dnsRecords(c api.Names) []network.Record {
 	var list []network.Record
 	for i, r := range c.Nameserver().Resolvers {
-		r.LatencyMS = 0
+		r.LatencyMS, r.Failures = 0, 0
 		list = append(list, network.Record{Key: fmt.Sprintf("resolvers/%d", i+1), Value: r})
 	}
 	seen := map[string]int{}

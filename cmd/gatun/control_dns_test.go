@@ -44,7 +44,7 @@ func (a *answering) Nameservers() []dns.Nameserver {
 	if err != nil {
 		panic(err)
 	}
-	return []dns.Nameserver{{Resolver: r, Source: dns.SourceSystem, Failing: true}}
+	return []dns.Nameserver{{Resolver: r, Source: dns.SourceSystem, Failing: true, Failures: 6, Latency: 1500 * time.Microsecond, Error: errors.New("timeout")}}
 }
 
 // TestQueryAsAProgram: the program that is named asks, as `why` describes it, and no process of
@@ -127,7 +127,7 @@ func TestCacheAndItsRecords(t *testing.T) {
 		t.Errorf("flushed %v", a.gone)
 	}
 	st := c.Nameserver()
-	if st.Resolvers[0].URL != "dns://192.0.2.53:53" && st.Resolvers[0].URL != "dns://192.0.2.53" || st.Resolvers[0].Source != "system" || !st.Resolvers[0].Failing || st.Counters["hits"] != 3 || st.Cache.Bytes != 700 {
+	if st.Resolvers[0].URL != "dns://192.0.2.53:53" && st.Resolvers[0].URL != "dns://192.0.2.53" || st.Resolvers[0].Source != "system" || !st.Resolvers[0].Failing || st.Resolvers[0].Error != "timeout" || st.Resolvers[0].LatencyMS != 1.5 || st.Resolvers[0].Failures != 6 || st.Counters["hits"] != 3 || st.Cache.Bytes != 700 {
 		t.Errorf("got %+v", st)
 	}
 	var keys []string

@@ -46,9 +46,9 @@ func printNameserver(w io.Writer, st api.NameserverStatus) error {
 		state, latency := "ok", "-"
 		switch {
 		case r.Failing:
-			state = fmt.Sprintf("failing, %d failures", r.Failures)
-		case r.Failures > 0:
-			state = fmt.Sprintf("ok, %d failures", r.Failures)
+			state = "FAILING: " + printableName(r.Error)
+		case r.Error != "":
+			state = fmt.Sprintf("%d failures: %s", r.Failures, printableName(r.Error))
 		}
 		if r.LatencyMS > 0 {
 			latency = milliseconds(r.LatencyMS)

@@ -37,7 +37,8 @@ func (r *resolving) Nameserver() api.NameserverStatus {
 	return api.NameserverStatus{
 		Resolvers: []api.ResolverStatus{
 			{URL: "dot://192.0.2.53?verify=dns.example", Source: "configured", LatencyMS: 12.34},
-			{URL: "dns://192.0.2.1", Source: "system", Failing: true, Failures: 6},
+			{URL: "dns://192.0.2.1", Source: "system", Failing: true, Failures: 6, Error: "timeout"},
+			{URL: "dns://192.0.2.2", Source: "profile", Failures: 1, Error: "refused"},
 		},
 		Cache: api.CacheSize{Entries: len(r.cache), Bytes: 4000}, Counters: map[string]uint64{"hits": 7, "misses": 3},
 	}
@@ -82,12 +83,12 @@ func (r *resolving) Forget(name string) int {
 func TestDNSStatusCommand(t *testing.T) {
 	s := newStation(t)
 	out := s.want(0, "", "dns")
-	for _, want := range []string{"dot://192.0.2.53?verify=dns.example", "configured", "12.34ms", "failing, 6 failures", "3 entries, 4 KiB", "misses"} {
+	for _, want := range []string{"dot://192.0.2.53?verify=dns.example", "configured", "12.34ms", "FAILING: timeout", "1 failures: refused", "3 entries, 4 KiB", "misses"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
-	if got := s.json("dns"); len(got["resolvers"].([]any)) != 2 || got["counters"].(map[string]any)["hits"] != 7.0 {
+	if got := s.json("dns"); len(got["resolvers"].([]any)) != 3 || got["counters"].(map[string]any)["hits"] != 7.0 {
 		t.Errorf("got %v", got)
 	}
 	s.want(2, "unknown command", "dns", "frobnicate")
@@ -267,7 +268,7 @@ func TestNamesAndListsInTheDatabase(t *testing.T) {
 			t.Errorf("%s: %v %s", path, err, b)
 		}
 	}
-	for path, want := range map[string]int{"dns/cache/": 3, "dns/cache/other": 1, "dns/resolvers/": 2, "lists/": 4, "lists/?q=category=MAL": 1} {
+	for path, want := range map[string]int{"dns/cache/": 3, "dns/cache/other": 1, "dns/resolvers/": 3, "lists/": 4, "lists/?q=category=MAL": 1} {
 		path, query, _ := strings.Cut(path, "?")
 		q, _ := url.ParseQuery(query)
 		var list struct{ Records []network.Record }

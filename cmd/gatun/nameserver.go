@@ -21,12 +21,12 @@ type dnsFirewall struct {
 // BeforeIntel implements dns.Firewall.
 func (f dnsFirewall) BeforeIntel(q *dns.Query) network.Decision {
 	f.queryStamp(q, nil)
-	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, Type: q.Type})
+	return f.master.DecideOnCommunicationBeforeIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, Type: q.Type, Dry: q.Dry})
 }
 
 // AfterIntel implements dns.Firewall.
 func (f dnsFirewall) AfterIntel(q *dns.Query, a *dns.Answer) network.Decision {
-	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs, Type: q.Type, Local: a.Local}, a.Addrs)
+	d, remove := f.master.DecideOnCommunicationAfterIntel(firewall.Name{Owner: q.Owner, Domain: q.Name, CNAMEs: a.CNAMEs, Type: q.Type, Local: a.Local, Dry: q.Dry}, a.Addrs)
 	a.Remove = remove
 	f.queryStamp(q, a)
 	return d
