@@ -72,17 +72,38 @@ func newLimiter(l Limits) *limiter {
 	return &limiter{Limits: l.withDefaults(), shares: map[program]*share{}}
 }
 
-// acquire waits for a place. Every success needs one release.
-func (l *limiter) acquire(ctx context.Context, p program) error {
+// try takes a place if one is free. Every success needs one release.
+func (l *limiter) try(p program) bool {
 	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.take(l.share(p))
+}
+
+// share returns that of a program. mu is held.
+func (l *limiter) share(p program) *share {
 	s := l.shares[p]
 	if s == nil {
 		s = &share{}
 		l.shares[p] = s
 	}
-	if len(s.waiting) == 0 && l.free(s) {
-		l.total++
-		s.running++
+	return s
+}
+
+// take takes a place if one is free and nobody waits for it. mu is held.
+func (l *limiter) take(s *share) bool {
+	if len(s.waiting) > 0 || !l.free(s) {
+		return false
+	}
+	l.total++
+	s.running++
+	return true
+}
+
+// acquire waits for a place. Every success needs one release.
+func (l *limiter) acquire(ctx context.Context, p program) error {
+	l.mu.Lock()
+	s := l.share(p)
+	if l.take(s) {
 		l.mu.Unlock()
 		return nil
 	}

@@ -60,16 +60,20 @@ func (r *resolution) resolve(ctx context.Context, p program, k key, c choice) (f
 	if f, ok := r.cached(k, c); ok {
 		return f, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, r.patience, ErrBusy)
-	defer cancel()
-	if err := r.limiter.acquire(ctx, p); err != nil {
-		return found{}, err
+	if !r.limiter.try(p) {
+		turn, cancel := context.WithTimeoutCause(ctx, r.patience, ErrBusy)
+		defer cancel()
+		ctx = turn // the inquiry itself ends sooner than that
+		if err := r.limiter.acquire(ctx, p); err != nil {
+			return found{}, err
+		}
 	}
 	defer r.limiter.release(p)
-	if f, ok := r.cached(k, c); ok { // it came while this one waited for its place
+	flight, f := r.board(k, c)
+	if flight == nil {
 		return f, nil
 	}
-	a, err := r.wait(ctx, k, r.join(k, c))
+	a, err := r.wait(ctx, k, flight)
 	if err != nil {
 		return found{}, err
 	}
@@ -98,10 +102,21 @@ func (r *resolution) cached(k key, c choice) (found, bool) {
 	return f, true
 }
 
-// join returns the flight for k, beginning one if there is none.
-func (r *resolution) join(k key, c choice) *flight {
+// board returns the flight for k, beginning one if there is none, or the answer, if one has
+// landed since the cache was looked into: an answer is cached before its flight ends.
+func (r *resolution) board(k key, c choice) (*flight, found) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.flights[k] == nil {
+		if f, ok := r.cached(k, c); ok {
+			return nil, f
+		}
+	}
+	return r.join(k, c), found{}
+}
+
+// join returns the flight for k, beginning one if there is none. mu is held.
+func (r *resolution) join(k key, c choice) *flight {
 	if f := r.flights[k]; f != nil {
 		f.waiters++
 		r.joined.Add(1)
@@ -223,7 +238,7 @@ func (r *resolution) run(ctx context.Context) {
 			for {
 				select {
 				case n := <-r.renew:
-					_, _ = r.wait(ctx, n.key, r.join(n.key, n.choice)) // if it fails the next miss tries again
+					r.again(ctx, n)
 				case <-ctx.Done():
 					return
 				}
@@ -231,4 +246,12 @@ func (r *resolution) run(ctx context.Context) {
 		})
 	}
 	wg.Wait()
+}
+
+// again asks for what is cached. If it fails a later query tries again.
+func (r *resolution) again(ctx context.Context, n renewal) {
+	r.mu.Lock()
+	f := r.join(n.key, n.choice)
+	r.mu.Unlock()
+	_, _ = r.wait(ctx, n.key, f)
 }
