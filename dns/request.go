@@ -64,18 +64,21 @@ func parseRequest(msg []byte) (request, int) {
 	if r.flags&flagQR != 0 {
 		return r, noReply
 	}
-	if r.flags>>opcodeShift&opcodeMask != mdns.OpcodeQuery {
-		return r, mdns.RcodeNotImplemented
-	}
 	var (
 		qd, an = binary.BigEndian.Uint16(msg[4:]), binary.BigEndian.Uint16(msg[6:])
 		ns, ar = binary.BigEndian.Uint16(msg[8:]), binary.BigEndian.Uint16(msg[10:])
 	)
-	if qd != 1 {
-		return r, mdns.RcodeFormatError
+	off, ok := headerLen, true
+	if qd == 1 {
+		off, ok = r.parseQuestion(msg)
 	}
-	off, ok := r.parseQuestion(msg)
-	if !ok {
+	if r.flags>>opcodeShift&opcodeMask != mdns.OpcodeQuery {
+		return r, mdns.RcodeNotImplemented // with the question where there is one: clients find their query by it
+	}
+	if qd == 0 && an == 0 && ns == 0 {
+		r.parseAdditional(msg, off, int(ar)) // an OPT is answered with one, in an error too (RFC 6891, 6.1.1)
+	}
+	if qd != 1 || !ok {
 		return r, mdns.RcodeFormatError
 	}
 	if r.qtype == mdns.TypeIXFR {

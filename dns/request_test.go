@@ -102,6 +102,33 @@ func TestOddQueries(t *testing.T) {
 	}
 }
 
+// TestErrorsRepeatWhatWasRead: an error carries the question where there is a readable one, and an
+// OPT where the query had one.
+func TestErrorsRepeatWhatWasRead(t *testing.T) {
+	question, opt := []byte("\x01a\x07example\x00\x00\x01\x00\x01"), []byte("\x00\x00\x29\x04\xd0\x00\x00\x00\x00\x00\x00")
+	for name, c := range map[string]struct {
+		msg       []byte
+		questions int
+		opt       bool
+	}{
+		"STATUS":                  {join(header(2<<opcodeShift, 1, 0, 0, 0), question), 1, false},
+		"UPDATE without question": {header(5<<opcodeShift, 0, 0, 0, 0), 0, false},
+		"an unreadable question":  {join(header(2<<opcodeShift, 1, 0, 0, 0), question[:5]), 0, false},
+		"no question":             {header(flagRD, 0, 0, 0, 0), 0, false},
+		"no question, OPT":        {join(header(flagRD, 0, 0, 0, 1), opt), 0, true},
+		"two questions":           {join(header(flagRD, 2, 0, 0, 0), question, question), 0, false},
+	} {
+		r := newRig(t, nil, simple(t).resolver())
+		m := new(mdns.Msg)
+		if err := m.Unpack(r.ServeUDP(context.Background(), clientFlow, owner("/usr/bin/app", 0), c.msg)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if len(m.Question) != c.questions || (m.IsEdns0() != nil) != c.opt {
+			t.Errorf("%s: %v", name, m)
+		}
+	}
+}
+
 func TestSizes(t *testing.T) {
 	big := func(n int) func(q *mdns.Msg) *mdns.Msg {
 		return func(q *mdns.Msg) *mdns.Msg {

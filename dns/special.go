@@ -65,6 +65,8 @@ func routeArpa(name string) route {
 	switch {
 	case within(name, "resolver.arpa"):
 		return routeLocal // discovery of encrypted resolvers would lead the program past us
+	case isLoopbackReverse(name):
+		return routeLocal
 	case within(name, "home.arpa"):
 		return routeSystem
 	}
@@ -85,6 +87,11 @@ func routeArpa(name string) route {
 		return routeSystem
 	}
 	return routeUpstream
+}
+
+// isLoopbackReverse reports the names of 127.0.0.1 and ::1, which are localhost everywhere (RFC 6303).
+func isLoopbackReverse(name string) bool {
+	return name == "1.0.0.127.in-addr.arpa" || name == "1"+strings.Repeat(".0", 31)+".ip6.arpa"
 }
 
 func lastLabel(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
@@ -121,6 +128,8 @@ func local(name string, qtype uint16) *answer {
 		rr = &mdns.A{Hdr: header, A: net.IPv4(127, 0, 0, 1)}
 	case zone == "localhost" && qtype == mdns.TypeAAAA:
 		rr = &mdns.AAAA{Hdr: header, AAAA: net.IPv6loopback}
+	case isLoopbackReverse(name) && qtype == mdns.TypePTR:
+		rr = &mdns.PTR{Hdr: header, Ptr: "localhost."}
 	case name == "info."+ownZone && qtype == mdns.TypeTXT:
 		rr = &mdns.TXT{Hdr: header, Txt: []string{"answered by gatun; a blocked name carries its reason in this record"}}
 	case zone == "localhost", zone == "arpa", name == ownZone, name == "info."+ownZone:
