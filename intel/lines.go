@@ -166,8 +166,9 @@ func addressLine(p *parser, line []byte) {
 	if line = uncomment(line, "#;"); len(line) == 0 {
 		return
 	}
-	text := string(bytes.Fields(line)[0])
-	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" {
+	fields := bytes.Fields(line)
+	text, spaced := string(fields[0]), len(fields) > 2 && string(fields[1]) == "-" // "FROM - TO"
+	if addr, err := netip.ParseAddr(text); err == nil && addr.Zone() == "" && !spaced {
 		p.prefix(netip.PrefixFrom(addr, addr.BitLen()))
 		return
 	}

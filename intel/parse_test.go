@@ -48,7 +48,11 @@ func TestFormats(t *testing.T) {
 			[]string{"3 a.example zone", "4 b.example zone", "7 good.a.example zone except", "11 e.example zone", "19 plain.example.net zone", "22 all.example.net zone", "16 192.0.2.8/32", "21 192.0.2.3/32"}, counts{skipped: 10}},
 		{"ips", "192.0.2.1\n198.51.100.9/24 ; SBL1\n2001:db8::/32\n::ffff:203.0.113.7\n203.0.113.8/33\nfe80::1%eth0\nold: 203.0.113.0-203.0.113.2\n203.0.113.9-203.0.113.1\n10.0.0.0/8\n0.0.0.0/0\n10.1.2.3\n# x\n127.0.0.1\n",
 			[]string{"1 192.0.2.1/32", "2 198.51.100.0/24", "3 2001:db8::/32", "4 203.0.113.7/32", "7 203.0.113.0/31", "7 203.0.113.2/32", "11 10.1.2.3/32"}, counts{broad: 3, invalid: 3}},
-		{"cidr", "192.0.2.0/24\n", []string{"1 192.0.2.0/24"}, counts{}},
+		{"cidr", "192.0.2.0/24\n192.0.3.0 - 192.0.3.255 # why\n192.0.4.1 is bad\n192.0.5.2 - 192.0.5.1\n", []string{"1 192.0.2.0/24", "2 192.0.3.0/24", "3 192.0.4.1/32"}, counts{invalid: 1}},
+		{"auto", "! title\n[Adblock Plus 2.0]\n# note\n0.0.0.0 a.example b.example # why\n::1 localhost\n||c.example^\n@@||d.c.example^\nexample.org##.ad\n/banner/*^\n.e.example\n*.f.example ; why\ng.example # why\n192.0.2.1\n" +
+			"2001:db8::/32 # why\n198.51.100.9/24 ; SBL1\nold: 203.0.113.0-203.0.113.1\n203.0.113.4 - 203.0.113.5\nH.Example.\n192.0.2.5 nas.example\nnot a name\n%%%\n0.0.0.0 com\n",
+			[]string{"4 a.example", "4 b.example", "6 c.example zone", "7 d.c.example zone except", "10 e.example zone", "11 f.example zone", "12 g.example", "18 h.example",
+				"13 192.0.2.1/32", "14 2001:db8::/32", "15 198.51.100.0/24", "16 203.0.113.0/31", "17 203.0.113.4/31"}, counts{skipped: 3, broad: 1, invalid: 2}},
 	} {
 		e, err := parseList(c.format, []byte(c.text), 100)
 		if err != nil {
@@ -129,7 +133,8 @@ func FuzzList(f *testing.F) {
 	}
 	seed := maphash.MakeSeed()
 	f.Fuzz(func(t *testing.T, n uint8, data []byte) {
-		format := Formats()[int(n)%len(Formats())]
+		formats := append(Formats(), AutoFormat)
+		format := formats[int(n)%len(formats)]
 		e, err := parseList(format, data, 1000)
 		if err != nil {
 			return
