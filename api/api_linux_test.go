@@ -266,8 +266,10 @@ func TestMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(string(b), "gatun_links 0\n") {
-		t.Errorf("got %q", b)
+	for _, want := range []string{"gatun_links 0\n", "gatun_dns_cache_entries 3\n", "gatun_dns_total{kind=\"hits\"} 7\n", "gatun_list_entries{list=\"ads\"} 7\n"} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("no %q in\n%s", want, b)
+		}
 	}
 }
 

@@ -104,4 +104,20 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	for _, k := range sortedKeys(st.Owners) {
 		_, _ = fmt.Fprintf(w, "gatun_owners_total{cause=%q} %d\n", k, st.Owners[k])
 	}
+	s.metricsOfNames(w)
+}
+
+// metricsOfNames prints what the nameserver and the filter lists count.
+func (s *Server) metricsOfNames(w http.ResponseWriter) {
+	n := s.Names.Nameserver()
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_dns_cache_entries gauge\ngatun_dns_cache_entries %d\n", n.Cache.Entries)
+	_, _ = fmt.Fprintf(w, "# TYPE gatun_dns_cache_bytes gauge\ngatun_dns_cache_bytes %d\n", n.Cache.Bytes)
+	_, _ = fmt.Fprint(w, "# TYPE gatun_dns_total counter\n")
+	for _, k := range sortedKeys(n.Counters) {
+		_, _ = fmt.Fprintf(w, "gatun_dns_total{kind=%q} %d\n", k, n.Counters[k])
+	}
+	_, _ = fmt.Fprint(w, "# TYPE gatun_list_entries gauge\n")
+	for _, l := range s.Lists.Lists() {
+		_, _ = fmt.Fprintf(w, "gatun_list_entries{list=%q} %d\n", l.ID, l.Entries)
+	}
 }
