@@ -31,6 +31,7 @@ func proofs() []proof {
 	return []proof{
 		{"startup", "`gatun run -- CMD` adds <= 40 ms to start-up", proveStartup},
 		{"attribution", "the owner of a held flow is right >= 99.9 %, wrong 0", proveAttribution},
+		{"stub", "the owner of a query to a resolver on loopback is the program that asked, >= 99.9 %, wrong 0", proveStub},
 		{"memory", "idle flows cost little, and it is given back", proveMemory},
 		{"close", "`Connection: close` load runs without a stall", proveClose},
 		{"live", "a change of the policy closes exactly what it denies, at once", proveLive},
