@@ -152,3 +152,93 @@ func TestStampsInRules(t *testing.T) {
 		t.Errorf("another country: %+v", d)
 	}
 }
+
+// TestCustomLists: a person's own lists hold for all programs, whatever their settings name, and no
+// list takes them back; rules come before them.
+func TestCustomLists(t *testing.T) {
+	own := func(name string, above bool) intel.Match {
+		return intel.Match{ID: "custom-own", Category: intel.Custom, Source: "/own", Line: 3, Name: name, Above: above}
+	}
+	have := newKnown()
+	have.matches["own.example"] = []intel.Match{own("own.example", false), {ID: "fix", Category: intel.Unbreak, Name: "own.example"}}
+	have.matches["x.own.example"] = []intel.Match{own("own.example", true)}
+	have.matches["198.51.100.70"] = []intel.Match{own("198.51.100.70/32", false)}
+	none := profiles.Settings{DefaultAction: profiles.Allow, IncludeSubdomains: true, IncludeCNAMEs: true}
+	unbreak := none
+	unbreak.Lists = []string{"UNBREAK"}
+	exact := profiles.Settings{DefaultAction: profiles.Allow}
+	for _, c := range []struct {
+		name, domain, alias, to string
+		settings                *profiles.Settings
+		before, link            network.Verdict
+	}{
+		{"listed", "own.example", "", "198.51.100.1", &none, network.Block, network.Block},
+		{"not taken back", "own.example", "", "198.51.100.1", &unbreak, network.Block, network.Block},
+		{"below", "x.own.example", "", "198.51.100.1", &none, network.Block, network.Block},
+		{"below, not included", "x.own.example", "", "198.51.100.1", &exact, network.Accept, network.Accept},
+		{"alias", "clean.example", "own.example", "198.51.100.1", &none, network.Accept, network.Block},
+		{"alias, not included", "clean.example", "own.example", "198.51.100.1", &exact, network.Accept, network.Accept},
+		{"address", "clean.example", "", "198.51.100.70", &none, network.Accept, network.Block},
+	} {
+		m := New(as{c.settings})
+		m.Intel = have
+		n := Name{Owner: curl(), Domain: c.domain}
+		if d := m.DecideOnCommunicationBeforeIntel(n); d.Verdict != c.before {
+			t.Errorf("%s: before intel: %+v", c.name, d)
+		}
+		q := Question{Owner: curl(), Entity: comm(c.domain, c.to).Entity, Flow: flow(packet.TCP, c.to+":443")}
+		if c.alias != "" {
+			q.Entity.CNAMEs = []string{c.alias}
+		}
+		communication := &network.Communication{Owner: q.Owner, Entity: q.Entity}
+		d := m.Decide(communication, q.Flow)
+		if d.Verdict != c.link || d.Verdict == network.Block && (d.List != "custom-own" || d.Code != "custom-list" || d.Setting != "filter/customLists" || d.Profile != "") {
+			t.Errorf("%s: link: %+v", c.name, d)
+		}
+		why, trail := m.Why(q)
+		last := trail.Steps[len(trail.Steps)-1]
+		if why.Verdict != c.link || why.Verdict == network.Block && (last.Decider != "custom-lists" || last.Place == nil || last.Place.Source != "/own" || last.Place.Line != 3 || last.Place.Category != "CUSTOM") {
+			t.Errorf("%s: why: %+v %+v", c.name, why, last)
+		}
+	}
+	m := policy(t, "filter:\n  endpoints: [\"+ own.example\"]\n")
+	m.Intel = have
+	if d := m.DecideOnCommunicationBeforeIntel(Name{Owner: curl(), Domain: "own.example"}); d.Verdict != network.Accept {
+		t.Errorf("a rule comes first: %+v", d)
+	}
+}
+
+// TestSecondAddress: what is known of a link is that of its own address, not of the one with which its
+// name was seen first.
+func TestSecondAddress(t *testing.T) {
+	m := policy(t, "filter:\n  removeOutOfScopeDNS: off\n  endpoints:\n    - \"- DE\"\n")
+	places := byPlace{"198.51.100.1": "US", "198.51.100.2": "DE"}
+	m.Intel = places
+	c := comm("a.example", "198.51.100.1")
+	for _, x := range []struct {
+		to, country string
+		want        network.Verdict
+	}{{"198.51.100.1", "US", network.Accept}, {"198.51.100.2", "DE", network.Block}, {"198.51.100.3", "", network.Accept}, {"198.51.100.1", "US", network.Accept}} {
+		f := flow(packet.TCP, x.to+":443")
+		if d := m.Decide(c, f); d.Verdict != x.want {
+			t.Errorf("%s: %+v", x.to, d)
+		}
+		if s := m.Stamp(c, f); s.Country != x.country {
+			t.Errorf("%s: %+v, want the country %q", x.to, s, x.country)
+		}
+	}
+	m.Intel, c.Entity.Stamp = nil, &intel.Stamp{Country: "DE"} // a case of `check --cases`: of its own address
+	if d := m.Decide(c, flow(packet.TCP, "198.51.100.1:443")); d.Verdict != network.Block {
+		t.Errorf("its own address: %+v", d)
+	}
+	if d := m.Decide(c, flow(packet.TCP, "198.51.100.9:443")); d.Verdict != network.Accept {
+		t.Errorf("another address: %+v", d)
+	}
+}
+
+// byPlace knows countries by address.
+type byPlace map[string]string
+
+func (p byPlace) Stamp(_ string, _ []string, a netip.Addr) *intel.Stamp {
+	return &intel.Stamp{Country: p[a.String()]}
+}
