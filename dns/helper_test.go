@@ -6,6 +6,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -271,4 +273,14 @@ func ede(m *mdns.Msg) (uint16, string) {
 		}
 	}
 	return 0, ""
+}
+
+// values are the data of the answer's records, sorted.
+func values(m *mdns.Msg) string {
+	var list []string
+	for _, rr := range m.Answer {
+		list = append(list, strings.Fields(rr.String())[4])
+	}
+	slices.Sort(list)
+	return strings.Join(list, " ")
 }

@@ -262,15 +262,6 @@ func (n *neighbourhood) rig(change func(*Options), servers ...Resolver) *rig {
 	return r
 }
 
-func values(m *mdns.Msg) string {
-	var list []string
-	for _, rr := range m.Answer {
-		list = append(list, strings.Fields(rr.String())[4])
-	}
-	slices.Sort(list)
-	return strings.Join(list, " ")
-}
-
 func TestMulticast(t *testing.T) {
 	n := newNeighbourhood(t)
 	left := n.respond(n.left, "udp4", neighbour(t,
