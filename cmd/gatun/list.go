@@ -204,7 +204,7 @@ func (u *listUpdate) result() error {
 func listMatchCommand(p *places) *cobra.Command {
 	var asJSON, quiet bool
 	c := &cobra.Command{
-		Use: "match NAME|ADDR", Short: "Show which filter lists a name or an address is on, and where they say so", Args: cobra.ExactArgs(1),
+		Use: "match NAME|ADDR", Short: "Show which filter lists a name or an address is on, and where they say so", Args: cobra.ExactArgs(1), ValidArgsFunction: cobra.NoFileCompletions,
 		Long: "Show which filter lists a name or an address is on, with the line that says so. Whether a program may talk to it is answered by `gatun why`.\n" +
 			"Exit code: 0. With --quiet nothing is printed, and it is 0 if a list has it and 1 if none does.",
 		RunE: func(c *cobra.Command, args []string) error {
