@@ -75,13 +75,13 @@ func addresses(family string) map[string]string {
 		return map[string]string{
 			"FAMILY": family, "SERVER": lab.Server4, "SECOND": lab.Second4, "RESOLVER": lab.Resolver4, "DEAD": lab.Dead4, "FAR": lab.Far4,
 			"SERVER_": lab.Server4, "SECOND_": lab.Second4, "DEAD_": lab.Dead4, "FAR_": lab.Far4, "RESOLVER_": lab.Resolver4,
-			"TYPE": "A",
+			"TYPE": "A", "INSIDE": "10x0x0x1", "INSIDE_": "10.0.0.1", // as a label of peer rebind, and as it is
 		}
 	}
 	return map[string]string{
 		"FAMILY": family, "SERVER": lab.Server6, "SECOND": lab.Second6, "RESOLVER": lab.Resolver6, "DEAD": lab.Dead6, "FAR": lab.Far6,
 		"SERVER_": "[" + lab.Server6 + "]", "SECOND_": "[" + lab.Second6 + "]", "DEAD_": "[" + lab.Dead6 + "]", "FAR_": "[" + lab.Far6 + "]",
-		"RESOLVER_": "[" + lab.Resolver6 + "]", "TYPE": "AAAA", "NMAP6": "-6",
+		"RESOLVER_": "[" + lab.Resolver6 + "]", "TYPE": "AAAA", "INSIDE": "fc00xx1", "INSIDE_": "fc00::1", "NMAP6": "-6",
 	}
 }
 

@@ -57,6 +57,8 @@ func main() {
 		exitOn(hostileServer(os.Args[2:]))
 	case "stamp":
 		exitOn(stampServe(os.Args[2:]))
+	case "rebind":
+		exitOn(rebindServer(os.Args[2:]))
 	case "session":
 		exitOn(session(os.Stdin, os.Stdout))
 	default:

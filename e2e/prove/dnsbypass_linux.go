@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,9 @@ type bypass struct {
 	proto string // tcp, udp: a flow to an address; name: a query
 	to    string // ADDR:PORT, or the name
 	port  bool   // port 53: it may be taken over
+	// canary tells that the name is asked to find out whether the program may resolve names itself:
+	// only that it does not exist says no.
+	canary bool
 }
 
 // bypasses are the forms of the design that can be told by an address, a port or a name.
@@ -72,9 +76,9 @@ func bypasses() []bypass {
 		bypass{form: "DoH by name", proto: "name", to: "dns.google"},
 		bypass{form: "DoH by a name below one", proto: "name", to: "mozilla.cloudflare-dns.com"},
 		bypass{form: "DoH by a listed name", proto: "name", to: listedName},
-		bypass{form: "canary", proto: "name", to: "use-application-dns.net"},
-		bypass{form: "private relay", proto: "name", to: "mask.icloud.com"},
-		bypass{form: "private relay, HTTP/2", proto: "name", to: "mask-h2.icloud.com"},
+		bypass{form: "canary", proto: "name", to: "use-application-dns.net", canary: true},
+		bypass{form: "private relay", proto: "name", to: "mask.icloud.com", canary: true},
+		bypass{form: "private relay, HTTP/2", proto: "name", to: "mask-h2.icloud.com", canary: true},
 		bypass{form: "DNSCrypt certificate", proto: "name", to: "2.dnscrypt-cert.resolver.example"},
 		bypass{form: "discovery of encrypted resolvers", proto: "name", to: "_dns.resolver.example"},
 	)
@@ -92,11 +96,15 @@ func later() map[string]string {
 type bypassPolicy struct {
 	name, filter, extra string
 	want                func(bypass) string
+	style               string // dns/blockStyle; "" the default
 }
 
 func bypassPolicies() []bypassPolicy {
 	refused := func(f bypass) string {
-		if f.proto == "name" {
+		switch {
+		case f.port:
+			return "redirected"
+		case f.proto == "name":
 			return "NXDOMAIN"
 		}
 		return "ECONNREFUSED"
@@ -106,15 +114,17 @@ func bypassPolicies() []bypassPolicy {
 	}
 	const experimental = "core: {releaseLevel: experimental}\n"
 	return []bypassPolicy{
-		{"allow", "preventBypassing: off, dnsQueryInterception: off", experimental, reached},
-		{"block", "preventBypassing: on, dnsQueryInterception: off", experimental, refused},
-		{"redirect", "preventBypassing: on", "", func(f bypass) string {
-			if f.port {
-				return "redirected"
+		{"allow", "preventBypassing: off, dnsQueryInterception: off", experimental, reached, ""},
+		// Nobody answers queries then, so that names cannot be asked at all.
+		{"block", "preventBypassing: on, dnsQueryInterception: off", experimental, func(bypass) string { return "ECONNREFUSED" }, ""},
+		{"redirect", "preventBypassing: on", "", refused, ""},
+		{"redirect, blocked names are refused", "preventBypassing: on", "", func(f bypass) string {
+			if f.proto == "name" && !f.canary {
+				return "REFUSED"
 			}
 			return refused(f)
-		}},
-		{"allow by a rule", "preventBypassing: on, dnsQueryInterception: off, endpoints: [\"+ *\"]", experimental, reached},
+		}, "refused"},
+		{"allow by a rule", "preventBypassing: on, dnsQueryInterception: off, endpoints: [\"+ *\"]", experimental, reached, ""},
 	}
 }
 
@@ -125,9 +135,13 @@ func proveBypass(b *bench) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	list := filepath.Join(w.Dir, "resolvers.txt")
-	if err := os.WriteFile(list, []byte(listedName+"\n"+listedAddr+"\n"), 0o644); err != nil {
-		return err
+	lists := "lists:\n"
+	for format, entry := range map[string]string{"domains": listedName, "ips": listedAddr} {
+		file := filepath.Join(w.Dir, "resolvers-"+format)
+		if err := os.WriteFile(file, []byte(entry+"\n"), 0o644); err != nil {
+			return err
+		}
+		lists += fmt.Sprintf("  - {id: resolvers-%s, category: SECUREDNS, format: %s, path: %q}\n", format, format, file)
 	}
 	modes := []string{"up", "run"}
 	if b.small {
@@ -135,7 +149,7 @@ func proveBypass(b *bench) (err error) {
 	}
 	for _, mode := range modes {
 		for _, p := range bypassPolicies() {
-			if err := b.bypassColumn(w, mode, p, list); err != nil {
+			if err := b.bypassColumn(w, mode, p, lists); err != nil {
 				return fmt.Errorf("%s, %s: %w", mode, p.name, err)
 			}
 		}
@@ -146,11 +160,9 @@ func proveBypass(b *bench) (err error) {
 	return nil
 }
 
-func (b *bench) bypassColumn(w *dnsWorld, mode string, p bypassPolicy, list string) error {
-	text := fmt.Sprintf("version: 1\n%sfilter: {defaultAction: permit, %s}\ndns: {blockStyle: %s, noAssignedNameservers: true, nameservers: [%q]}\n",
-		p.extra, p.filter, "nxdomain", "dns://"+chosenAddr)
-	text += fmt.Sprintf("lists:\n  - {id: resolvers, category: SECUREDNS, path: %q}\n", list)
-	g, err := started(w.Lab, mode, text)
+func (b *bench) bypassColumn(w *dnsWorld, mode string, p bypassPolicy, lists string) error {
+	g, err := started(w.Lab, mode, fmt.Sprintf("version: 1\n%sfilter: {defaultAction: permit, %s}\ndns: {blockStyle: %s, noAssignedNameservers: true, nameservers: [%q]}\n%s",
+		p.extra, p.filter, cmp.Or(p.style, "nxdomain"), "dns://"+chosenAddr, lists))
 	if err != nil {
 		return err
 	}
