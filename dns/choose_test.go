@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -247,6 +248,39 @@ func TestConfigureKeeps(t *testing.T) {
 		change(&other)
 		if config.equal(other) || !other.equal(other) {
 			t.Errorf("change %d is not seen", i)
+		}
+	}
+}
+
+// TestMoved: what another network's nameservers said is not served, nor is what they say late.
+func TestMoved(t *testing.T) {
+	release := make(chan struct{})
+	var value atomic.Value
+	value.Store("10.0.0.1")
+	up := newUpstream(t, func(q *mdns.Msg, _ []byte, _ netip.AddrPort, send func([]byte)) {
+		b := packed(t, respond(t, q, mdns.RcodeSuccess, q.Question[0].Name+" 3600 IN A "+value.Load().(string)))
+		if strings.HasPrefix(q.Question[0].Name, "late.") && value.Load() == "10.0.0.1" {
+			go func() { <-release; send(b) }()
+			return
+		}
+		send(b)
+	}, nil)
+	r := newRig(t, nil, up.resolver())
+	if got := values(r.query(t, ask("v.example", mdns.TypeA))); got != "10.0.0.1" {
+		t.Fatalf("got %s", got)
+	}
+	late := make(chan string)
+	go func() { late <- values(r.query(t, ask("late.example", mdns.TypeA))) }()
+	eventually(t, "the late one is asked", func() bool { return up.queries.Load() == 2 })
+	r.Moved()
+	close(release)
+	if got := <-late; got != "10.0.0.1" {
+		t.Fatalf("got %s", got)
+	}
+	value.Store("10.0.0.2")
+	for _, name := range []string{"v.example", "late.example"} {
+		if got := values(r.query(t, ask(name, mdns.TypeA))); got != "10.0.0.2" {
+			t.Errorf("%s: got %s of the network before", name, got)
 		}
 	}
 }

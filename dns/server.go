@@ -190,6 +190,16 @@ func (s *Server) Configure(c Config) {
 	}
 }
 
+// Moved forgets what was answered so far, also what is being asked right now: this machine is in
+// another network, where the same addresses may be other nameservers, or a captive portal has let
+// it out, whose answers were false.
+func (s *Server) Moved() {
+	s.mu.Lock()
+	s.upstream.renew()
+	s.mu.Unlock()
+	s.Flush()
+}
+
 func (s *Server) keepStale(c Config) {
 	if c.UseStale {
 		s.resolver.cache.keepStale(maxStale)
