@@ -4,6 +4,7 @@ import (
 	"hash/maphash"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/gaissmai/bart"
 )
@@ -15,7 +16,20 @@ type snapshot struct {
 	prefixes *bart.Table[uint32] // -> the first row, from 1
 	rows     []row
 	geo      *geo
+
+	seed maphash.Seed
+	hot  []atomic.Pointer[hotStamp]
 }
+
+// hotStamp is what is known of a name and an address that are on lists: programs ask for the same
+// ones again and again, and what they get need not be made anew.
+type hotStamp struct {
+	domain string
+	addr   netip.Addr
+	stamp  *Stamp
+}
+
+const hotStamps = 1 << 12
 
 // row is one list that has a prefix.
 type row struct {
@@ -27,7 +41,7 @@ type row struct {
 // newSnapshot merges the entries of the lists; old, which may be nil, lends what has not
 // changed.
 func newSnapshot(seed maphash.Seed, lists []*list, g *geo, old *snapshot) *snapshot {
-	s := &snapshot{lists: lists, geo: g}
+	s := &snapshot{lists: lists, geo: g, seed: seed, hot: make([]atomic.Pointer[hotStamp], hotStamps)}
 	if old != nil && slices.EqualFunc(old.lists, lists, func(a, b *list) bool { return a.entries == b.entries }) {
 		s.names, s.prefixes, s.rows = old.names, old.prefixes, old.rows
 		return s
@@ -53,6 +67,13 @@ func (s *snapshot) stamp(domain string, cnames []string, addr netip.Addr) *Stamp
 	if !addr.IsValid() && s.prefixes.Size() > 0 {
 		known = s.geo.nowhere
 	}
+	var slot *atomic.Pointer[hotStamp]
+	if len(cnames) == 0 {
+		slot = &s.hot[maphash.String(s.seed, domain)&(hotStamps-1)]
+		if h := slot.Load(); h != nil && h.domain == domain && h.addr == addr {
+			return h.stamp
+		}
+	}
 	found := s.nameMatches(nil, domain, false)
 	for _, name := range cnames {
 		found = s.nameMatches(found, name, true)
@@ -63,6 +84,9 @@ func (s *snapshot) stamp(domain string, cnames []string, addr netip.Addr) *Stamp
 	}
 	full := *known
 	full.Lists = found
+	if slot != nil {
+		slot.Store(&hotStamp{domain, addr, &full})
+	}
 	return &full
 }
 
