@@ -71,12 +71,19 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err := d.check(to.Addr()); err != nil {
 		return nil, err
 	}
-	nd := net.Dialer{Control: d.control}
-	c, err := nd.DialContext(ctx, network, to.String())
+	c, err := d.dialContext(ctx, network, to)
 	if err != nil {
 		return nil, classify(err)
 	}
 	return c, nil
+}
+
+func (d *Dialer) dialContext(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error) {
+	if network == "udp" && to.Addr().Zone() == "" {
+		return d.dialUDP(ctx, to)
+	}
+	nd := net.Dialer{Control: d.control}
+	return nd.DialContext(ctx, network, to.String())
 }
 
 // ListenPacket opens an unconnected UDP socket, for questions to many at once. Who reads from it

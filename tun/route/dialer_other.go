@@ -31,3 +31,13 @@ func (d *Dialer) dialTCP(ctx context.Context, source netip.Addr, remote netip.Ad
 	}
 	return &TCPConn{TCPConn: c}, nil
 }
+
+// dialUDP connects a socket.
+func (d *Dialer) dialUDP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	nd := net.Dialer{}
+	c, err := nd.DialUDP(ctx, "udp", netip.AddrPort{}, to)
+	if err != nil {
+		return nil, err // not a nil pointer in an interface
+	}
+	return c, nil
+}
