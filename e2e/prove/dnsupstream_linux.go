@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"gatun/e2e/lab"
@@ -38,7 +39,81 @@ func proveDNSPeers(b *bench) (err error) {
 			return err
 		}
 	}
+	return errors.Join(b.wrongNames(w, g), b.strict(w, g))
+}
+
+// peerURLs are the resolver URLs of a peer, by transport.
+func (b *bench) peerURLs(p dnsPeer) map[string]string {
+	urls := map[string]string{"dns": p.url("dns"), "tcp": p.url("tcp")}
+	if !b.small {
+		urls["dns6"] = p.url("dns6")
+	}
+	if p.dot != 0 {
+		urls["dot"], urls["doh"] = p.url("dot"), p.url("doh")
+	}
+	if p.name == "unbound" {
+		urls["doq"] = fmt.Sprintf("doq://%s:853?verify=peer.example.org", forwarderAddr)
+		urls["h3"] = fmt.Sprintf("h3://%s:8443/dns-query?verify=peer.example.org", forwarderAddr)
+	}
+	return urls
+}
+
+// wrongNames gives the encrypted resolvers a name that their certificate does not have: nothing may
+// be asked of them. The same URLs with the right name were answered above.
+func (b *bench) wrongNames(w *dnsWorld, g *lab.Gatun) error {
+	for scheme, url := range b.peerURLs(w.peers["unbound"]) {
+		wrong := strings.Replace(url, "peer.example.org", "peer.example.invalid", 1)
+		if wrong == url {
+			continue
+		}
+		answer, clear, err := w.askOnce(g, upstreams(wrong), "wrong-"+scheme+".wild.kinds.example.")
+		if err != nil {
+			return err
+		}
+		b.figure("another name in the certificate, "+scheme, fmt.Sprintf("%s, %d packets in clear text", answer, clear), answer == "SERVFAIL" && clear == 0)
+	}
 	return nil
+}
+
+// strict has only resolvers that are dead and encrypted, beside the system's, which answers in
+// clear text: it must not be asked. It is where the dead one is a plain one.
+func (b *bench) strict(w *dnsWorld, g *lab.Gatun) error {
+	allowed := func(urls ...string) string {
+		return strings.Replace(upstreams(urls...), "noAssignedNameservers: true", "noAssignedNameservers: false", 1)
+	}
+	dead := "198.51.100.69" // in the server's namespace, where nobody listens
+	answer, clear, err := w.askOnce(g, allowed("dot://"+dead+"?verify=peer.example.org", "doh://"+dead+"/dns-query?verify=peer.example.org"), "strict.example.org.")
+	if err != nil {
+		return err
+	}
+	b.figure("only encrypted resolvers, all dead", fmt.Sprintf("%s, %d packets in clear text", answer, clear), answer == "SERVFAIL" && clear == 0)
+	answer, clear, err = w.askOnce(g, allowed("dns://"+dead), "loose.example.org.")
+	if err != nil {
+		return err
+	}
+	b.figure("control: a plain resolver, dead", fmt.Sprintf("%s, %d packets in clear text", answer, clear), answer == "NOERROR" && clear > 0)
+	return nil
+}
+
+// askOnce puts a configuration in place, asks for one name and returns the rcode, and how many
+// packets went to port 53 meanwhile.
+func (w *dnsWorld) askOnce(g *lab.Gatun, config, name string) (rcode string, clear int, err error) {
+	if err := reconfigure(w.Lab, g, config); err != nil {
+		return "", 0, err
+	}
+	if err := w.ResetCounters(); err != nil {
+		return "", 0, err
+	}
+	r, err := w.exchange(g.Program, queries(1, name), w.peers["unbound"].at4().String(), "-timeout", "6s")
+	if err != nil {
+		return "", 0, err
+	}
+	rcode = r["0"].Error
+	if list, err := sortedMessages(r["0"]); err == nil && len(list) == 1 {
+		rcode = rcodeName(list[0].rcode())
+	}
+	clear, err = w.Count(lab.Match{Port: 53})
+	return rcode, clear, err
 }
 
 // peerCore asks one nameserver over each of its transports.
@@ -52,17 +127,7 @@ func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 	if err != nil {
 		return err
 	}
-	urls := map[string]string{"dns": p.url("dns"), "tcp": p.url("tcp")}
-	if !b.small {
-		urls["dns6"] = p.url("dns6")
-	}
-	if p.dot != 0 {
-		urls["dot"], urls["doh"] = p.url("dot"), p.url("doh")
-	}
-	if p.name == "unbound" {
-		urls["doq"] = fmt.Sprintf("doq://%s:853?verify=peer.example.org", forwarderAddr)
-		urls["h3"] = fmt.Sprintf("h3://%s:8443/dns-query?verify=peer.example.org", forwarderAddr)
-	}
+	urls := b.peerURLs(p)
 	for _, scheme := range slices.Sorted(maps.Keys(urls)) {
 		what := p.name + " over " + scheme
 		if err := reconfigure(w.Lab, g, upstreams(urls[scheme])); err != nil {
