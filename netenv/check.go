@@ -171,9 +171,7 @@ func (m *Monitor) SetProbe(p Probe) {
 	}
 	m.publish()
 	m.mu.Unlock()
-	if other {
-		wake(m.heard.doubt)
-	}
+	wake(m.rouse)
 }
 
 // forget makes the next check the first one. m.mu is held.
@@ -211,6 +209,7 @@ func (m *Monitor) explore(ctx context.Context) {
 		case <-ctx.Done():
 			timer.Stop()
 			return
+		case <-m.rouse: // another check may be due
 		case <-m.heard.doubt:
 			m.doubted()
 		case <-wait:

@@ -52,6 +52,7 @@ type Monitor struct {
 	current atomic.Pointer[Snapshot]
 	changed chan struct{}
 	kick    chan struct{} // look again
+	rouse   chan struct{} // when the next check is due has changed
 	heard   hearing
 	closing sync.Once
 
@@ -72,7 +73,7 @@ func New(o Options) (*Monitor, error) {
 
 // start makes a Monitor of a source.
 func start(src source, o Options) (*Monitor, error) {
-	m := &Monitor{src: src, log: o.Logger, system: o.System, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1),
+	m := &Monitor{src: src, log: o.Logger, system: o.System, changed: make(chan struct{}, 1), kick: make(chan struct{}, 1), rouse: make(chan struct{}, 1),
 		heard: hearing{now: time.Now, doubt: make(chan struct{}, 1)}, reach: reachable{probe: o.Probe}}
 	if m.log == nil {
 		m.log = zap.NewNop()
@@ -164,15 +165,16 @@ func (m *Monitor) refresh() error {
 	if s.sameNetwork(m.network) {
 		return nil
 	}
-	other := s.elsewhere(m.network)
+	other, vpn := s.elsewhere(m.network), s.VPN != m.network.VPN
 	m.network = s
-	if other {
+	switch {
+	case other:
 		m.forget()
-	} else {
+	case vpn: // but no container that came, and no MAC that was learnt
 		m.reach.pace.asked = true
 	}
 	m.publish()
-	wake(m.heard.doubt)
+	wake(m.rouse)
 	return nil
 }
 
