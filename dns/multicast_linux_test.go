@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -389,13 +390,13 @@ func TestMulticastLies(t *testing.T) {
 			return said{lie(q, nil, q.Question[0].Name+" 10 IN A "+bad), "198.51.100.1:5353"}
 		},
 	}
-	var control bool
+	var control atomic.Bool
 	n.respond(n.left, "udp4", func(q *mdns.Msg) []said {
 		if q.Question[0].Qtype != mdns.TypeA {
 			return nil
 		}
 		what := strings.ReplaceAll(strings.TrimSuffix(q.Question[0].Name, ".local."), "-", " ")
-		if control { // the same lie, told as a truth would be
+		if control.Load() { // the same lie, told as a truth would be
 			return []said{{msg: lie(q, nil, q.Question[0].Name+" 10 IN A "+bad)}}
 		}
 		truth := lie(q, nil, "other.local. 10 IN A "+bad, q.Question[0].Name+" 10 IN A 10.77.1.2")
@@ -411,7 +412,7 @@ func TestMulticastLies(t *testing.T) {
 	if name := r.memory.Display(netip.MustParseAddr(bad)); name != "" {
 		t.Errorf("the lie is remembered as %s", name)
 	}
-	control = true
+	control.Store(true)
 	if reply := r.query(t, ask("control.local", mdns.TypeA)); values(reply) != bad {
 		t.Errorf("positive control: got %v", reply)
 	}

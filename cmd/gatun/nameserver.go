@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"sync"
 
@@ -8,6 +9,7 @@ import (
 	"gatun/config"
 	"gatun/dns"
 	"gatun/firewall"
+	"gatun/netenv"
 	"gatun/network"
 	"gatun/profiles"
 )
@@ -115,4 +117,10 @@ func parseResolvers(texts []string) (list []dns.Resolver) {
 		}
 	}
 	return list
+}
+
+// whereabouts says where this machine is, as far as it matters for what nameservers answer: behind
+// which routers, and whether a captive portal holds it.
+func whereabouts(s netenv.Snapshot) string {
+	return fmt.Sprint(s.Gateways, s.Online == netenv.Portal)
 }

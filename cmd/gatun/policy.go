@@ -212,6 +212,7 @@ func (e *engine) keepTime(ctx context.Context) error {
 	if e.opt.networks != nil {
 		networks = e.opt.networks.Changed()
 	}
+	place := whereabouts(e.environment())
 	for {
 		timer := time.NewTimer(e.untilNext(time.Now()))
 		select {
@@ -220,6 +221,10 @@ func (e *engine) keepTime(ctx context.Context) error {
 			return nil
 		case <-e.wake:
 		case <-networks:
+			if now := whereabouts(e.environment()); now != place {
+				place = now
+				e.server.Moved()
+			}
 			e.rejudge()
 			e.stateChanged() // be it online or not
 		case <-timer.C:
