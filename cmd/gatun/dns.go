@@ -48,14 +48,14 @@ func printNameserver(w io.Writer, st api.NameserverStatus) error {
 		case r.Failing:
 			state = "FAILING: " + printableName(r.Error)
 		case r.Error != "":
-			state = fmt.Sprintf("%d failures: %s", r.Failures, printableName(r.Error))
+			state = fmt.Sprintf("%s: %s", counted(r.Failures, "failure"), printableName(r.Error))
 		}
 		if r.LatencyMS > 0 {
 			latency = milliseconds(r.LatencyMS)
 		}
 		_, _ = fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", printableName(r.URL), r.Source, state, latency)
 	}
-	_, _ = fmt.Fprintf(t, "\ncache\t%d entries, %d KiB\n", st.Cache.Entries, (st.Cache.Bytes+1023)>>10)
+	_, _ = fmt.Fprintf(t, "\ncache\t%s, %d KiB\n", counted(st.Cache.Entries, "entry"), (st.Cache.Bytes+1023)>>10)
 	for _, k := range slices.Sorted(maps.Keys(st.Counters)) {
 		_, _ = fmt.Fprintf(t, "%s\t%d\n", k, st.Counters[k])
 	}
@@ -148,15 +148,23 @@ func printDNSAnswer(w io.Writer, a api.DNSAnswer) error {
 	return nil
 }
 
+// counted is a number of things.
+func counted(n int, thing string) string {
+	if stem, found := strings.CutSuffix(thing, "y"); found && n != 1 {
+		return fmt.Sprintf("%d %sies", n, stem)
+	}
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
 // answerText sums up what came back.
 func answerText(a api.DNSAnswer) string {
 	if a.Rcode == "" {
 		return ""
 	}
-	text := fmt.Sprintf("%s, %d records", a.Rcode, len(a.Records))
-	if len(a.Records) == 1 {
-		text = a.Rcode + ", 1 record"
-	}
+	text := a.Rcode + ", " + counted(len(a.Records), "record")
 	if a.TTL > 0 {
 		text += fmt.Sprintf(", for %s", time.Duration(a.TTL)*time.Second)
 	}
@@ -190,7 +198,7 @@ func dnsCacheCommand(p *places) *cobra.Command {
 				return printJSON(c.OutOrStdout(), list)
 			}
 			if n := len(list.Entries); n < list.Total {
-				_, _ = fmt.Fprintf(c.ErrOrStderr(), "%d of %d entries; --limit shows more\n", n, list.Total)
+				_, _ = fmt.Fprintf(c.ErrOrStderr(), "%d of %s; --limit shows more\n", n, counted(list.Total, "entry"))
 			}
 			return printCached(c.OutOrStdout(), list.Entries)
 		},
@@ -239,7 +247,7 @@ func dnsFlushCommand(p *places) *cobra.Command {
 			if asJSON {
 				return printJSON(c.OutOrStdout(), done)
 			}
-			_, err := fmt.Fprintf(c.ErrOrStderr(), "%d answers forgotten\n", done.Flushed)
+			_, err := fmt.Fprintf(c.ErrOrStderr(), "%s forgotten\n", counted(done.Flushed, "answer"))
 			return err
 		},
 	}

@@ -83,7 +83,7 @@ func (r *resolving) Forget(name string) int {
 func TestDNSStatusCommand(t *testing.T) {
 	s := newStation(t)
 	out := s.want(0, "", "dns")
-	for _, want := range []string{"dot://192.0.2.53?verify=dns.example", "configured", "12.34ms", "FAILING: timeout", "1 failures: refused", "3 entries, 4 KiB", "misses"} {
+	for _, want := range []string{"dot://192.0.2.53?verify=dns.example", "configured", "12.34ms", "FAILING: timeout", "1 failure: refused", "3 entries, 4 KiB", "misses"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

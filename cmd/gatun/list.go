@@ -67,7 +67,7 @@ func printLists(w io.Writer, all api.FilterLists) error {
 	}
 	for _, l := range all.Lists { // what they left out is said where it is not the normal case
 		if l.Invalid+l.Refused > 0 {
-			_, _ = fmt.Fprintf(w, "%s: %d lines cannot be read, %d names or networks are too large for a list\n", l.ID, l.Invalid, l.Refused)
+			_, _ = fmt.Fprintf(w, "%s: %s cannot be read, %s too large for a list\n", l.ID, counted(l.Invalid, "line"), counted(l.Refused, "entry"))
 		}
 	}
 	return nil
@@ -157,7 +157,7 @@ func (u *listUpdate) all(ctx context.Context, ids []string) error {
 	}
 	u.progress("")
 	if u.terminal && len(u.failures) == 0 {
-		_, _ = fmt.Fprintf(u.talk, "%d filter lists are up to date\n", len(u.done.Lists))
+		_, _ = fmt.Fprintf(u.talk, "%s up to date\n", counted(len(u.done.Lists), "filter list"))
 	}
 	return nil
 }

@@ -62,7 +62,7 @@ func TestListStatusCommand(t *testing.T) {
 	s := newStation(t)
 	for _, args := range [][]string{{"list"}, {"list", "status"}} {
 		out := s.want(0, "", args...)
-		for _, want := range []string{"ads  TRAC", "91168", "ERROR: 404 Not Found; the last good copy", "warning: 9 of 10", "not fetched yet", "country", "https://lists.example/mal.txt", "odd: 9 lines"} {
+		for _, want := range []string{"ads  TRAC", "91168", "ERROR: 404 Not Found; the last good copy", "warning: 9 of 10", "not fetched yet", "country", "https://lists.example/mal.txt", "odd: 9 lines cannot be read, 0 entries too large"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%v: no %q in\n%s", args, want, out)
 			}
@@ -105,7 +105,7 @@ func TestListUpdateShowsProgress(t *testing.T) {
 	if err := u.all(t.Context(), nil); err != nil || u.result() != nil {
 		t.Fatal(err, u.result())
 	}
-	if got := talk.String(); got != "\r\x1b[K1 of 1: ads\r\x1b[K1 filter lists are up to date\n" {
+	if got := talk.String(); got != "\r\x1b[K1 of 1: ads\r\x1b[K1 filter list up to date\n" {
 		t.Errorf("got %q", got)
 	}
 }
