@@ -179,6 +179,12 @@ func TestEqualsUnbound(t *testing.T) {
 		{"edns 1232", "udp", func(m *mdns.Msg) { m.SetEdns0(1232, false) }},
 		{"edns 4096", "udp", func(m *mdns.Msg) { m.SetEdns0(4096, false) }},
 		{"edns 512 do", "udp", func(m *mdns.Msg) { m.SetEdns0(512, true) }},
+		{"cookie", "udp", func(m *mdns.Msg) {
+			m.SetEdns0(1232, false)
+			m.IsEdns0().Option = append(m.IsEdns0().Option, &mdns.EDNS0_COOKIE{Code: mdns.EDNS0COOKIE, Cookie: "0123456789abcdef"})
+		}},
+		{"not recursive", "udp", func(m *mdns.Msg) { m.RecursionDesired = false }},
+		{"AD", "udp", func(m *mdns.Msg) { m.AuthenticatedData = true }},
 		{"tcp edns cd", "tcp", func(m *mdns.Msg) { m.SetEdns0(1232, false); m.CheckingDisabled = true }},
 	}
 	questions := []mdns.Question{
@@ -187,6 +193,9 @@ func TestEqualsUnbound(t *testing.T) {
 		{Name: "peer.test.", Qtype: mdns.TypeCAA}, {Name: "txt.peer.test.", Qtype: mdns.TypeTXT}, {Name: "svc.peer.test.", Qtype: mdns.TypeHTTPS},
 		{Name: "_sip._tcp.peer.test.", Qtype: mdns.TypeSRV}, {Name: "no.peer.test.", Qtype: mdns.TypeA}, {Name: "many.peer.test.", Qtype: mdns.TypeA},
 		{Name: "toomany.peer.test.", Qtype: mdns.TypeA}, {Name: "bigtxt.peer.test.", Qtype: mdns.TypeTXT}, {Name: "4.2.0.192.in-addr.arpa.", Qtype: mdns.TypePTR},
+		{Name: "www.peer.test.", Qtype: mdns.TypeANY}, {Name: "no.peer.test.", Qtype: mdns.TypeANY}, {Name: "svc.peer.test.", Qtype: mdns.TypeA},
+		{Name: "peer.test.", Qtype: mdns.TypeNS}, {Name: "peer.test.", Qtype: mdns.TypeDNSKEY}, {Name: "www.peer.test.", Qtype: 65400},
+		{Name: "_dns.www.peer.test.", Qtype: mdns.TypeSVCB}, {Name: "a\\.b.peer.test.", Qtype: mdns.TypeA},
 		{Name: "www.peer.test.", Qtype: mdns.TypeAXFR}, {Name: "www.peer.test.", Qtype: mdns.TypeOPT}, {Name: "www.peer.test.", Qtype: mdns.TypeMAILA},
 	}
 	cells := 0
