@@ -35,6 +35,7 @@ func TestSpecifiedBehaviours(t *testing.T) {
 		"appears":   cmdAppears,   // appears PATTERN: a file of the state directory, within 5 s; it is printed
 		"api":       cmdAPI,       // api [-CURL-FLAG VALUE]… PATH: curl over the daemon's socket
 		"importers": cmdImporters, // importers OS PACKAGE: who imports it there, one per line
+		"online":    cmdOnline,    // online STATE: status says so, or does within 30 s; it is printed
 		"drawn":     cmdDrawn,     // drawn STAGE: the deciders of the last `why --json` are those of docs/decision-flow.svg, in that order
 	})
 	testscript.Run(t, p)
@@ -217,6 +218,20 @@ func cmdImporters(ts *testscript.TestScript, _ bool, args []string) {
 			_, _ = fmt.Fprintln(ts.Stdout(), f[0])
 		}
 	}
+}
+
+func cmdOnline(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 1, "online STATE")
+	var out []byte
+	err := lab.Wait(30*time.Second, "online is "+args[0], func() (ok bool, err error) {
+		var s struct{ Online string }
+		if out, err = of(ts).gatun.Client("status", "--json"); err == nil {
+			err = json.Unmarshal(out, &s)
+		}
+		return s.Online == args[0], err
+	})
+	_, _ = ts.Stdout().Write(out)
+	ts.Check(err)
 }
 
 func cmdDrawn(ts *testscript.TestScript, _ bool, args []string) {

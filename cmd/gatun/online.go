@@ -75,6 +75,7 @@ func (e *engine) inquired(err error) {
 // systemNames is what netenv asks for the system's nameservers.
 func systemNames(s *dns.System) func() ([]netip.Addr, []string) {
 	return func() (addrs []netip.Addr, suffixes []string) {
+		s.Refresh() // it is asked because something has changed
 		for _, r := range s.Resolvers() {
 			addrs = append(addrs, r.Addr.Addr())
 		}
@@ -84,10 +85,7 @@ func systemNames(s *dns.System) func() ([]netip.Addr, []string) {
 
 // keepNameservers looks at the networks again when the files with their nameservers change.
 func (e *engine) keepNameservers(ctx context.Context) error {
-	err := config.Watch(ctx, e.system.Paths(), func() {
-		e.system.Refresh()
-		e.opt.networks.Look()
-	})
+	err := config.Watch(ctx, e.system.Paths(), e.opt.networks.Look)
 	if err != nil { // they are read again with the next change of the network
 		e.opt.log.Warn("changes of the system's nameservers are not noticed at once", zap.Error(err))
 	}
@@ -105,19 +103,22 @@ func (e *engine) online(s *api.Status) {
 
 // networksModule says how the networks are, and calls the person to a captive portal.
 func (e *engine) networksModule(s *api.Status) status.Module {
-	m := status.Module{Name: "networks", Message: "rated " + s.Rating + " by " + s.RatingOrigin + "; " + s.Online}
 	if e.opt.networks == nil {
-		m.State, m.Message = status.Warning, "nothing is known of the networks: rating rules about them do not hold"
-		return m
+		return status.Module{Name: "networks", State: status.Warning, Message: "nothing is known of the networks: rating rules about them do not hold"}
 	}
-	switch e.environment().Online {
-	case netenv.Portal:
+	return networksModule(s)
+}
+
+func networksModule(s *api.Status) status.Module {
+	m := status.Module{Name: "networks", Message: "rated " + s.Rating + " by " + s.RatingOrigin + "; online: " + s.Online}
+	switch s.Online {
+	case netenv.Portal.String():
 		m.State, m.Message = status.Warning, "a captive portal holds this network back: log in at "+s.Portal
-	case netenv.Offline:
+	case netenv.Offline.String():
 		m.State, m.Message = status.Info, "offline: no network"
-	case netenv.Limited:
+	case netenv.Limited.String():
 		m.State, m.Message = status.Info, "limited: nothing in the Internet answers"
-	case netenv.SemiOnline:
+	case netenv.SemiOnline.String():
 		m.State, m.Message = status.Info, "semi-online: connections work, but names are not resolved or the page of network/onlineCheck is out of reach"
 	}
 	return m
