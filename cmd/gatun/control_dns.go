@@ -108,15 +108,20 @@ func (c nameControl) Cached(name string) []api.CachedAnswer {
 	return list
 }
 
-// bareName writes a name as the cache has it.
-func bareName(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+// bareName writes a name as the cache has it; "" is the root, with all names below it.
+func bareName(name string) string {
+	if host, ok := hostName(name); ok {
+		return host
+	}
+	return strings.ToLower(strings.TrimSuffix(name, "."))
+}
 
 // Forget implements api.Names.
 func (c nameControl) Forget(name string) int {
-	if name == "" {
+	if name = bareName(name); name == "" {
 		return c.server.Flush()
 	}
-	return c.server.FlushName(bareName(name))
+	return c.server.FlushName(name)
 }
 
 // dnsRecords are the nameserver's part of the virtual database. What changes with every query is

@@ -115,7 +115,7 @@ func TestCacheAndItsRecords(t *testing.T) {
 		{Name: "www.example.org", Type: "TXT", Shared: true},
 	}}
 	c := nameControl{a}
-	for name, want := range map[string]int{"": 4, "example.org": 3, "Example.ORG.": 3, "www.example.org": 1, "xample.org": 0} {
+	for name, want := range map[string]int{"": 4, "example.org": 3, "Example.ORG.": 3, "www.example.org": 1, "xample.org": 0, ".": 4} {
 		if got := c.Cached(name); len(got) != want {
 			t.Errorf("%q: got %+v, want %d", name, got, want)
 		}
@@ -123,7 +123,8 @@ func TestCacheAndItsRecords(t *testing.T) {
 	if got := c.Cached("example.org"); got[0].Scope != "configured" || got[1].Scope != "profile, configured" {
 		t.Errorf("got %+v", got)
 	}
-	if c.Forget("") != 9 || c.Forget("Example.org.") != 1 || !slices.Equal(a.gone, []string{"all", "example.org"}) {
+	if c.Forget("") != 9 || c.Forget(".") != 9 || c.Forget("Example.org.") != 1 || c.Forget("bücher.example") != 1 ||
+		!slices.Equal(a.gone, []string{"all", "all", "example.org", "xn--bcher-kva.example"}) {
 		t.Errorf("flushed %v", a.gone)
 	}
 	st := c.Nameserver()

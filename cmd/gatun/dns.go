@@ -225,9 +225,9 @@ func printCached(w io.Writer, list []api.CachedAnswer) error {
 	return t.Flush()
 }
 
-// recordData is a record without what the row says already: its name, its lifetime and its class.
+// recordData is a record without what the row says already: its name, lifetime, class and type.
 func recordData(r string) string {
-	fields := strings.SplitN(recordText(r), " ", 4)
+	fields := strings.SplitN(recordText(r), " ", 5)
 	return fields[len(fields)-1]
 }
 

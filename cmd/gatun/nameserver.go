@@ -1,7 +1,7 @@
 package main
 
 import (
-	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
@@ -119,8 +119,26 @@ func parseResolvers(texts []string) (list []dns.Resolver) {
 	return list
 }
 
-// whereabouts says where this machine is, as far as it matters for what nameservers answer: behind
+// whereabouts is where this machine is, as far as it matters for what nameservers answer: behind
 // which routers, and whether a captive portal holds it.
-func whereabouts(s netenv.Snapshot) string {
-	return fmt.Sprint(s.Gateways, s.Online == netenv.Portal)
+type whereabouts struct {
+	gateways []netenv.Gateway
+	portal   bool
+}
+
+// moved takes over what is known now, and reports whether that is another place. A router has the
+// same MAC until another one is seen: it is unknown before the first packet, and again when the
+// neighbour table forgets it.
+func (w *whereabouts) moved(s netenv.Snapshot) bool {
+	now := whereabouts{slices.Clone(s.Gateways), s.Online == netenv.Portal}
+	same := now.portal == w.portal && slices.EqualFunc(now.gateways, w.gateways, func(a, b netenv.Gateway) bool {
+		return a.Addr == b.Addr && a.Interface == b.Interface && (a.MAC == b.MAC || a.MAC == "" || b.MAC == "")
+	})
+	for i := range now.gateways {
+		if same && now.gateways[i].MAC == "" {
+			now.gateways[i].MAC = w.gateways[i].MAC
+		}
+	}
+	*w = now
+	return !same
 }

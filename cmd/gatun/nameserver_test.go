@@ -123,14 +123,30 @@ func TestWhereabouts(t *testing.T) {
 	same.At, same.Interfaces, same.Online = time.Now(), []netenv.Interface{{Name: "docker0"}}, netenv.Online
 	portal := home
 	portal.Online = netenv.Portal
-	if whereabouts(home) != whereabouts(same) {
-		t.Error("a new interface is another place")
+	var place whereabouts
+	steps := func(list ...netenv.Snapshot) (moved bool) {
+		place = whereabouts{}
+		for _, s := range list {
+			moved = place.moved(s)
+		}
+		return moved
+	}
+	unknown := gateway("192.168.1.1", "")
+	for what, list := range map[string][]netenv.Snapshot{
+		"a new interface": {home, same}, "a MAC that was learnt": {unknown, home}, "a MAC that was forgotten": {home, unknown}, "and learnt again": {home, unknown, home},
+	} {
+		if steps(list...) {
+			t.Errorf("%s is another place", what)
+		}
+	}
+	if !steps(home, unknown, gateway("192.168.1.1", "02:00:00:00:00:02")) {
+		t.Error("a router that comes after another one was forgotten is the same place")
 	}
 	for what, s := range map[string]netenv.Snapshot{
 		"another router of the same address": gateway("192.168.1.1", "02:00:00:00:00:02"), "another address": gateway("192.168.1.2", "02:00:00:00:00:01"),
 		"a portal": portal, "no router": {},
 	} {
-		if whereabouts(home) == whereabouts(s) {
+		if !steps(home, s) {
 			t.Errorf("%s is the same place", what)
 		}
 	}

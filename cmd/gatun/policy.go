@@ -212,7 +212,8 @@ func (e *engine) keepTime(ctx context.Context) error {
 	if e.opt.networks != nil {
 		networks = e.opt.networks.Changed()
 	}
-	place := whereabouts(e.environment())
+	var place whereabouts
+	place.moved(e.environment())
 	for {
 		timer := time.NewTimer(e.untilNext(time.Now()))
 		select {
@@ -221,8 +222,7 @@ func (e *engine) keepTime(ctx context.Context) error {
 			return nil
 		case <-e.wake:
 		case <-networks:
-			if now := whereabouts(e.environment()); now != place {
-				place = now
+			if place.moved(e.environment()) {
 				e.server.Moved()
 			}
 			e.rejudge()
