@@ -31,10 +31,11 @@ type answer struct {
 	authority []mdns.RR
 	addrs     []netip.Addr
 	cnames    []string
-	lifetime  time.Duration // 0: not to be cached
-	note      string        // why it failed, for people
-	from      string        // who answered, for people
-	blockedBy string        // the resolver that says it blocks the name
+	lifetime  time.Duration   // 0: not to be cached
+	note      string          // why it failed, for people
+	ede       *mdns.EDNS0_EDE // what the upstream said of it
+	from      string          // who answered, for people
+	blockedBy string          // the resolver that says it blocks the name
 	told      *network.Answered
 
 	body   []byte

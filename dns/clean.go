@@ -122,7 +122,26 @@ func clean(m *mdns.Msg, q inquiry) (*answer, error) {
 		return nil, err
 	}
 	authority := proof(m.Ns, last, q.do)
-	return newAnswer(q.name, q.qtype, m.Rcode, records, authority, lifetime(m.Rcode, records, authority, q))
+	a, err := newAnswer(q.name, q.qtype, m.Rcode, records, authority, lifetime(m.Rcode, records, authority, q))
+	if err == nil {
+		a.ede = explanation(m)
+	}
+	return a, err
+}
+
+// explanation is the upstream's first Extended DNS Error (RFC 8914), such as that a signature is
+// wrong, in our own record.
+func explanation(m *mdns.Msg) *mdns.EDNS0_EDE {
+	opt := m.IsEdns0()
+	if opt == nil {
+		return nil
+	}
+	for _, o := range opt.Option {
+		if e, ok := o.(*mdns.EDNS0_EDE); ok {
+			return &mdns.EDNS0_EDE{InfoCode: e.InfoCode, ExtraText: cut(oneLineText(e.ExtraText), maxReason)}
+		}
+	}
+	return nil
 }
 
 // chain follows the aliases from the asked name. It returns the records on the way, in order,

@@ -341,6 +341,8 @@ func (s *Server) permit(q *Query, f found, d network.Decision, remove []netip.Ad
 		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeCachedError, ExtraText: f.answer.note}
 	case f.stale && rep.ede == nil:
 		rep.ede = &mdns.EDNS0_EDE{InfoCode: mdns.ExtendedErrorCodeStaleAnswer}
+	case rep.ede == nil:
+		rep.ede = f.answer.ede
 	}
 	if !q.Dry {
 		s.o.Memory.Remember(q.Owner, Resolved{Name: q.Name, CNAMEs: f.answer.cnames, Addrs: rep.answer.addrs, TTL: f.ttl, Local: q.local})
