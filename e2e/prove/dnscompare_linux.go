@@ -192,8 +192,8 @@ func (b *bench) compareTable(what string, rows []dnsCase, through map[string]dns
 }
 
 func shorten(list []string) string {
-	if len(list) > 12 {
-		return strings.Join(list[:12], " ") + " …"
+	if len(list) > 60 {
+		return strings.Join(list[:60], " ") + " …"
 	}
 	return strings.Join(list, " ")
 }
