@@ -93,6 +93,12 @@ type pace struct {
 	same  int       // looks since one that found something new
 	asked bool      // a hint does not fit
 	quiet bool      // looks send nothing: only hints are weighed
+
+	// Whoever can make a gateway look like another one, again and again, must not make this
+	// machine ask as often.
+	moves  int       // to other networks, without a rest of moveRest
+	moved  time.Time // the last one
+	before time.Time // the last look in another network
 }
 
 const (
@@ -103,14 +109,18 @@ const (
 	lostGap     = 30 * time.Second
 	lostPause   = 10 * time.Minute
 	onlineGap   = 5 * time.Minute
+	freeMoves   = 4 // a laptop that looks for its network
+	moveRest    = time.Minute
 )
 
 // due returns when to look, and false for not before somebody has a reason.
 func (p *pace) due(s OnlineState) (time.Time, bool) {
 	gap, pause := lostGap, lostPause
 	switch {
-	case p.last.IsZero():
+	case p.last.IsZero() && p.moves <= freeMoves:
 		return time.Time{}, true
+	case p.last.IsZero():
+		return p.before.Add(doubled(firstGap, p.moves-freeMoves, lostGap)), true
 	case p.quiet:
 		gap, pause = firstGap, 0
 	case s == Portal: // a person waits for it, who may just have logged in
@@ -134,6 +144,18 @@ func doubled(d time.Duration, times int, most time.Duration) time.Duration {
 		d *= 2
 	}
 	return min(d, most)
+}
+
+// elsewhere begins anew in another network.
+func (p *pace) elsewhere(now time.Time, quiet bool) {
+	next := pace{quiet: quiet, moves: 1, moved: now, before: p.before}
+	if !p.last.IsZero() {
+		next.before = p.last
+	}
+	if now.Sub(p.moved) < moveRest {
+		next.moves += p.moves
+	}
+	*p = next
 }
 
 // ended notes a look.
@@ -178,7 +200,8 @@ func (m *Monitor) SetProbe(p Probe) {
 func (m *Monitor) forget() {
 	r := &m.reach
 	_, asks := r.probe.parse()
-	r.pace, r.found, r.since, r.began = pace{quiet: !asks}, checked{}, m.heard.now(), time.Time{}
+	r.found, r.since, r.began = checked{}, m.heard.now(), time.Time{}
+	r.pace.elsewhere(r.since, !asks)
 	r.round++
 	if r.checking != nil {
 		r.checking()

@@ -93,6 +93,42 @@ func TestNobodyIsHammered(t *testing.T) {
 	}
 }
 
+// TestMovesAreNoHammer: a few networks in a row are each looked at, at once; a gateway that seems
+// to be another one ten times a second costs a look now and then. After a rest it is as at first.
+func TestMovesAreNoHammer(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	var p pace
+	looks := 0
+	look := func() {
+		if at, ok := p.due(Unknown); ok && !at.After(now) {
+			looks++
+			p.ended(now, true)
+		}
+	}
+	for range freeMoves {
+		now = now.Add(time.Second)
+		p.elsewhere(now, false)
+		look()
+	}
+	if looks != freeMoves {
+		t.Errorf("%d looks in %d networks", looks, freeMoves)
+	}
+	looks = 0
+	for range 10 * 3600 {
+		now = now.Add(100 * time.Millisecond)
+		p.elsewhere(now, false)
+		look()
+	}
+	if looks < 60 || looks > 150 {
+		t.Errorf("%d looks in an hour of 36000 moves", looks)
+	}
+	now = now.Add(moveRest)
+	p.elsewhere(now, false)
+	if at, ok := p.due(Unknown); !ok || at.After(now) {
+		t.Error("after a rest the next network is not looked at at once")
+	}
+}
+
 // TestPortalIsLeftSoon: while somebody is at a portal, however long it has been there, the next
 // look is not far.
 func TestPortalIsLeftSoon(t *testing.T) {

@@ -335,6 +335,31 @@ func TestGateways(t *testing.T) {
 	})
 }
 
+// A way out is a default route of any table that leads into a device that is up and not ours.
+func TestDefaultRoute(t *testing.T) {
+	l := newLab(t)
+	a, _ := l.pair("a0", "a1", "192.0.2.2/24")
+	own, _ := l.pair("own0", "own1", "198.51.100.2/24")
+	m := l.monitor(Options{Ignore: []string{"own0"}}, eventBuffer)
+	running(t, m)
+	has := func(want bool, s OnlineState) func(Snapshot) bool {
+		return func(n Snapshot) bool { return n.DefaultRoute == want && n.Online == s }
+	}
+	await(t, m, "addresses without a way out", has(false, Limited))
+	table := func(r *vnetlink.Route, table int) *vnetlink.Route { r.Table = table; return r }
+	l.must(l.nl.RouteAdd(table(defaultVia(own, "198.51.100.1", 0), 1000)))
+	l.must(l.nl.RouteAdd(&vnetlink.Route{Family: vnetlink.FAMILY_V4, Table: 1000, Priority: 9, Type: unix.RTN_UNREACHABLE, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}}))
+	silent(t, m, 60*time.Millisecond) // into our own device, and nowhere
+	l.must(l.nl.RouteAdd(table(defaultVia(a, "192.0.2.1", 5), 1000)))
+	await(t, m, "a way out in another table", has(true, Unknown))
+	l.must(l.nl.LinkSetDown(l.link("a1")))
+	await(t, m, "without carrier", has(false, Offline))
+	l.must(l.nl.LinkSetUp(l.link("a1")))
+	await(t, m, "it is back", has(true, Unknown))
+	l.must(l.nl.LinkSetDown(l.link("a0")))
+	await(t, m, "switched off", has(false, Offline))
+}
+
 // Routing daemons make next hops objects of their own, which change without their routes.
 func TestNextHopObjects(t *testing.T) {
 	l := newLab(t)
