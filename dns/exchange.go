@@ -74,19 +74,28 @@ func (u *upstream) datagram(ctx context.Context, q inquiry, form packing) (*mdns
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	m, err := askUDP(c, query, id, q)
+	buf := u.replyBuffer()
+	defer u.replies.Put(buf)
+	m, err := askUDP(c, query, id, q, buf[:])
 	if err != nil && ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
 	return m, err
 }
 
+// replyBuffer is for one datagram at a time; what is parsed holds nothing of it.
+func (u *upstream) replyBuffer() *[maxReplyUDP]byte {
+	if b, ok := u.replies.Get().(*[maxReplyUDP]byte); ok {
+		return b
+	}
+	return new([maxReplyUDP]byte)
+}
+
 // askUDP waits for the true reply until the deadline, whatever else arrives.
-func askUDP(c net.Conn, query []byte, id uint16, q inquiry) (*mdns.Msg, error) {
+func askUDP(c net.Conn, query []byte, id uint16, q inquiry, buf []byte) (*mdns.Msg, error) {
 	if _, err := c.Write(query); err != nil {
 		return nil, err
 	}
-	buf := make([]byte, maxReplyUDP)
 	for {
 		n, err := c.Read(buf)
 		if err != nil {

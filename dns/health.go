@@ -27,6 +27,7 @@ type upstream struct {
 	Resolver
 	transport *transport
 	pool      *pool
+	replies   sync.Pool // of *[maxReplyUDP]byte
 
 	mu       sync.Mutex
 	failures [failuresKept]time.Time // ring

@@ -124,7 +124,7 @@ func (r *resolution) join(k key, c choice) *flight {
 	}
 	r.misses.Add(1)
 	// The flight outlives the query that began it: others may have joined.
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithTimeoutCause(context.Background(), askDeadline, errNoAnswer)
 	f := &flight{done: make(chan struct{}), waiters: 1, cancel: cancel}
 	r.flights[k] = f
 	go r.fly(ctx, k, f, c)
@@ -164,6 +164,7 @@ func (r *resolution) fly(ctx context.Context, k key, f *flight, c choice) {
 		r.mu.Unlock()
 		close(f.done)
 	}()
+	defer f.cancel()
 	f.answer, f.err = r.fetch(ctx, k, c)
 }
 
@@ -172,7 +173,7 @@ func (r *resolution) fetch(ctx context.Context, k key, c choice) (*answer, error
 	q := inquiry{name: k.name, qtype: k.qtype, do: k.do, cd: k.cd}
 	a, err := r.inquire(ctx, q, c)
 	if err != nil {
-		if ctx.Err() == nil && !errors.Is(err, ErrNoNameserver) {
+		if !abandoned(ctx) && !errors.Is(err, ErrNoNameserver) {
 			r.keep(k, c, &answer{rcode: mdns.RcodeServerFailure, lifetime: errorTTL, note: unreachable})
 		}
 		return nil, err
@@ -192,8 +193,8 @@ func (r *resolution) inquire(ctx context.Context, q inquiry, c choice) (*answer,
 		f, err := nobody(c.where)
 		return f.answer, err
 	}
-	m, from, err := r.client.ask(ctx, q, c.groups)
-	if r.told != nil && ctx.Err() == nil {
+	m, from, err := r.client.race(ctx, q, c.groups)
+	if r.told != nil && !abandoned(ctx) {
 		r.told(err)
 	}
 	if blocked := (*BlockedUpstreamError)(nil); errors.As(err, &blocked) {
@@ -211,6 +212,10 @@ func (r *resolution) inquire(ctx context.Context, q inquiry, c choice) (*answer,
 	a.answeredBy(from.String(), q.qtype)
 	return a, nil
 }
+
+// abandoned reports that nobody waits for the inquiry any more, which says nothing about the
+// nameservers.
+func abandoned(ctx context.Context) bool { return errors.Is(ctx.Err(), context.Canceled) }
 
 // keep caches the answer. An error never takes the place of an answer that still lives.
 func (r *resolution) keep(k key, c choice, a *answer) {

@@ -23,6 +23,8 @@ const (
 // ErrNoNameserver means that there is nobody to ask.
 var ErrNoNameserver = errors.New("no nameserver configured")
 
+var errNoAnswer = errors.New("no answer within 4.5 s")
+
 // BlockedUpstreamError means that the resolver says, in the form of its blockedif, that it blocks
 // the name. No other one is asked: that would undo what the resolver was chosen for.
 type BlockedUpstreamError struct{ Resolver Resolver }
@@ -86,10 +88,17 @@ type race struct {
 	errs    []error
 }
 
-// ask runs the plan until the first good answer and says whose it is.
+// ask runs the plan until the first good answer and says whose it is. All that it began ends when
+// it returns.
 func (c *client) ask(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns.Msg, Resolver, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, askDeadline, errors.New("no answer within 4.5 s"))
+	ctx, cancel := context.WithTimeoutCause(ctx, askDeadline, errNoAnswer)
 	defer cancel()
+	return c.race(ctx, q, groups)
+}
+
+// race is ask for a ctx that ends in time and that the caller ends when race has returned: those
+// who lost it go on until then.
+func (c *client) race(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns.Msg, Resolver, error) {
 	r := &race{client: c, inquiry: q, steps: c.plan(groups), running: map[*upstream]int{}, out: map[*upstream]bool{}}
 	if len(r.steps) == 0 {
 		return nil, Resolver{}, ErrNoNameserver
@@ -99,8 +108,10 @@ func (c *client) ask(ctx context.Context, q inquiry, groups [][]Resolver) (*mdns
 }
 
 func (r *race) run(ctx context.Context) (*mdns.Msg, Resolver, error) {
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(askDeadline)
 	defer timer.Stop()
+	r.start(ctx)
+	r.arm(timer)
 	for {
 		select {
 		case <-timer.C:
