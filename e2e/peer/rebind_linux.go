@@ -42,19 +42,22 @@ func rebindServer(args []string) error {
 			return err
 		}
 		for _, port := range strings.FieldsFunc(echoPorts, func(r rune) bool { return r == ',' }) {
-			same := func(b []byte) []byte { return b }
-			copies := func(c net.Conn) { _, _ = io.Copy(c, c) }
-			serve := serveBoth
-			if number, ok := strings.CutSuffix(port, "/udp"); ok {
-				port, serve = number, func(at string, f func([]byte) []byte, _ func(net.Conn)) error { return listenPacket(at, f) }
-			}
-			if err := serve(net.JoinHostPort(addr, port), same, copies); err != nil {
+			if err := serveEcho(addr, port); err != nil {
 				return err
 			}
 		}
 	}
 	fmt.Println("ready")
 	select {}
+}
+
+// serveEcho gives back what comes to a port, "443" or "443/udp".
+func serveEcho(addr, port string) error {
+	same := func(b []byte) []byte { return b }
+	if number, ok := strings.CutSuffix(port, "/udp"); ok {
+		return listenPacket(net.JoinHostPort(addr, number), same)
+	}
+	return serveBoth(net.JoinHostPort(addr, port), same, func(c net.Conn) { _, _ = io.Copy(c, c) })
 }
 
 // serveBoth serves datagrams and connections of one port.
@@ -113,50 +116,51 @@ func (r rebinder) answer(b []byte) []byte {
 }
 
 func (rebinder) records(asked string, typ dnsmessage.Type) (answers, extra []dnsmessage.Resource) {
-	good := netip.AddrFrom4(honest)
-	if typ == dnsmessage.TypeAAAA {
-		good = netip.MustParseAddr("2001:db8:2::10")
-	}
 	label, below, _ := strings.Cut(asked, ".")
 	if label == "host" {
 		label, _, _ = strings.Cut(below, ".")
 	}
 	way, text, _ := strings.Cut(label, "-")
 	bad, ok := addressOf(text)
-	if !ok {
+	good := netip.AddrFrom4(honest)
+	if typ == dnsmessage.TypeAAAA || ok && bad.Is6() { // hints of one kind
+		good = netip.MustParseAddr("2001:db8:2::10")
+	}
+	switch {
+	case !ok:
 		return data(asked, typ, good), nil
-	}
-	if bad.Is6() && typ != dnsmessage.TypeAAAA {
-		good = netip.MustParseAddr("2001:db8:2::10") // hints of one kind
-	}
-	inside, target := "target-"+text+".rebind.example.", func(list []dnsmessage.Resource, to string) []dnsmessage.Resource {
-		return append(list, data(to, typ, bad)...)
-	}
-	switch way {
-	case "plain", "target":
+	case way == "plain", way == "target":
 		return data(asked, typ, bad), nil
-	case "first":
+	case way == "first":
 		return data(asked, typ, bad, good), nil
-	case "second":
+	case way == "second":
 		return data(asked, typ, good, bad), nil
-	case "cname":
-		return target([]dnsmessage.Resource{alias(asked, inside)}, inside), nil
-	case "chain":
-		return target([]dnsmessage.Resource{alias(asked, "a.rebind.example."), alias("a.rebind.example.", "b.rebind.example."), alias("b.rebind.example.", inside)}, inside), nil
-	case "outside":
-		to := "target-" + text + ".elsewhere.example."
-		return target([]dnsmessage.Resource{alias(asked, to)}, to), nil
-	case "dname":
-		to := "host." + inside
-		return target([]dnsmessage.Resource{unknown(below, 39, nameData(inside)), alias(asked, to)}, to), nil
-	case "extra":
+	case way == "extra":
 		family := dnsmessage.TypeA
 		if bad.Is6() {
 			family = dnsmessage.TypeAAAA
 		}
-		return data(asked, typ, good), append(data(asked, family, bad), data(inside, family, bad)...)
+		return data(asked, typ, good), data(asked, family, bad)
 	}
-	return data(asked, typ, good), nil
+	return led(way, asked, below, text, typ, bad), nil
+}
+
+// led leads a name to an address over other names.
+func led(way, asked, below, text string, typ dnsmessage.Type, bad netip.Addr) []dnsmessage.Resource {
+	to := "target-" + text + ".rebind.example."
+	list := []dnsmessage.Resource{alias(asked, to)}
+	switch way {
+	case "chain":
+		list = []dnsmessage.Resource{alias(asked, "a.rebind.example."), alias("a.rebind.example.", "b.rebind.example."), alias("b.rebind.example.", to)}
+	case "outside":
+		to = "target-" + text + ".elsewhere.example."
+		list = []dnsmessage.Resource{alias(asked, to)}
+	case "dname":
+		moved := unknown(below, 39, nameData(to))
+		to = "host." + to
+		list = []dnsmessage.Resource{moved, alias(asked, to)}
+	}
+	return append(list, data(to, typ, bad)...)
 }
 
 // addressOf reads an address with x for what separates its parts.
