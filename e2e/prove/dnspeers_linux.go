@@ -45,8 +45,9 @@ func (p dnsPeer) addr6() string { return fmt.Sprintf("2001:db8:2::%d", p.host) }
 // dnsWorld is a lab with real nameservers in it.
 type dnsWorld struct {
 	*lab.Lab
-	dir   string
-	peers map[string]dnsPeer
+	dir     string
+	peers   map[string]dnsPeer
+	running map[string]*lab.Process
 }
 
 // dnsWorld builds the lab and starts the named peers; knotd holds the zones and always runs.
@@ -55,7 +56,7 @@ func (b *bench) dnsWorld(names ...string) (*dnsWorld, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &dnsWorld{Lab: l, dir: filepath.Join(l.Dir, "dns"), peers: map[string]dnsPeer{}}
+	w := &dnsWorld{Lab: l, dir: filepath.Join(l.Dir, "dns"), peers: map[string]dnsPeer{}, running: map[string]*lab.Process{}}
 	steps := []func() error{w.addresses, w.zones, func() error { return w.startPeers(append([]string{"root", "knotd"}, names...)) }}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -208,6 +209,7 @@ func (w *dnsWorld) startPeer(p dnsPeer) error {
 	if err != nil {
 		return err
 	}
+	w.running[p.name] = proc
 	err = lab.Wait(10*time.Second, p.name+" answers", func() (bool, error) {
 		select {
 		case <-proc.Done():

@@ -27,19 +27,61 @@ func proveDNSPeers(b *bench) (err error) {
 	if err := w.startForwarder(); err != nil {
 		return err
 	}
-	g, err := started(w.Lab, "up", upstreams(w.peers["knotd"].url("dns")))
+	g, err := started(w.Lab, "up", upstreams(w.peers["unbound"].url("dot")))
 	if err != nil {
 		return err
 	}
+	// Plain ones last: the end of a connection that they leave would count as clear text.
+	if err := errors.Join(b.peerCores(w, g, encrypted), b.wrongNames(w, g), b.strict(w, g), b.peerCores(w, g, plain)); err != nil {
+		return err
+	}
+	return b.restart(w, g)
+}
+
+// The transports.
+var (
+	encrypted = []string{"doh", "doq", "dot", "h3"}
+	plain     = []string{"dns", "dns6", "tcp"}
+)
+
+// peerCores asks every nameserver over those of the transports that it has.
+func (b *bench) peerCores(w *dnsWorld, g *lab.Gatun, schemes []string) error {
 	for _, name := range slices.Sorted(maps.Keys(w.peers)) {
 		if name == "root" {
 			continue
 		}
-		if err := b.peerCore(w, g, w.peers[name]); err != nil {
+		if err := b.peerCore(w, g, w.peers[name], schemes); err != nil {
 			return err
 		}
 	}
-	return errors.Join(b.wrongNames(w, g), b.strict(w, g))
+	return nil
+}
+
+// restart ends and starts the nameserver under gatun's open connections: the next query is answered
+// as if nothing had been.
+func (b *bench) restart(w *dnsWorld, g *lab.Gatun) error {
+	urls := b.peerURLs(w.peers["unbound"])
+	for _, scheme := range []string{"tcp", "dot", "doh"} {
+		before, _, err := w.askOnce(g, upstreams(urls[scheme]), "before-"+scheme+".wild.kinds.example.")
+		if err != nil {
+			return err
+		}
+		w.running["unbound"].Kill()
+		if err := w.startPeers([]string{"unbound"}); err != nil {
+			return err
+		}
+		after, err := w.exchange(g.Program, queries(3, "after-"+scheme+"-%d.wild.kinds.example."), w.peers["unbound"].at4().String(), "-timeout", "6s")
+		if err != nil {
+			return err
+		}
+		longest := 0.0
+		for _, r := range after {
+			longest = max(longest, r.MS)
+		}
+		b.figure("the nameserver restarts under a connection, "+scheme, fmt.Sprintf("%s, then %d of 3 answered, %.0f ms at most", before, trueAnswers(after), longest),
+			before == "NOERROR" && trueAnswers(after) == 3)
+	}
+	return nil
 }
 
 // peerURLs are the resolver URLs of a peer, by transport.
@@ -116,8 +158,8 @@ func (w *dnsWorld) askOnce(g *lab.Gatun, config, name string) (rcode string, cle
 	return rcode, clear, err
 }
 
-// peerCore asks one nameserver over each of its transports.
-func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
+// peerCore asks one nameserver over those of the transports that it has.
+func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer, schemes []string) error {
 	rows := coreTable()
 	first, err := w.exchange(w.direct, rows, p.at4().String())
 	if err != nil {
@@ -128,7 +170,10 @@ func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 		return err
 	}
 	urls := b.peerURLs(p)
-	for _, scheme := range slices.Sorted(maps.Keys(urls)) {
+	for _, scheme := range schemes {
+		if urls[scheme] == "" {
+			continue
+		}
 		what := p.name + " over " + scheme
 		if err := reconfigure(w.Lab, g, upstreams(urls[scheme])); err != nil {
 			b.figure(what, err.Error(), false)
@@ -150,7 +195,7 @@ func (b *bench) peerCore(w *dnsWorld, g *lab.Gatun, p dnsPeer) error {
 		}
 		b.note(what+": the whole core", took.String())
 		b.atLeast(what+": packets of that transport on the wire", float64(other), 10, "")
-		if scheme != "dns" && scheme != "dns6" && scheme != "tcp" {
+		if slices.Contains(encrypted, scheme) {
 			b.exactly(what+": packets in clear text", float64(clear), 0)
 		}
 	}
