@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 
-	mdns "github.com/miekg/dns"
 	"go.uber.org/zap"
 )
 
@@ -20,29 +19,10 @@ func (s *Server) Lookup(ctx context.Context, name string) ([]netip.Addr, error) 
 	if len(l.connectivity) == 0 {
 		return nil, ErrNoNameserver
 	}
-	type result struct {
-		addrs []netip.Addr
-		err   error
-	}
-	types := [...]uint16{mdns.TypeA, mdns.TypeAAAA}
-	var results [len(types)]chan result
-	for i, t := range types {
-		results[i] = make(chan result, 1)
-		go func() {
-			addrs, err := s.lookup(ctx, inquiry{name: name, qtype: t}, l.connectivity)
-			results[i] <- result{addrs, err}
-		}()
-	}
-	var addrs []netip.Addr
-	var errs []error
-	for _, c := range results {
-		r := <-c
-		addrs = append(addrs, r.addrs...)
-		if r.err != nil {
-			errs = append(errs, r.err)
-		}
-	}
-	if len(errs) == len(types) {
+	addrs, errs := bothFamilies(func(t uint16) ([]netip.Addr, error) {
+		return s.lookup(ctx, inquiry{name: name, qtype: t}, l.connectivity)
+	})
+	if len(errs) == 2 {
 		return nil, errors.Join(errs...)
 	}
 	return addrs, nil

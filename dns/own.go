@@ -16,6 +16,28 @@ import (
 // the name. A name without addresses is an error.
 func (s *Server) Addresses(ctx context.Context, name string) ([]netip.Addr, error) {
 	self := attribution.Owner{Process: &attribution.Process{Kind: attribution.KindSelf}}
+	addrs, errs := bothFamilies(func(t uint16) ([]netip.Addr, error) {
+		q := &Query{Owner: self, Name: bareName(name), Type: t, Dry: true}
+		f, err := s.resolve(ctx, q, &request{qtype: t, flags: flagRD})
+		switch {
+		case err != nil:
+			return nil, err
+		case f.answer.blockedBy != "":
+			return nil, fmt.Errorf("blocked by the resolver %s", f.answer.blockedBy)
+		case len(f.answer.addrs) == 0:
+			return nil, errors.New(causeOf(f.answer))
+		}
+		return f.answer.addrs, nil
+	})
+	if len(addrs) > 0 {
+		return addrs, nil
+	}
+	return nil, errs[0]
+}
+
+// bothFamilies asks for the addresses of IPv6 and IPv4 at the same time, and returns those of
+// both, in this order, with what went wrong.
+func bothFamilies(ask func(qtype uint16) ([]netip.Addr, error)) (addrs []netip.Addr, errs []error) {
 	type result struct {
 		addrs []netip.Addr
 		err   error
@@ -25,23 +47,10 @@ func (s *Server) Addresses(ctx context.Context, name string) ([]netip.Addr, erro
 	for i, t := range types {
 		results[i] = make(chan result, 1)
 		go func() {
-			q := &Query{Owner: self, Name: bareName(name), Type: t, Dry: true}
-			f, err := s.resolve(ctx, q, &request{qtype: t, flags: flagRD})
-			r := result{err: err}
-			switch {
-			case err != nil:
-			case f.answer.blockedBy != "":
-				r.err = fmt.Errorf("blocked by the resolver %s", f.answer.blockedBy)
-			case len(f.answer.addrs) == 0:
-				r.err = errors.New(causeOf(f.answer))
-			default:
-				r.addrs = f.answer.addrs
-			}
-			results[i] <- r
+			addrs, err := ask(t)
+			results[i] <- result{addrs, err}
 		}()
 	}
-	var addrs []netip.Addr
-	var errs []error
 	for _, c := range results {
 		r := <-c
 		addrs = append(addrs, r.addrs...)
@@ -49,8 +58,5 @@ func (s *Server) Addresses(ctx context.Context, name string) ([]netip.Addr, erro
 			errs = append(errs, r.err)
 		}
 	}
-	if len(addrs) > 0 {
-		return addrs, nil
-	}
-	return nil, errs[0]
+	return addrs, errs
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -97,8 +98,9 @@ func (p *Probe) run(ctx context.Context, known []netip.Addr) checked {
 	return c
 }
 
-// resolve returns the addresses that may be asked. The network chooses them: a page of this very
-// machine is none of its pages.
+// resolve returns the addresses that may be asked, IPv4 first, because portals answer there and
+// many drop IPv6 in silence. The network chooses them: a page of this very machine is none of its
+// pages.
 func (p *Probe) resolve(ctx context.Context, name string) ([]netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, resolveWithin)
 	defer cancel()
@@ -108,11 +110,12 @@ func (p *Probe) resolve(ctx context.Context, name string) ([]netip.Addr, error) 
 	}
 	var addrs []netip.Addr
 	for _, a := range all {
-		if a = a.Unmap(); !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && len(addrs) < maxAddrs {
+		if a = a.Unmap(); !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() {
 			addrs = append(addrs, a)
 		}
 	}
-	return addrs, nil
+	slices.SortStableFunc(addrs, func(a, b netip.Addr) int { return a.BitLen() - b.BitLen() })
+	return addrs[:min(len(addrs), maxAddrs)], nil
 }
 
 // get asks for the page and looks at what came.

@@ -184,16 +184,19 @@ func make4(n int) (list []netip.Addr) {
 // TestProbeTriesTheNextAddress: one silent address does not hide the page.
 func TestProbeTriesTheNextAddress(t *testing.T) {
 	p, _ := web(t, testPage, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(204) })
-	p.Resolve = func(context.Context, string) ([]netip.Addr, error) { return make4(2), nil }
+	p.Resolve = func(context.Context, string) ([]netip.Addr, error) {
+		return append([]netip.Addr{netip.MustParseAddr("2001:db8::1")}, make4(2)...), nil
+	}
 	inner := p.Dial
+	var tried []string
 	p.Dial = func(ctx context.Context, n, a string) (net.Conn, error) {
-		if a == "192.0.2.1:80" {
+		if tried = append(tried, a); strings.HasPrefix(a, "192") {
 			return nil, errDead
 		}
 		return inner(ctx, n, a)
 	}
-	if c := p.run(t.Context(), nil); c.page != succeeded {
-		t.Errorf("%+v", c)
+	if c := p.run(t.Context(), nil); c.page != succeeded || fmt.Sprint(tried) != "[192.0.2.1:80 192.0.2.2:80 [2001:db8::1]:80]" {
+		t.Errorf("%+v, tried %v", c, tried)
 	}
 }
 
