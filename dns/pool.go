@@ -12,12 +12,11 @@ import (
 
 // Limits of the connections to one resolver.
 const (
-	maxLines      = 4                // connections at a time
-	maxInFlight   = 100              // queries on one of them
-	maxUnanswered = 2                // given up in a row: then it is taken for dead
-	suspectAfter  = time.Second      // without a word while somebody waits: new queries take another one
-	lineIdle      = 20 * time.Second // then it is closed (RFC 7766, 6.2.3)
-	dialLimit     = askDeadline      // to connect, with all handshakes
+	maxLines     = 4                // connections that take queries
+	maxInFlight  = 100              // queries on one of them
+	suspectAfter = time.Second      // without a word since somebody asked: new queries take another one
+	lineIdle     = 20 * time.Second // then it is closed (RFC 7766, 6.2.3)
+	dialLimit    = askDeadline      // to connect, with all handshakes
 )
 
 var (
@@ -44,7 +43,8 @@ func (e *brokenError) Unwrap() error { return e.error }
 // pool keeps the connections to one resolver. A connection is opened when a query needs it,
 // serves those that come, and is closed when nobody asked for a while.
 type pool struct {
-	open func(context.Context) (session, error)
+	open    func(context.Context) (session, error)
+	suspect time.Duration // suspectAfter
 
 	ctx    context.Context // of the dialling: it outlives the query that began it
 	cancel context.CancelFunc
@@ -60,13 +60,17 @@ type pool struct {
 // line is one connection of a pool; its fields are the pool's.
 type line struct {
 	session
-	born       time.Time
-	asked      int       // queries so far
-	running    int       // queries that wait
-	unanswered int       // given up since the last answer
-	heard      time.Time // the last answer, or when somebody began to wait
-	retired    bool      // takes no more queries; closed when none runs
-	idle       *time.Timer
+	born    time.Time
+	asked   int       // queries so far
+	running int       // queries that wait
+	silence time.Time // since when queries go unanswered; zero: the last was answered
+	retired bool      // takes no more queries; closed when none runs
+	idle    *time.Timer
+}
+
+// silent reports that whoever asks on the connection now would probably wait in vain.
+func (p *pool) silent(l *line, now time.Time) bool {
+	return !l.silence.IsZero() && now.Sub(l.silence) > p.suspect
 }
 
 // dialing is one attempt to connect that several queries wait for.
@@ -76,7 +80,7 @@ type dialing struct {
 }
 
 func newPool(open func(context.Context) (session, error)) *pool {
-	p := &pool{open: open, idle: lineIdle}
+	p := &pool{open: open, suspect: suspectAfter, idle: lineIdle}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	return p
 }
@@ -101,12 +105,12 @@ func (p *pool) ask(ctx context.Context, q inquiry, form packing) (*mdns.Msg, err
 }
 
 func (p *pool) use(ctx context.Context, l *line, q inquiry, form packing) (m *mdns.Msg, err error) {
-	began, finished := time.Now(), false
+	finished := false
 	defer func() {
 		if !finished { // a panic over a hostile reply
 			err = errPanic
 		}
-		p.done(ctx, l, began, err)
+		p.done(ctx, l, err)
 	}()
 	m, err = l.ask(ctx, q, form)
 	finished = true
@@ -137,7 +141,7 @@ func (p *pool) take(ctx context.Context, after time.Time) (l *line, reused bool,
 		d := p.dialing
 		switch {
 		case d != nil:
-		case len(p.lines) >= maxLines:
+		case !p.room(time.Now(), &over):
 			err = errLinesBusy
 		default:
 			d = &dialing{done: make(chan struct{})}
@@ -160,34 +164,41 @@ func (p *pool) take(ctx context.Context, after time.Time) (l *line, reused bool,
 	}
 }
 
-// pick chooses the least busy connection and counts the query on it. It sorts out those that
-// are dead, and those that are silent while somebody waits; over are to be closed.
+// pick chooses the least busy connection and counts the query on it. It passes over one that is
+// silent, which may still answer those who wait, and sorts out the dead; over are to be closed.
 func (p *pool) pick(now, after time.Time) (best *line, over []*line) {
 	for _, l := range slices.Clone(p.lines) {
-		silent := l.running > 0 && now.Sub(l.heard) > suspectAfter
-		if silent || l.unanswered >= maxUnanswered || l.born.Before(after) {
+		fit := l.usable() && !p.silent(l, now)
+		switch {
+		case l.born.Before(after), !fit && l.running == 0:
 			over = append(over, p.retire(l)...)
-			continue
-		}
-		if !l.usable() {
-			if l.running == 0 {
-				over = append(over, p.retire(l)...)
-			}
-			continue
-		}
-		if l.running < maxInFlight && (best == nil || l.running < best.running) {
+		case fit && l.running < maxInFlight && (best == nil || l.running < best.running):
 			best = l
 		}
 	}
 	if best == nil {
 		return nil, over
 	}
-	if best.running == 0 {
-		best.heard = now
-		best.idle.Stop()
+	if best.silence.IsZero() {
+		best.silence = now
 	}
+	best.idle.Stop()
 	best.running++
 	return best, over
+}
+
+// room reports whether one more connection may be opened, which takes the place of a silent one
+// if there is one.
+func (p *pool) room(now time.Time, over *[]*line) bool {
+	if len(p.lines) < maxLines {
+		return true
+	}
+	i := slices.IndexFunc(p.lines, func(l *line) bool { return p.silent(l, now) })
+	if i < 0 {
+		return false
+	}
+	*over = append(*over, p.retire(p.lines[i])...)
+	return true
 }
 
 // retire takes a connection out of use and returns it if it is to be closed now.
@@ -232,24 +243,23 @@ func (p *pool) dial(d *dialing) {
 }
 
 // done ends one query on a connection.
-func (p *pool) done(ctx context.Context, l *line, began time.Time, err error) {
+func (p *pool) done(ctx context.Context, l *line, err error) {
 	now := time.Now()
 	var broken *brokenError
 	var over []*line
 	p.mu.Lock()
 	l.running--
+	gaveUp, dead := ctx.Err() != nil, errors.As(err, &broken)
 	switch {
-	case err == nil:
-		l.unanswered, l.heard = 0, now
-	case errors.As(err, &broken):
-		l.unanswered = maxUnanswered
-	case ctx.Err() != nil && now.Sub(began) >= hedgeDelay:
-		l.unanswered++
+	case !gaveUp && l.running > 0:
+		l.silence = now
+	case !gaveUp, now.Sub(l.silence) < p.suspect/8:
+		l.silence = time.Time{} // it was answered, or not waited for
 	}
 	switch {
 	case l.retired && l.running == 0:
 		over = []*line{l}
-	case !l.retired && l.unanswered >= maxUnanswered:
+	case !l.retired && dead:
 		over = p.retire(l)
 	case !l.retired && l.running == 0:
 		l.idle.Reset(p.idle)
