@@ -50,10 +50,7 @@ func isResolver(r *request) bool {
 
 // onList returns the first list of a category that the name or address is on, nil if none is.
 func onList(r *request, category string) *intel.Match {
-	stamp := r.facts.Entity.Stamp
-	if stamp == nil && r.intel != nil {
-		stamp = r.intel.Stamp(r.facts.Entity.Domain, r.facts.Entity.CNAMEs, r.facts.Entity.Addr)
-	}
+	stamp, _ := r.listed()
 	if stamp == nil {
 		return nil
 	}

@@ -24,6 +24,7 @@ type request struct {
 	tunnels   Tunnels                                                // nil: queries are not watched
 	qtype     uint16                                                 // of a query
 	dry       bool                                                   // it is no query of the program
+	byName    *intel.Stamp                                           // see listed
 	solicited bool                                                   // inbound, and it answers a multicast or broadcast query of ours
 	visit     func(layer string, r *profiles.Rule, m profiles.Match) // nil outside "why"
 }

@@ -78,7 +78,7 @@ func TestDifferential(t *testing.T) {
 	}
 	enough(verdicts, pairs/100, "accept", "block", "drop", "ask", "nameserver")
 	enough(by, pairs/500, "filter/endpoints", "filter/serviceEndpoints", "filter/defaultAction", "filter/blockInbound", "filter/blockP2P",
-		"filter/blockInternet", "filter/blockLAN", "filter/blockLocal")
+		"filter/blockInternet", "filter/blockLAN", "filter/blockLocal", "filter/lists", "filter/customLists", "filter/domainHeuristics")
 	enough(layers, pairs/500, "", "here", "temporary", "p0", "p1")
 	if touched < pairs/2 {
 		t.Errorf("only %d of %d flows are touched by a rule", touched, pairs)

@@ -41,7 +41,10 @@ func (r *request) listed() (s *intel.Stamp, more bool) {
 	e := &r.facts.Entity
 	s = e.Stamp
 	if s == nil && r.intel != nil {
-		s = r.intel.Stamp(e.Domain, e.CNAMEs, e.Addr)
+		if r.byName == nil { // the deciders of one stage share it
+			r.byName = r.intel.Stamp(e.Domain, e.CNAMEs, e.Addr)
+		}
+		s = r.byName
 	}
 	if s == nil {
 		return nil, !e.Addr.IsValid()

@@ -64,7 +64,10 @@ func newSnapshot(seed maphash.Seed, lists []*list, g *geo, old *snapshot) *snaps
 func (s *snapshot) stamp(domain string, cnames []string, addr netip.Addr) *Stamp {
 	addr = addr.Unmap().WithZone("")
 	known := s.geo.stamp(addr)
-	if !addr.IsValid() && s.prefixes.Size() > 0 {
+	switch {
+	case s.names.used == 0 && s.prefixes.Size() == 0:
+		return known
+	case !addr.IsValid() && s.prefixes.Size() > 0:
 		known = s.geo.nowhere
 	}
 	var slot *atomic.Pointer[hotStamp]

@@ -173,6 +173,20 @@ func TestLineIsPrintable(t *testing.T) {
 	}
 }
 
+// TestLinePlace: where the other end is, as far as it is known.
+func TestLinePlace(t *testing.T) {
+	for _, c := range []struct {
+		country string
+		asn     uint32
+		want    string
+	}{{"", 0, " a.example:443 ACCEPT r"}, {"DE", 0, " a.example:443 DE ACCEPT r"}, {"DE", 64496, " a.example:443 DE/AS64496 ACCEPT r"}, {"", 64496, " a.example:443 AS64496 ACCEPT r"}} {
+		r := network.Report{Proto: "tcp", Kind: "link", Remote: "192.0.2.1:443", Domain: "a.example", Verdict: "accept", Reason: "r", Country: c.country, ASN: c.asn}
+		if got := line(&r); !strings.HasSuffix(got, c.want) {
+			t.Errorf("got %q, want %q", got, c.want)
+		}
+	}
+}
+
 func TestPublish(t *testing.T) {
 	p, err := parsePublish([]string{"8080:80"})
 	if err != nil || p[0] != (publication{8080, 80}) {

@@ -28,8 +28,9 @@ type knowledge struct {
 	changed chan struct{} // what the store says may be another thing
 	spec    chan struct{} // other files have to be watched
 
-	// generation is that of the store whose lists the decisions in force rest on. engine.mu guards it.
-	generation uint64
+	// engine.mu guards what follows.
+	generation uint64   // of the store whose lists the decisions in force rest on
+	paths      []string // that are watched
 }
 
 // newKnowledge makes the store of an engine. client goes around the firewall; cache is where lists
@@ -62,7 +63,10 @@ func (k *knowledge) configure(cfg *config.Config) (changed bool, err error) {
 		return false, err
 	}
 	k.remote.Configure(cfg.String("filter/remoteIntel"))
-	signalOn(k.spec)
+	if paths := listPaths(cfg); !slices.Equal(paths, k.paths) {
+		k.paths = paths
+		signalOn(k.spec)
+	}
 	return k.moved(), nil
 }
 
@@ -129,7 +133,7 @@ func customID(text string, taken map[string]config.Position) string {
 }
 
 // listPaths are the files to be watched.
-func (k *knowledge) listPaths(cfg *config.Config) (paths []string) {
+func listPaths(cfg *config.Config) (paths []string) {
 	spec := intelSpec(cfg)
 	for _, l := range spec.Lists {
 		if l.Path != "" {
@@ -152,7 +156,7 @@ func (e *engine) watchLists(ctx context.Context) error {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			paths := e.known.listPaths(e.inForce())
+			paths := e.watched()
 			if len(paths) == 0 {
 				return
 			}
@@ -170,11 +174,10 @@ func (e *engine) watchLists(ctx context.Context) error {
 	return nil
 }
 
-// inForce returns the configuration in force, without what was made since.
-func (e *engine) inForce() *config.Config {
+func (e *engine) watched() []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.cfg
+	return e.known.paths
 }
 
 // followLists decides live flows again when lists or data files have changed.

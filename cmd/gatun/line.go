@@ -28,6 +28,8 @@ func placeOf(r *network.Report) string {
 		return ""
 	case r.ASN == 0:
 		return " " + r.Country
+	case r.Country == "":
+		return fmt.Sprintf(" AS%d", r.ASN)
 	default:
 		return fmt.Sprintf(" %s/AS%d", r.Country, r.ASN)
 	}
