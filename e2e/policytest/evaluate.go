@@ -190,7 +190,7 @@ func (e *Evaluator) value(layers []layer, key string) (value, profile string) {
 	return map[string]string{
 		"filter/defaultAction": "permit", "filter/blockInbound": "on", "filter/removeBlockedDNS": "on",
 		"filter/lists": "[TRAC, MAL, DECEP, BAD, UNBREAK]", "filter/includeSubdomains": "on", "filter/includeCNAMEs": "on",
-		"filter/dnsQueryInterception": "on", "filter/removeOutOfScopeDNS": "on", "filter/preventBypassing": "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
+		"filter/dnsQueryInterception": "on", "filter/removeOutOfScopeDNS": "on", "filter/preventBypassing": "on", heuristics: "on", "filter/geoMissing": "nomatch", "network/rating": "trusted",
 	}[key], ""
 }
 
@@ -312,6 +312,8 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 		return Decision{Verdict: "block", Setting: "filter/preventBypassing"}
 	case onList:
 		return listed
+	case e.generated(layers, f):
+		return Decision{Verdict: "block", Setting: heuristics}
 	case e.isRelated(layers, f):
 		return related()
 	case e.p.Only != nil:
@@ -319,6 +321,15 @@ func (e *Evaluator) name(f *Flow, fa *facts) Decision {
 	default:
 		return Decision{Verdict: "accept"}
 	}
+}
+
+const heuristics = "filter/domainHeuristics"
+
+// generated: a program made the name. What looks like that is decided elsewhere; the world has one
+// such name, and one that only has a host like that.
+func (e *Evaluator) generated(layers []layer, f *Flow) bool {
+	on, _ := e.active(layers, heuristics)
+	return on && !f.Inbound && f.Domain == "www.xkvbnqwrtzplmc.com"
 }
 
 func related() Decision { return Decision{Verdict: "accept", Setting: "filter/autoPermitRelated"} }
@@ -423,6 +434,9 @@ func (e *Evaluator) FirstPacket(f *Flow) Decision {
 	}
 	if d, ok := e.filtered(layers, f, fa.stamp); ok {
 		return d
+	}
+	if e.generated(layers, f) {
+		return Decision{Verdict: "block", Setting: heuristics}
 	}
 	if e.isRelated(layers, f) {
 		return related()

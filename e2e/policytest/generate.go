@@ -58,6 +58,8 @@ func DefaultWorld() *World {
 			{"rebound.example", []string{"b.example"}, []string{"64:ff9b::c0a8:101", "198.51.100.3"}},
 			{"mozilla.cloudflare-dns.com", nil, []string{"198.51.100.4"}},
 			{"use-application-dns.net", nil, []string{"198.51.100.5"}},
+			{"www.xkvbnqwrtzplmc.com", nil, []string{"198.51.100.6"}},
+			{"d111111abcdef8.cloudfront.net", []string{"www.xkvbnqwrtzplmc.com"}, []string{"198.51.100.7"}},
 			{"tracker.test", nil, []string{"203.0.113.7", "0.0.0.0"}},
 			{"img.shop.test", nil, []string{"198.51.100.78", "fd00::6"}},
 			{"api.shop.test", []string{"www.a.example"}, []string{"2001:db8:7::9", "198.51.100.77"}},
@@ -222,7 +224,7 @@ func (g *Generator) settings(global bool) map[string]string {
 			s["filter/"+k.key] = pick(g, grades)
 		}
 	}
-	for _, key := range []string{"filter/removeBlockedDNS", "filter/autoPermitRelated", "filter/removeOutOfScopeDNS", "filter/preventBypassing"} {
+	for _, key := range []string{"filter/removeBlockedDNS", "filter/autoPermitRelated", "filter/removeOutOfScopeDNS", "filter/preventBypassing", heuristics} {
 		if g.chance(20) {
 			s[key] = pick(g, []string{"on", "on", "off"})
 		}
