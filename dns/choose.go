@@ -43,6 +43,7 @@ type lineup struct {
 	ordinary     [][]Resolver
 	network      [][]Resolver            // for names that mean something on this network only
 	connectivity [][]Resolver            // for names that tell whether a captive portal is there
+	assigned     bool                    // the network's own come first for those
 	search       map[string][][]Resolver // by domain
 }
 
@@ -78,7 +79,8 @@ func (l *lineup) choose(name string, config Config) choice {
 	case where == routeLocal && ours(name):
 		return choice{where: routeLocal, local: local}
 	case network.ConnectivityName(name):
-		return choice{where: routeConnectivity, groups: l.connectivity, scope: l.scope | uint64(routeConnectivity), uncached: true}
+		// The network's own nameservers lead to its portal, which is mostly beside its gateway.
+		return choice{where: routeConnectivity, groups: l.connectivity, scope: l.scope | uint64(routeConnectivity), local: l.assigned, uncached: true}
 	}
 	if groups := l.searched(name); groups != nil {
 		return choice{where: routeSearch, groups: groups, scope: l.scope | uint64(routeSearch), local: true}
@@ -179,7 +181,7 @@ func (u *state) derive(list []Resolver) *lineup {
 	if u.config.NoAssigned {
 		assigned = nil
 	}
-	l.connectivity = grouped(assigned, ordinary)
+	l.connectivity, l.assigned = grouped(assigned, ordinary), len(assigned) > 0
 	if len(ordinary) > 0 && !slices.ContainsFunc(ordinary, clear) {
 		assigned = slices.DeleteFunc(slices.Clone(assigned), clear) // who wants encryption gets no answer rather than one in the clear
 	}

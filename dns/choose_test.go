@@ -42,20 +42,20 @@ func TestChoose(t *testing.T) {
 		asked  map[string]string
 	}{
 		{"nothing set", Config{}, nil, map[string]string{
-			"www.example": "system", "host.local": "multicast system", "nas.home.arpa": "system", "captive.apple.com": "system uncached",
+			"www.example": "system", "host.local": "multicast system", "nas.home.arpa": "system", "captive.apple.com": "system uncached local-ok",
 			"x.localhost": "local", "abc.onion": "local", "gatun": "local", "1.0.0.10.in-addr.arpa": "system", "9.9.254.169.in-addr.arpa": "multicast system",
 			"nas.lan": "system", "x.corp": "system", "x.home": "system", "x.intranet": "system", "x.private": "system", "x.localdomain": "system",
 			"lan": "system", "": "system", "1.8.e.f.ip6.arpa": "multicast system", "example": "system",
 		}},
 		{"plain", Config{Nameservers: []Resolver{plain, tcp}}, nil, map[string]string{
-			"www.example": "plain,tcp system", "host.local": "multicast system", "captive.apple.com": "system plain,tcp uncached",
+			"www.example": "plain,tcp system", "host.local": "multicast system", "captive.apple.com": "system plain,tcp uncached local-ok",
 			"nas.lan": "system", "lan": "plain,tcp system", "": "plain,tcp system",
 		}},
 		{"without the system's", Config{Nameservers: []Resolver{plain}, NoAssigned: true}, nil, map[string]string{
 			"www.example": "plain", "nas.home.arpa": "system", "captive.apple.com": "plain uncached",
 		}},
 		{"only encrypted", Config{Nameservers: []Resolver{dot, doh}}, nil, map[string]string{
-			"www.example": "dot,doh", "nas.home.arpa": "system", "captive.apple.com": "system dot,doh uncached",
+			"www.example": "dot,doh", "nas.home.arpa": "system", "captive.apple.com": "system dot,doh uncached local-ok",
 		}},
 		{"encrypted and plain", Config{Nameservers: []Resolver{dot, plain}}, nil, map[string]string{"www.example": "dot,plain system"}},
 		{"nothing in the clear", Config{Nameservers: []Resolver{plain, dot, corp, deep}, NoInsecure: true}, nil, map[string]string{
