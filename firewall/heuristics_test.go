@@ -140,8 +140,9 @@ func TestTunnelQueries(t *testing.T) {
 			t.Fatalf("%+v", d)
 		}
 	}
-	if want := 400 - intel.TunnelBytes/120; blocked < want || blocked > want+2 {
-		t.Errorf("%d of 400 were blocked, want %d", blocked, want)
+	// Some new names count as known: the set of those is a small one (see intel.Tunnels).
+	if want := 400 - intel.TunnelBytes/120; blocked < want-20 || blocked > want+2 {
+		t.Errorf("%d of 400 were blocked, want about %d", blocked, want)
 	}
 	if d := why(1); d.Verdict != network.Block || d.Code != "dns-tunnel" {
 		t.Errorf("why: %+v", d)
