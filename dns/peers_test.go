@@ -53,12 +53,7 @@ func zone() []string {
 // unbound starts the real nameserver on loopback, or skips where it is not installed.
 func unbound(t testing.TB) Resolver {
 	t.Helper()
-	path, err := exec.LookPath("unbound")
-	if err != nil {
-		if path = "/usr/sbin/unbound"; !exists(path) {
-			t.Skip("unbound is not installed")
-		}
-	}
+	path := unboundPath(t)
 	for range 5 { // another process may take the port meanwhile
 		if r, ok := startUnbound(t, path); ok {
 			return r
@@ -68,7 +63,18 @@ func unbound(t testing.TB) Resolver {
 	return Resolver{}
 }
 
-func startUnbound(t testing.TB, path string) (Resolver, bool) {
+func unboundPath(t testing.TB) string {
+	path, err := exec.LookPath("unbound")
+	if err != nil {
+		if path = "/usr/sbin/unbound"; !exists(path) {
+			t.Skip("unbound is not installed")
+		}
+	}
+	return path
+}
+
+// startUnbound starts it with those lines of configuration more.
+func startUnbound(t testing.TB, path string, lines ...string) (Resolver, bool) {
 	free, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +87,9 @@ func startUnbound(t testing.TB, path string) (Resolver, bool) {
 	fmt.Fprintf(&conf, " access-control: 127.0.0.0/8 allow\n max-udp-size: 1232\n do-not-query-localhost: no\n module-config: \"iterator\"\n local-zone: \"peer.test.\" static\n local-zone: \"2.0.192.in-addr.arpa.\" static\n")
 	for _, rr := range zone() {
 		fmt.Fprintf(&conf, " local-data: '%s'\n", rr)
+	}
+	for _, line := range lines {
+		conf.WriteString(" " + line + "\n")
 	}
 	conf.WriteString("remote-control:\n control-enable: no\n")
 	file := filepath.Join(dir, "unbound.conf")

@@ -12,9 +12,12 @@ import (
 
 // Limits of the connections to one resolver.
 const (
-	maxLines     = 4                // connections that take queries
-	maxInFlight  = 100              // queries on one of them
-	suspectAfter = time.Second      // without a word since somebody asked: new queries take another one
+	maxLines    = 4   // connections that take queries
+	maxInFlight = 100 // queries on one of them
+
+	// Without a word for so long since somebody asked, new queries take another connection: those
+	// of the next round do.
+	suspectAfter = retryDelay - 100*time.Millisecond
 	lineIdle     = 20 * time.Second // then it is closed (RFC 7766, 6.2.3)
 	dialLimit    = askDeadline      // to connect, with all handshakes
 )
