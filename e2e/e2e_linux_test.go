@@ -85,6 +85,24 @@ func addresses(family string) map[string]string {
 	}
 }
 
+// newLab builds a network for one test.
+func newLab(t *testing.T) *lab.Lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("skipped: " + lab.ErrNotRoot.Error())
+	}
+	b, err := bins()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := lab.New(lab.Options{Bins: b, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
 func params(t *testing.T, dir string, vars map[string]string) testscript.Params {
 	t.Helper()
 	if os.Geteuid() != 0 {

@@ -17,20 +17,8 @@ import (
 // connection dialled in the host namespace while `gatun up` holds it, the other end is what the
 // server accepted.
 func TestNettest(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("skipped: " + lab.ErrNotRoot.Error())
-	}
 	t.Parallel()
-	b, err := bins()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	l, err := lab.New(lab.Options{Bins: b, Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
+	l := newLab(t)
 	var server net.Listener
 	if err := inside(l.Server, func() (err error) {
 		server, err = net.Listen("tcp4", "198.51.100.10:3333")
@@ -38,7 +26,7 @@ func TestNettest(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	config := filepath.Join(dir, "policy.yaml")
+	config := filepath.Join(l.Dir, "policy.yaml")
 	if err := os.WriteFile(config, []byte("version: 1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -52,27 +52,15 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("skipped: " + lab.ErrNotRoot.Error())
-	}
-	b, err := bins()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	l, err := lab.New(lab.Options{Bins: b, Dir: dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = l.Close() })
-	p, err := l.Start(l.Router, lab.Spec{Pipe: true}, b.Peer, "portal", "-own", lab.Gateway4)
+	l := newLab(t)
+	p, err := l.Start(l.Router, lab.Spec{Pipe: true}, l.Bins.Peer, "portal", "-own", lab.Gateway4)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Stdout.Read(make([]byte, 16)); err != nil { // it says when it listens
 		t.Fatal(err)
 	}
-	config := filepath.Join(dir, "policy.yaml")
+	config := filepath.Join(l.Dir, "policy.yaml")
 	if err := os.WriteFile(config, []byte(onlinePolicy), 0o644); err != nil {
 		t.Fatal(err)
 	}

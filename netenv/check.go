@@ -96,7 +96,7 @@ type pace struct {
 
 	// Whoever can make a gateway look like another one, again and again, must not make this
 	// machine ask as often.
-	moves  int       // to other networks, without a rest of moveRest
+	moves  int       // out of networks that were looked at, without a rest of moveRest
 	moved  time.Time // the last one
 	before time.Time // the last look in another network
 }
@@ -109,8 +109,9 @@ const (
 	lostGap     = 30 * time.Second
 	lostPause   = 10 * time.Minute
 	onlineGap   = 5 * time.Minute
-	freeMoves   = 4 // a laptop that looks for its network
+	freeMoves   = 10 // a laptop that looks for its network
 	moveRest    = time.Minute
+	moveGap     = 5 * time.Second
 )
 
 // due returns when to look, and false for not before somebody has a reason.
@@ -120,7 +121,7 @@ func (p *pace) due(s OnlineState) (time.Time, bool) {
 	case p.last.IsZero() && p.moves <= freeMoves:
 		return time.Time{}, true
 	case p.last.IsZero():
-		return p.before.Add(doubled(firstGap, p.moves-freeMoves, lostGap)), true
+		return p.before.Add(moveGap), true
 	case p.quiet:
 		gap, pause = firstGap, 0
 	case s == Portal: // a person waits for it, who may just have logged in
@@ -148,12 +149,13 @@ func doubled(d time.Duration, times int, most time.Duration) time.Duration {
 
 // elsewhere begins anew in another network.
 func (p *pace) elsewhere(now time.Time, quiet bool) {
-	next := pace{quiet: quiet, moves: 1, moved: now, before: p.before}
+	next := pace{quiet: quiet, moved: now, before: p.before}
+	if now.Sub(p.moved) < moveRest {
+		next.moves = p.moves
+	}
 	if !p.last.IsZero() {
 		next.before = p.last
-	}
-	if now.Sub(p.moved) < moveRest {
-		next.moves += p.moves
+		next.moves++
 	}
 	*p = next
 }

@@ -119,7 +119,7 @@ func TestMovesAreNoHammer(t *testing.T) {
 		p.elsewhere(now, false)
 		look()
 	}
-	if looks < 60 || looks > 150 {
+	if looks < 600 || looks > 730 {
 		t.Errorf("%d looks in an hour of 36000 moves", looks)
 	}
 	now = now.Add(moveRest)
