@@ -36,8 +36,8 @@ flow, is decided as "why" does it, and compared. Nothing is sent.
 
 domain alone is a name that is asked for; with to, both the name and the connection have to pass. An
 inbound flow comes from an address to an end on this machine. user, unit and container belong to the
-program; country, asn and lists (of the other end) stand in for data. expect is accept, block, drop or
-ask; rule, if given, has to be the one that decides.`
+program; country, asn and lists (of the other end), if one of them is given, stand in for what the files of
+lists and countries say. expect is accept, block, drop or ask; rule, if given, has to be the one that decides.`
 
 // caseKeys are the keys of one case.
 var caseKeys = []string{
@@ -80,6 +80,10 @@ func runCases(cfg *config.Config, file string) (casesReport, error) {
 	if err != nil {
 		return casesReport{}, err
 	}
+	known := intel.New(intel.Options{GeoDirs: intel.GeoDirs()})
+	if err := known.Configure(intelSpec(cfg)); err != nil {
+		return casesReport{}, err
+	}
 	masters := map[string]*firewall.Master{}
 	report := casesReport{Schema: network.Schema, Cases: len(cases), Failed: []caseFailure{}}
 	for _, c := range cases {
@@ -90,6 +94,7 @@ func runCases(cfg *config.Config, file string) (casesReport, error) {
 			}
 			masters[c.rating] = m
 		}
+		m.Intel = stated{known, categorised(c.question.Entity.Stamp, cfg.Lists())}
 		d, trail := m.Why(c.question)
 		got := outcomeOf(d)
 		if got == c.expect && (c.rule == "" || c.rule == canonical(d.Rule.Text)) {
@@ -118,6 +123,41 @@ func masterAt(cfg *config.Config, rating string) (*firewall.Master, error) {
 		return nil, err
 	}
 	return firewall.New(store), nil
+}
+
+// stated is what a case says of the other end; where it says nothing, what the files do.
+type stated struct {
+	files *intel.Store
+	stamp *intel.Stamp
+}
+
+// Stamp implements firewall.Intel.
+func (s stated) Stamp(domain string, cnames []string, addr netip.Addr) *intel.Stamp {
+	if s.stamp != nil {
+		return s.stamp
+	}
+	return s.files.Stamp(domain, cnames, addr)
+}
+
+// categorised adds the categories of the lists that a case names.
+func categorised(s *intel.Stamp, lists []config.ListSpec) *intel.Stamp {
+	if s == nil {
+		return nil
+	}
+	full := *s
+	full.Lists = slices.Clone(s.Lists)
+	for i := range full.Lists {
+		m := &full.Lists[i]
+		if m.Name, m.Source = "the other end", "the case"; intel.KnownCategory(m.ID) {
+			m.Category = m.ID
+		}
+		for _, l := range lists {
+			if l.ID == m.ID {
+				m.Category = l.Category
+			}
+		}
+	}
+	return &full
 }
 
 // outcomeOf says what a program would notice.

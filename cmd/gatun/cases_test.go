@@ -172,3 +172,40 @@ func TestCheckLint(t *testing.T) {
 		t.Errorf("exit code %d, %v: %s", code, err, out)
 	}
 }
+
+// TestCasesKnowLists: cases are decided with the lists of the configuration, unless one says itself
+// what is known of the other end.
+func TestCasesKnowLists(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"ads": "ads.example\n198.51.100.7\n", "fix": "fine.example\n",
+		"gatun.yaml": "version: 1\nfilter: {endpoints: [\"+ wanted.ads.example\"]}\nlists:\n  - {id: ads, category: ADS, format: domains, path: " + dir + "/ads}\n" +
+			"  - {id: fix, category: UNBREAK, format: domains, path: " + dir + "/fix}\n",
+		"cases.yaml": `cases:
+  - {domain: ads.example, expect: block}
+  - {domain: x.ads.example, expect: block}
+  - {domain: wanted.ads.example, expect: accept, rule: "+ wanted.ads.example"}
+  - {domain: clean.example, to: "192.0.2.1:443/tcp", expect: accept}
+  - {domain: clean.example, to: "198.51.100.7:443/tcp", expect: block}
+  - {domain: clean.example, to: "192.0.2.1:443/tcp", lists: ads, expect: block}
+  - {domain: clean.example, to: "192.0.2.1:443/tcp", lists: MAL, expect: block}
+  - {domain: clean.example, to: "192.0.2.1:443/tcp", lists: "ads,fix", expect: accept}
+  - {domain: ads.example, to: "192.0.2.1:443/tcp", country: DE, expect: accept}
+`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cfg, _, err := check(configSource(filepath.Join(dir, "gatun.yaml")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	report, err := runCases(cfg, filepath.Join(dir, "cases.yaml"))
+	if err != nil || report.Cases != 9 {
+		t.Fatal(report.Cases, err)
+	}
+	for _, f := range report.Failed {
+		t.Errorf("line %d: %s: expected %s, got %s: %s", f.Line, f.About, f.Expected, f.Got, f.Why.Reason)
+	}
+}
