@@ -60,6 +60,7 @@ func (r *resolution) resolve(ctx context.Context, p program, k key, c choice) (f
 	if f, ok := r.cached(k, c); ok {
 		return f, nil
 	}
+	waits(ctx)
 	if !r.limiter.try(p) {
 		turn, cancel := context.WithTimeoutCause(ctx, r.patience, ErrBusy)
 		defer cancel()

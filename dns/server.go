@@ -355,6 +355,7 @@ func (s *Server) resolveAndFetch(ctx context.Context, q *Query, req *request) (f
 	if s.o.Intel == nil || !s.o.Intel.Wants(q.Name) {
 		return s.resolve(ctx, q, req)
 	}
+	waits(ctx)
 	fetched := make(chan struct{})
 	go func() {
 		defer close(fetched)

@@ -120,7 +120,7 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	g.Go(func() error { return e.server.Run(ctx) })
 	g.Go(func() error { return e.stack.Run(ctx) })
 	if d := e.opt.redirect; d != nil {
-		r := &interception.Redirect{Gate: e.gate, UDP: d.UDP, TCP: d.TCP, Original: d.Original}
+		r := &interception.Redirect{Gate: e.gate, UDP: d.UDP, TCP: d.TCP, Original: d.Original, Waits: dns.Waits}
 		g.Go(func() error { return r.Run(ctx) })
 	}
 	g.Go(func() error { return e.watchLists(ctx) })

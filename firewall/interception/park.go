@@ -1,6 +1,7 @@
 package interception
 
 import (
+	"context"
 	"net"
 	"sync"
 	"time"
@@ -133,7 +134,7 @@ func (s *querySink) Datagram(f *stack.UDPFlow, d stack.Datagram) {
 	go func() {
 		defer g.queries.Add(-1)
 		defer g.survive("dns query")
-		if answer := g.query(f.Flow(), s.link, s.owner, query); answer != nil {
+		if answer := g.query(g.ctx, f.Flow(), s.link, s.owner, query); answer != nil {
 			_ = f.Reply(answer, 0) // the program asks again if the device is gone
 		}
 	}()
@@ -141,14 +142,14 @@ func (s *querySink) Datagram(f *stack.UDPFlow, d stack.Datagram) {
 
 // query has the nameserver answer one datagram; nil is silence. One program cannot take all the
 // places: what it asks beyond its share is dropped.
-func (g *Gate) query(f packet.Flow, l *network.Link, o attribution.Owner, query []byte) []byte {
+func (g *Gate) query(ctx context.Context, f packet.Flow, l *network.Link, o attribution.Owner, query []byte) []byte {
 	key := KeyOf(o)
 	if !g.askers.take(key, maxQueriesOfOne) {
 		return nil
 	}
 	defer g.askers.give(key)
 	l.AddSent(len(query))
-	answer := g.Nameserver.ServeUDP(g.ctx, f, o, query)
+	answer := g.Nameserver.ServeUDP(ctx, f, o, query)
 	l.AddReceived(len(answer))
 	return answer
 }

@@ -43,6 +43,8 @@ type Redirect struct {
 	// Original returns a flow as the program knows it; it is given as our socket sees it, Local
 	// being the program's side. An error: it was not redirected, and nothing is answered.
 	Original func(packet.Flow) (packet.Flow, error)
+	// Waits returns a context in which the nameserver calls f before a query waits; nil: it cannot.
+	Waits func(ctx context.Context, f func()) context.Context
 
 	mu     sync.Mutex
 	askers map[netip.AddrPort]*asker // by the source as our socket sees it
@@ -56,7 +58,7 @@ func (r *Redirect) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	past := time.Unix(1, 0)
 	for _, c := range r.UDP {
-		g.Go(func() error { return r.datagrams(ctx, c) })
+		r.read(ctx, g, c)
 		defer context.AfterFunc(ctx, func() { _ = c.SetReadDeadline(past) })()
 	}
 	for _, l := range r.TCP {
@@ -66,35 +68,66 @@ func (r *Redirect) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (r *Redirect) datagrams(ctx context.Context, c *net.UDPConn) error {
-	at := c.LocalAddr().(*net.UDPAddr).AddrPort()
-	buf := make([]byte, maxQueryBytes)
-	for {
-		n, from, err := c.ReadFromUDPAddrPort(buf)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			return err
-		}
-		r.datagram(c, at, from, buf[:n])
+// reader reads one socket and answers by itself what can be answered at once: a goroutine for each
+// query would cost more than the answer does. Before a query waits, another reader goes on, and this
+// one ends with its query.
+type reader struct {
+	r     *Redirect
+	ctx   context.Context // of Run
+	group *errgroup.Group
+	conn  *net.UDPConn
+	at    netip.AddrPort
+
+	serving context.Context // of queries: tells goOn
+	gone    bool            // another one reads
+}
+
+func (r *Redirect) read(ctx context.Context, g *errgroup.Group, c *net.UDPConn) {
+	rd := &reader{r: r, ctx: ctx, group: g, conn: c, at: c.LocalAddr().(*net.UDPAddr).AddrPort()}
+	if r.Waits != nil {
+		rd.serving = r.Waits(r.Gate.ctx, rd.goOn)
+	}
+	g.Go(rd.run)
+}
+
+// goOn hands the reading over.
+func (rd *reader) goOn() {
+	if !rd.gone {
+		rd.gone = true
+		rd.r.read(rd.ctx, rd.group, rd.conn)
 	}
 }
 
-// datagram starts one query. What is too much is dropped, and asked again by the resolver library.
-func (r *Redirect) datagram(c *net.UDPConn, at, from netip.AddrPort, b []byte) {
-	g := r.Gate
+func (rd *reader) run() error {
+	buf := make([]byte, maxQueryBytes)
+	for !rd.gone {
+		n, from, err := rd.conn.ReadFromUDPAddrPort(buf)
+		switch {
+		case rd.ctx.Err() != nil:
+			return rd.ctx.Err()
+		case err != nil:
+			return err
+		}
+		rd.datagram(from, buf[:n])
+	}
+	return nil
+}
+
+// datagram answers one query, or starts what finds out who asks. What is too much is dropped, and
+// asked again by the resolver library.
+func (rd *reader) datagram(from netip.AddrPort, b []byte) {
+	g := rd.r.Gate
 	if g.queries.Add(1) > maxQueries {
 		g.queries.Add(-1)
 		return
 	}
-	a := r.asker(c, at, from)
+	a := rd.r.asker(rd.conn, rd.at, from)
 	query := append([]byte(nil), b...)
-	go func() {
-		defer g.queries.Add(-1)
-		defer g.survive("redirected dns query")
-		a.ask(query)
-	}()
+	if rd.serving != nil && a.known.Load() {
+		a.carry(rd.serving, query)
+		return
+	}
+	go a.carry(g.ctx, query)
 }
 
 // asker returns who is asking from there.
@@ -124,6 +157,7 @@ type asker struct {
 	active   atomic.Int64 // nanoseconds since 1970
 
 	once   sync.Once
+	known  atomic.Bool // once is over
 	flow   packet.Flow
 	link   *network.Link
 	owner  attribution.Owner
@@ -151,12 +185,16 @@ func (a *asker) Drop() {}
 // Reject implements remembered.
 func (a *asker) Reject(*packet.ICMPError) {}
 
-func (a *asker) ask(query []byte) {
+// carry takes one query to its end.
+func (a *asker) carry(ctx context.Context, query []byte) {
+	g := a.r.Gate
+	defer g.queries.Add(-1)
+	defer g.survive("redirected dns query")
 	a.once.Do(a.decide)
 	if !a.serves {
 		return
 	}
-	answer := a.r.Gate.query(a.flow, a.link, a.owner, query)
+	answer := g.query(ctx, a.flow, a.link, a.owner, query)
 	if answer != nil {
 		_, _ = a.conn.WriteToUDPAddrPort(answer, a.from) // the program asks again
 	}
@@ -166,6 +204,7 @@ func (a *asker) ask(query []byte) {
 // just changed, or a question of our own came back. That one is cut by silence: an answer of ours
 // would be taken for the nameserver's that was asked.
 func (a *asker) decide() {
+	defer a.known.Store(true)
 	g := a.r.Gate
 	flow, err := a.r.Original(packet.Flow{Proto: packet.UDP, Local: a.from, Remote: a.at})
 	if err != nil {

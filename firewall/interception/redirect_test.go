@@ -46,6 +46,8 @@ type redirectLab struct {
 	clock   atomic.Int64
 }
 
+type waiting struct{}
+
 var stub = netip.MustParseAddrPort("127.0.0.53:53")
 
 func (l *redirectLab) Find(_ context.Context, f packet.Flow) attribution.Owner {
@@ -64,6 +66,9 @@ func (l *redirectLab) ServeUDP(ctx context.Context, f packet.Flow, o attribution
 	l.served = append(l.served, f)
 	hold, answer := l.holding, l.answer
 	l.mu.Unlock()
+	if f, ok := ctx.Value(waiting{}).(func()); ok && hold != nil {
+		f()
+	}
 	if hold != nil {
 		select {
 		case <-hold:
@@ -107,7 +112,7 @@ func prog(path string) attribution.Owner {
 	return attribution.Owner{Process: &attribution.Process{PID: 7, Path: path, Kind: attribution.KindProgram}, Confidence: attribution.Exact, Cause: attribution.CauseOne}
 }
 
-func newRedirectLab(t *testing.T, yaml string) *redirectLab {
+func newRedirectLab(t *testing.T, yaml string, change ...func(*Redirect)) *redirectLab {
 	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	l := &redirectLab{t: t, owner: prog("/usr/bin/a")}
@@ -131,6 +136,9 @@ func newRedirectLab(t *testing.T, yaml string) *redirectLab {
 		defer l.mu.Unlock()
 		return l.asked(f)
 	}}
+	for _, c := range change {
+		c(l.Redirect)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	l.gate.Attach(ctx)
 	done := make(chan error, 1)
@@ -388,9 +396,7 @@ func TestRedirectedConnection(t *testing.T) {
 	if link == nil || l.finds[0] != flow || l.served[0] != flow {
 		t.Fatalf("link %v, look-ups %v", link, l.finds)
 	}
-	if s, r := link.Bytes(); s != 5 || r != 5 {
-		t.Errorf("bytes %d %d", s, r)
-	}
+	waitFor(t, "the bytes are counted", func() bool { s, r := link.Bytes(); return s == 5 && r == 5 })
 	link.Kill("the policy changed")
 	if _, err := c.Read(buf); err == nil {
 		t.Error("the connection outlives its link")
@@ -433,5 +439,60 @@ func TestRedirectedConnectionsAreBounded(t *testing.T) {
 	l.mu.Unlock()
 	if !works() {
 		t.Error("another program has none")
+	}
+}
+
+// The reader answers by itself what need not wait, and lets another one read before it waits.
+func TestRedirectedReaderGoesOn(t *testing.T) {
+	l := newRedirectLab(t, "", func(r *Redirect) {
+		r.Waits = func(ctx context.Context, f func()) context.Context { return context.WithValue(ctx, waiting{}, f) }
+	})
+	slow, quick := l.dial(), l.dial()
+	for _, c := range []*net.UDPConn{slow, quick} {
+		if got := ask(t, c, "known", soon); got == "" {
+			t.Fatal("no answer")
+		}
+	}
+	for round := range 3 {
+		hold := make(chan struct{})
+		l.mu.Lock()
+		before := len(l.served)
+		l.holding = hold
+		l.mu.Unlock()
+		for range 5 {
+			if _, err := slow.Write([]byte("slow")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, "all five wait at the same time", func() bool { _, served := l.counts(); return served == before+5 })
+		l.mu.Lock()
+		l.holding = nil
+		l.mu.Unlock()
+		if got := ask(t, quick, "quick", soon); got != "quick to /usr/bin/a" {
+			t.Errorf("round %d: behind the waiting: %q", round, got)
+		}
+		close(hold)
+		buf := make([]byte, 100)
+		_ = slow.SetDeadline(time.Now().Add(soon))
+		for range 5 {
+			if n, err := slow.Read(buf); err != nil || string(buf[:n]) != "slow to /usr/bin/a" {
+				t.Errorf("round %d: %q %v", round, buf[:n], err)
+			}
+		}
+	}
+	// A panic of the reader's own query does not end the reading.
+	l.mu.Lock()
+	l.answer = func(query []byte) []byte {
+		if string(query) == "bad" {
+			panic("a bug")
+		}
+		return query
+	}
+	l.mu.Unlock()
+	if got := ask(t, quick, "bad", never); got != "" {
+		t.Errorf("answered %q", got)
+	}
+	if got := ask(t, quick, "good", soon); got != "good" {
+		t.Errorf("after a panic: %q", got)
 	}
 }
