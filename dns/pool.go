@@ -19,6 +19,7 @@ const (
 	// of the next round do.
 	suspectAfter = retryDelay - 100*time.Millisecond
 	lineIdle     = 20 * time.Second // then it is closed (RFC 7766, 6.2.3)
+	drainIdle    = time.Second      // the same once the resolver is not in use any more
 	dialLimit    = askDeadline      // to connect, with all handshakes
 )
 
@@ -126,7 +127,7 @@ func (p *pool) use(ctx context.Context, l *line, q inquiry, form packing) (m *md
 // take returns a connection that was opened after that time, connecting if there is none.
 // Everyone who needs a new one waits for the same attempt.
 func (p *pool) take(ctx context.Context, after time.Time) (l *line, reused bool, err error) {
-	for {
+	for range maxLines { // a resolver that hangs up at once is not dialled for ever
 		var over []*line
 		p.mu.Lock()
 		if p.closed {
@@ -165,6 +166,7 @@ func (p *pool) take(ctx context.Context, after time.Time) (l *line, reused bool,
 			return nil, false, context.Cause(ctx)
 		}
 	}
+	return nil, false, errLostReply
 }
 
 // pick chooses the least busy connection and counts the query on it. It passes over one that is
@@ -286,7 +288,7 @@ func (p *pool) expire(l *line) {
 func (p *pool) drain() {
 	var over []*line
 	p.mu.Lock()
-	p.idle = 0
+	p.idle = drainIdle
 	for _, l := range slices.Clone(p.lines) {
 		over = append(over, p.retire(l)...)
 	}

@@ -241,6 +241,22 @@ func (*breaking) ask(context.Context, inquiry, packing) (*mdns.Msg, error) {
 func (*breaking) usable() bool { return true }
 func (*breaking) close()       {}
 
+// TestPoolHangsUp: a resolver that ends every connection before it can be used is not dialled for
+// ever.
+func TestPoolHangsUp(t *testing.T) {
+	dials := 0
+	p := newPool(func(context.Context) (session, error) {
+		dials++
+		s := &fakeSession{}
+		s.broken.Store(true)
+		return s, nil
+	})
+	defer p.close()
+	if _, err := p.ask(context.Background(), inquiry{}, padded); !errors.Is(err, errLostReply) || dials > maxLines {
+		t.Fatalf("%v after %d connections", err, dials)
+	}
+}
+
 // TestPoolPanic: a panic over a reply gives the place on the connection back.
 func TestPoolPanic(t *testing.T) {
 	f := newFakePool(t)
