@@ -163,8 +163,8 @@ func naiveExchange(orders []exchangeOrder, server string, timeout time.Duration)
 			return result{}, err
 		}
 		r := exchangeReply{ID: o.ID}
-		for wait := timeout; ; wait = 60 * time.Millisecond { // what comes later belongs to this one too
-			_ = c.SetReadDeadline(time.Now().Add(wait))
+		for len(r.Replies) < o.Replies { // a late one must not be taken for the next one's
+			_ = c.SetReadDeadline(time.Now().Add(timeout))
 			n, _, err := c.ReadFrom(b)
 			if err != nil {
 				break

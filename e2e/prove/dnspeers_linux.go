@@ -210,7 +210,7 @@ func (w *dnsWorld) startPeer(p dnsPeer) error {
 		return err
 	}
 	w.running[p.name] = proc
-	err = lab.Wait(10*time.Second, p.name+" answers", func() (bool, error) {
+	err = lab.Wait(20*time.Second, p.name+" answers", func() (bool, error) {
 		select {
 		case <-proc.Done():
 			return true, fmt.Errorf("ended with %d", proc.ExitCode())
