@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,6 +33,26 @@ func (s *Store) Run(ctx context.Context) error {
 			timer.Stop()
 		case <-timer.C:
 		}
+	}
+}
+
+// retrySoon is when a list is fetched again that could not be, after the network changed.
+const retrySoon = 3 * time.Second
+
+// Retry has the lists fetched again soon that could not be fetched: the network is another one.
+func (s *Store) Retry() {
+	s.replace(func(last *state) *state {
+		lists := slices.Clone(last.lists)
+		for i, l := range lists {
+			if soon := s.o.Clock().Add(jitter(retrySoon)); l.spec.URL != "" && l.failures > 0 && l.next.After(soon) {
+				lists[i] = l.with(func(n *list) { n.next = soon })
+			}
+		}
+		return &state{snapshot: newSnapshot(s.seed, lists, last.geo, last.snapshot), spec: last.spec}
+	})
+	select {
+	case s.wake <- struct{}{}:
+	default:
 	}
 }
 

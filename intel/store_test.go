@@ -342,6 +342,44 @@ func spoilCache(t *testing.T, o Options, spec Spec, dir string) {
 	}
 }
 
+// TestRetryOnAnotherNetwork: what could not be fetched is not left to the next hour, what could is
+// left alone.
+func TestRetryOnAnotherNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		web := &server{fault: errors.New("no route to host")}
+		s := New(Options{Client: &http.Client{Transport: web}})
+		if err := s.Configure(Spec{Lists: []ListSpec{{ID: "l", Format: "hosts", URL: "http://lists.example/"}}}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep(5 * time.Hour)
+		web.mu.Lock()
+		asked := len(web.at)
+		web.fault, web.body = nil, "0.0.0.0 ads.example\n"
+		web.mu.Unlock()
+		s.Retry()
+		time.Sleep(5 * time.Second)
+		if got := s.Status()[0]; got.Entries != 1 || got.Error != "" {
+			t.Errorf("%+v", got)
+		}
+		for range 10 {
+			s.Retry()
+			time.Sleep(5 * time.Second)
+		}
+		web.mu.Lock()
+		if len(web.at) != asked+1 {
+			t.Errorf("asked %d times more, want once", len(web.at)-asked)
+		}
+		web.mu.Unlock()
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestRetry: a server that is down is asked again after longer and longer times, at most hourly.
 func TestRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

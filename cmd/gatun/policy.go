@@ -222,6 +222,7 @@ func (e *engine) keepTime(ctx context.Context) error {
 			return nil
 		case <-e.wake:
 		case <-networks:
+			e.known.store.Retry()
 			if place.moved(e.environment()) {
 				e.server.Moved()
 			}
