@@ -416,7 +416,7 @@ func TestRedirectedConnectionsAreBounded(t *testing.T) {
 	works := func() bool {
 		c, err := net.Dial("tcp4", l.tcp.String())
 		if err != nil {
-			t.Fatal(err)
+			return false // reset already
 		}
 		open = append(open, c)
 		_ = c.SetDeadline(time.Now().Add(soon))
