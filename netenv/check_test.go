@@ -249,7 +249,7 @@ func TestOnlineAndQuiet(t *testing.T) {
 		m.Hint(hints) // none that there is
 	}
 	waitFor(t, func() bool { return i.asked.Load() > 1 })
-	if n := i.asked.Load(); n > 3 || m.Snapshot().Online != Online {
+	if n := i.asked.Load(); n > 6 || m.Snapshot().Online != Online {
 		t.Errorf("asked %d times after a flood of hints, it is %s", n, m.Snapshot().Online)
 	}
 }
