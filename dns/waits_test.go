@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"sync/atomic"
 	"testing"
 
 	mdns "github.com/miekg/dns"
@@ -11,14 +12,15 @@ import (
 // Who serves queries one by one hears of the wait before the query is sent, and nothing where the
 // answer is there.
 func TestWaitsBeforeItWaits(t *testing.T) {
-	waited, asked := 0, 0
+	waited := int64(0)
+	var asked atomic.Int64
 	up := answering(t, func(q *mdns.Msg) *mdns.Msg {
-		asked++
+		asked.Add(1)
 		return respond(t, q, mdns.RcodeSuccess, q.Question[0].Name+" 60 IN A 198.51.100.1")
 	})
 	r := newRig(t, nil, up.resolver())
 	ctx := Waits(t.Context(), func() {
-		if asked != waited {
+		if asked.Load() != waited {
 			t.Error("the wait is told when it is over")
 		}
 		waited++
@@ -32,8 +34,8 @@ func TestWaitsBeforeItWaits(t *testing.T) {
 	serve("a.example")
 	serve("a.example")
 	serve("b.example")
-	if waited != 2 || asked != 2 {
-		t.Errorf("%d waits for %d inquiries, want 2", waited, asked)
+	if waited != 2 || asked.Load() != 2 {
+		t.Errorf("%d waits for %d inquiries, want 2", waited, asked.Load())
 	}
 	r.firewall.before = func(*Query) network.Decision { return network.Decision{Verdict: network.Block, Code: "rule"} }
 	serve("c.example")
