@@ -2,6 +2,8 @@ package dns
 
 import (
 	"fmt"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -68,6 +70,36 @@ func TestParseResolver(t *testing.T) {
 		}
 		if message, suggestion := CheckResolver(text); message != "" || suggestion != "" {
 			t.Errorf("%s: %q, %q", text, message, suggestion)
+		}
+	}
+}
+
+// TestDocumentedResolvers: every URL of the documentation is right, and every scheme and parameter
+// is in it.
+func TestDocumentedResolvers(t *testing.T) {
+	b, err := os.ReadFile("../docs/resolvers.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(b)
+	list := regexp.MustCompile("`([a-z0-9]+://[^` ]+)`").FindAllStringSubmatch(text, -1)
+	list = append(list, regexp.MustCompile(`(?m)^    (\S+)$`).FindAllStringSubmatch(text, -1)...)
+	checked := 0
+	for _, m := range list {
+		if m[1] == "dns://" || strings.HasPrefix(m[1], "scheme://") {
+			continue
+		}
+		checked++
+		if message, _ := CheckResolver(m[1]); message != "" {
+			t.Errorf("%s: %s", m[1], message)
+		}
+	}
+	if checked < 10 {
+		t.Errorf("only %d URLs were found", checked)
+	}
+	for _, word := range []string{"dns", "tcp", "dot", "tls", "https", "doh", "h3", "doq", "quic", "verify=NAME", "ip=ADDRESS", "name=TEXT", "blockedif=FORM", "search=NAME,NAME", "search-only", "link-local", "zeroip", "empty", "refused", "disabled"} {
+		if !strings.Contains(text, "`"+word+"`") {
+			t.Errorf("%s is not documented", word)
 		}
 	}
 }
