@@ -27,15 +27,26 @@ func proveDNSPeers(b *bench) (err error) {
 	if err := w.startForwarder(); err != nil {
 		return err
 	}
-	g, err := started(w.Lab, "up", upstreams(w.peers["unbound"].url("dot")))
+	for _, mode := range []string{"up", "run"}[:b.size(2, 1)] {
+		if err := b.transports(w, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *bench) transports(w *dnsWorld, mode string) error {
+	b.note("mode", mode)
+	g, err := started(w.Lab, mode, upstreams(w.peers["unbound"].url("dot")))
 	if err != nil {
 		return err
 	}
 	// Plain ones last: the end of a connection that they leave would count as clear text.
-	if err := errors.Join(b.peerCores(w, g, encrypted), b.wrongNames(w, g), b.strict(w, g), b.peerCores(w, g, plain)); err != nil {
+	if err := errors.Join(b.peerCores(w, g, encrypted), b.wrongNames(w, g), b.strict(w, g), b.peerCores(w, g, plain), b.restart(w, g)); err != nil {
 		return err
 	}
-	return b.restart(w, g)
+	_, err = g.Down()
+	return err
 }
 
 // The transports.
