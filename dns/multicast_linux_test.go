@@ -88,13 +88,39 @@ func in(ns string, f func() error) error {
 }
 
 // inside is a Listener in a namespace.
-type inside struct{ ns string }
+type inside struct {
+	ns   string
+	open *counted // may be nil
+}
+
+// counted is the sockets that were opened.
+type counted struct {
+	mu   sync.Mutex
+	list []*net.UDPConn
+}
+
+// count returns how many were opened, and how many of them are open.
+func (c *counted) count() (all, left int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.list {
+		if raw, err := s.SyscallConn(); err == nil && raw.Control(func(uintptr) {}) == nil {
+			left++
+		}
+	}
+	return len(c.list), left
+}
 
 func (l inside) ListenPacket(ctx context.Context, network, address string) (c net.PacketConn, err error) {
 	err = in(l.ns, func() (err error) {
 		c, err = new(net.ListenConfig).ListenPacket(ctx, network, address)
 		return err
 	})
+	if l.open != nil && err == nil {
+		l.open.mu.Lock()
+		defer l.open.mu.Unlock()
+		l.open.list = append(l.open.list, c.(*net.UDPConn))
+	}
 	return c, err
 }
 
@@ -252,7 +278,7 @@ func legacy(q *mdns.Msg) *mdns.Msg {
 }
 
 func (n *neighbourhood) rig(change func(*Options), servers ...Resolver) *rig {
-	at := inside{n.ours}
+	at := inside{ns: n.ours}
 	r := newRig(n.t, func(o *Options) {
 		o.Multicast = at
 		if change != nil {
@@ -436,5 +462,36 @@ func TestMulticastEnds(t *testing.T) {
 	}
 	if reply := r.query(t, ask("b.local", mdns.TypeA)); reply.Rcode != mdns.RcodeNameError {
 		t.Errorf("got %v", reply)
+	}
+}
+
+// TestMulticastFlood: a program that asks for many names costs no more sockets than one that asks
+// for one, and all of them are closed in the end.
+func TestMulticastFlood(t *testing.T) {
+	n := newNeighbourhood(t)
+	n.respond(n.left, "udp4", neighbour(t, "there.local. 10 IN A 10.77.1.2"))
+	open := &counted{}
+	r := n.rig(func(o *Options) { o.Multicast = inside{ns: n.ours, open: open} })
+	var wg sync.WaitGroup
+	for i := range 100 {
+		wg.Go(func() {
+			if reply := r.query(t, ask(fmt.Sprintf("n%d.local", i), mdns.TypeA)); reply.Rcode != mdns.RcodeNameError {
+				t.Errorf("got %v", reply)
+			}
+		})
+	}
+	wg.Go(func() {
+		if reply := r.queryAs(t, owner("/usr/bin/other", 0), ask("there.local", mdns.TypeA)); values(reply) != "10.77.1.2" {
+			t.Errorf("another program got %v", reply)
+		}
+	})
+	wg.Wait()
+	all, left := open.count()
+	t.Logf("101 names at once: %d sockets", all)
+	if all < 4 || all > 12 || left != 0 { // 4 at a time, for two networks and two families; a slow machine may need two rounds
+		t.Errorf("%d sockets for 101 names, %d are left", all, left)
+	}
+	if reply := r.query(t, ask("there.local", mdns.TypeA)); values(reply) != "10.77.1.2" {
+		t.Errorf("after it: %v", reply)
 	}
 }
