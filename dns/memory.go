@@ -207,6 +207,20 @@ func (m *Memory) name(e *network.Entity, p program, a netip.Addr, now time.Time)
 	return true
 }
 
+// Moved forgets the names of addresses that mean another host in another network.
+func (m *Memory) Moved() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for a, list := range m.byAddr {
+		if network.ScopeOf(a) != network.LAN {
+			continue
+		}
+		for _, r := range slices.Clone(list) {
+			m.drop(r)
+		}
+	}
+}
+
 // Display returns the newest name under which any program resolved the address, "" if none
 // did. It is for people only: no decision to let something through may rest on it.
 func (m *Memory) Display(a netip.Addr) string {

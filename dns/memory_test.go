@@ -221,3 +221,30 @@ func TestMemoryConcurrently(t *testing.T) {
 		t.Fatal(m.Len())
 	}
 }
+
+// TestMemoryMoves: in another network a private address is another host, a public one is not.
+func TestMemoryMoves(t *testing.T) {
+	m := newMemory(MemoryOptions{})
+	private := []netip.Addr{addr("192.168.1.5"), addr("10.0.0.1"), addr("fd00::5"), addr("169.254.3.4"), addr("100.64.0.1")}
+	public := []netip.Addr{addr("198.51.100.1"), addr("2001:db8::1")}
+	a, b := owner("/usr/bin/a", 0), owner("/usr/bin/b", 0)
+	for _, o := range []attribution.Owner{a, b} {
+		m.Remember(o, Resolved{Name: "nas.home.arpa", Addrs: slices.Concat(private, public), TTL: time.Hour, Local: true})
+	}
+	m.Moved()
+	for _, o := range []attribution.Owner{a, b} {
+		for _, x := range private {
+			if e := m.Entity(o, x); e.Domain != "" || m.Display(x) != "" {
+				t.Errorf("%v is still %s", x, e.Domain)
+			}
+		}
+		for _, x := range public {
+			if e := m.Entity(o, x); e.Domain != "nas.home.arpa" || !e.Local {
+				t.Errorf("%v is forgotten", x)
+			}
+		}
+	}
+	if m.Len() != 4 || len(m.byAddr) != 2 {
+		t.Errorf("%d held, %d addresses", m.Len(), len(m.byAddr))
+	}
+}

@@ -191,9 +191,10 @@ func (s *Server) Configure(c Config) {
 }
 
 // Moved forgets what was answered so far, also what is being asked right now: this machine is in
-// another network, where the same addresses may be other nameservers, or a captive portal has let
-// it out, whose answers were false.
+// another network, where the same addresses may be other hosts, or a captive portal has let it out,
+// whose answers were false.
 func (s *Server) Moved() {
+	s.o.Memory.Moved()
 	s.mu.Lock()
 	s.upstream.renew()
 	s.mu.Unlock()
