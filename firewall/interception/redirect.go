@@ -26,6 +26,7 @@ const (
 	maxStreams      = 1024
 	maxStreamsOfOne = 128
 
+	maxStanding   = 32   // readers that wait for a turn
 	maxQueryBytes = 4096 // of a datagram: an honest query has a few hundred
 	filesPause    = 100 * time.Millisecond
 )
@@ -49,6 +50,7 @@ type Redirect struct {
 	mu     sync.Mutex
 	askers map[netip.AddrPort]*asker // by the source as our socket sees it
 
+	standing atomic.Int64 // readers without a turn
 	streams  atomic.Int64
 	programs shares
 }
@@ -69,48 +71,79 @@ func (r *Redirect) Run(ctx context.Context) error {
 }
 
 // reader reads one socket and answers by itself what can be answered at once: a goroutine for each
-// query would cost more than the answer does. Before a query waits, another reader goes on, and this
-// one ends with its query.
+// query would cost more than the answer does. Before a query waits, another reader goes on; this one
+// stands by when its query is answered.
 type reader struct {
 	r     *Redirect
 	ctx   context.Context // of Run
 	group *errgroup.Group
 	conn  *net.UDPConn
 	at    netip.AddrPort
+	line  chan []byte // the buffer for the next one to read; received by who stands by
 
 	serving context.Context // of queries: tells goOn
-	gone    bool            // another one reads
+	buf     []byte
+	reads   bool // it is this one's turn
 }
 
 func (r *Redirect) read(ctx context.Context, g *errgroup.Group, c *net.UDPConn) {
-	rd := &reader{r: r, ctx: ctx, group: g, conn: c, at: c.LocalAddr().(*net.UDPAddr).AddrPort()}
-	if r.Waits != nil {
-		rd.serving = r.Waits(r.Gate.ctx, rd.goOn)
-	}
-	g.Go(rd.run)
+	first := &reader{r: r, ctx: ctx, group: g, conn: c, at: c.LocalAddr().(*net.UDPAddr).AddrPort(), line: make(chan []byte)}
+	first.start(make([]byte, maxQueryBytes))
 }
 
-// goOn hands the reading over.
+func (rd *reader) start(buf []byte) {
+	rd.buf, rd.reads = buf, true
+	if rd.r.Waits != nil {
+		rd.serving = rd.r.Waits(rd.r.Gate.ctx, rd.goOn)
+	}
+	rd.group.Go(rd.run)
+}
+
+// goOn hands the reading over, once per turn.
 func (rd *reader) goOn() {
-	if !rd.gone {
-		rd.gone = true
-		rd.r.read(rd.ctx, rd.group, rd.conn)
+	if !rd.reads {
+		return
+	}
+	rd.reads = false
+	select {
+	case rd.line <- rd.buf:
+	default:
+		next := &reader{r: rd.r, ctx: rd.ctx, group: rd.group, conn: rd.conn, at: rd.at, line: rd.line}
+		next.start(rd.buf)
 	}
 }
 
 func (rd *reader) run() error {
-	buf := make([]byte, maxQueryBytes)
-	for !rd.gone {
-		n, from, err := rd.conn.ReadFromUDPAddrPort(buf)
-		switch {
-		case rd.ctx.Err() != nil:
-			return rd.ctx.Err()
-		case err != nil:
-			return err
+	for {
+		for rd.reads {
+			n, from, err := rd.conn.ReadFromUDPAddrPort(rd.buf)
+			switch {
+			case rd.ctx.Err() != nil:
+				return rd.ctx.Err()
+			case err != nil:
+				return err
+			}
+			rd.datagram(from, rd.buf[:n])
 		}
-		rd.datagram(from, buf[:n])
+		if !rd.standBy() {
+			return nil
+		}
 	}
-	return nil
+}
+
+// standBy waits for another turn. False: enough others do.
+func (rd *reader) standBy() bool {
+	defer rd.r.standing.Add(-1)
+	if rd.r.standing.Add(1) > maxStanding {
+		return false
+	}
+	select {
+	case rd.buf = <-rd.line:
+		rd.reads = true
+		return true
+	case <-rd.ctx.Done():
+		return false
+	}
 }
 
 // datagram answers one query, or starts what finds out who asks. What is too much is dropped, and
