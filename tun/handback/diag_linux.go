@@ -1,0 +1,231 @@
+package handback
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+
+	"gatun/network/packet"
+
+	"golang.org/x/sys/unix"
+)
+
+// sock_diag(7), in as far as the ends of flows need it.
+const (
+	diagByFamily = 20 // SOCK_DIAG_BY_FAMILY
+	diagDestroy  = 21 // SOCK_DESTROY
+	diagID       = 4  // offset of struct inet_diag_sockid in struct inet_diag_msg
+	diagMessage  = 72
+	// Multicast groups of destroyed sockets, as bits: SKNLGRP_INET_TCP_DESTROY and so on.
+	groupsTCP = 1<<(1-1) | 1<<(3-1)
+	groupsUDP = 1<<(2-1) | 1<<(4-1)
+	// eventBuffer is room for about 20 000 sockets that nobody has read of yet.
+	eventBuffer = 8 << 20
+)
+
+// socket writes the question for, or the order about, the socket of f.
+func (w *wire) socket(typ, flags uint16, proto packet.Proto, is6 bool, local, remote netip.AddrPort) {
+	family := byte(unix.AF_INET)
+	if is6 {
+		family = unix.AF_INET6
+	}
+	at := w.begin(typ, flags, [4]byte{family, byte(proto)})
+	w.out = binary.NativeEndian.AppendUint32(w.out, 0xffffffff) // every state
+	w.out = binary.BigEndian.AppendUint16(w.out, local.Port())
+	w.out = binary.BigEndian.AppendUint16(w.out, remote.Port())
+	for _, a := range []netip.Addr{local.Addr(), remote.Addr()} {
+		var raw [16]byte
+		if a.IsValid() {
+			copy(raw[:], a.AsSlice())
+		}
+		w.out = append(w.out, raw[:]...)
+	}
+	w.out = binary.NativeEndian.AppendUint32(w.out, 0) // any interface
+	for range 8 {
+		w.out = append(w.out, 0xff) // INET_DIAG_NOCOOKIE
+	}
+	w.end(at)
+}
+
+// parseSocket reads struct inet_diag_msg.
+func parseSocket(proto packet.Proto, b []byte) (f packet.Flow, ok bool) {
+	if len(b) < diagMessage {
+		return f, false
+	}
+	id := b[diagID:]
+	local, remote := netip.AddrFrom4([4]byte(id[4:8])), netip.AddrFrom4([4]byte(id[20:24]))
+	if b[0] == unix.AF_INET6 {
+		local, remote = netip.AddrFrom16([16]byte(id[4:20])).Unmap(), netip.AddrFrom16([16]byte(id[20:36])).Unmap()
+	}
+	return packet.Flow{Proto: proto, Local: netip.AddrPortFrom(local, binary.BigEndian.Uint16(id)),
+		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(id[2:]))}, true
+}
+
+// ask sends what was written as the last message and returns its answer: the socket, or the error.
+func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
+	seq := w.seq
+	if err := w.send(); err != nil {
+		return found, err
+	}
+	for done := false; !done; {
+		var answer error
+		done, err = w.receive(func(m message) bool {
+			if m.seq != seq {
+				return false
+			}
+			if m.typ == unix.NLMSG_ERROR {
+				if e := m.errno(); e != 0 {
+					answer = e
+				}
+			} else {
+				found, _ = parseSocket(proto, m.body)
+			}
+			return true
+		})
+		if err = errors.Join(err, answer); err != nil {
+			return found, err
+		}
+	}
+	return found, nil
+}
+
+// destroy ends the socket of f, if there is one that has nothing but f: TCP sockets, and UDP
+// sockets that are connected. One UDP socket towards many peers is left alone: the next datagram
+// to f's is undecided again.
+func (w *wire) destroy(f packet.Flow) error {
+	if f.Proto == packet.UDP {
+		// The question, unlike the order, wants the two sides swapped.
+		w.socket(diagByFamily, 0, f.Proto, f.Is6(), f.Remote, f.Local)
+		s, err := w.ask(f.Proto)
+		if errors.Is(err, unix.ENOENT) || err == nil && s.Remote != f.Remote {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: look for its socket: %w", f, err)
+		}
+	}
+	w.socket(diagDestroy, unix.NLM_F_ACK, f.Proto, f.Is6(), f.Local, f.Remote)
+	if _, err := w.ask(f.Proto); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("%s: end its socket: %w", f, err)
+	}
+	return nil
+}
+
+// sockets passes every socket of proto.
+func (w *wire) sockets(proto packet.Proto, each func(packet.Flow)) error {
+	for _, is6 := range []bool{false, true} {
+		w.socket(diagByFamily, unix.NLM_F_DUMP, proto, is6, netip.AddrPort{}, netip.AddrPort{})
+		err := w.dump(func(body []byte) {
+			if f, ok := parseSocket(proto, body); ok {
+				each(f)
+			}
+		})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("list sockets: %w", err)
+		}
+	}
+	return nil
+}
+
+// dump sends what was written and passes the messages of the answer until its end.
+func (w *wire) dump(each func(body []byte)) error {
+	seq := w.seq
+	if err := w.send(); err != nil {
+		return err
+	}
+	for done := false; !done; {
+		var refused, err error
+		done, err = w.receive(func(m message) bool {
+			switch {
+			case m.seq != seq:
+				return false
+			case m.typ == unix.NLMSG_DONE || m.typ == unix.NLMSG_ERROR:
+				if e := m.errno(); e != 0 {
+					refused = e
+				}
+				return true
+			}
+			each(m.body)
+			return false
+		})
+		if err = errors.Join(err, refused); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// events is the kernel's word that sockets of one protocol are gone.
+type events struct {
+	proto packet.Proto
+	f     *os.File
+}
+
+func openEvents(proto packet.Proto) (*events, error) {
+	groups := uint32(groupsTCP)
+	if proto == packet.UDP {
+		groups = groupsUDP
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, fmt.Errorf("listen for closed sockets: %w", typed(err))
+	}
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer) // as much as is allowed
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for closed sockets: %w", typed(err)), unix.Close(fd))
+	}
+	return &events{proto: proto, f: os.NewFile(uintptr(fd), "closed sockets")}, nil
+}
+
+// run passes what was gone at once as one batch, until ctx ends. lost is called where the kernel had
+// to throw events away.
+func (e *events) run(ctx context.Context, gone func([]packet.Flow), lost func()) error {
+	defer context.AfterFunc(ctx, func() { _ = e.f.Close() })()
+	raw, err := e.f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("listen for closed sockets: %w", err)
+	}
+	buf := make([]byte, 8<<10)
+	var batch []packet.Flow
+	for {
+		batch = batch[:0]
+		overrun := false
+		var rerr error
+		err := raw.Read(func(fd uintptr) bool {
+			for len(batch) < batchLimit {
+				n, err := uninterrupted(func() (int, error) { n, _, err := unix.Recvfrom(int(fd), buf, 0); return n, err })
+				switch {
+				case err == unix.EAGAIN:
+					return len(batch) > 0 || overrun
+				case err == unix.ENOBUFS:
+					overrun = true
+					return true
+				case err != nil:
+					rerr = err
+					return true
+				}
+				if n > netlinkHeader {
+					if f, ok := parseSocket(e.proto, buf[netlinkHeader:n]); ok {
+						batch = append(batch, f)
+					}
+				}
+			}
+			return true
+		})
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err = errors.Join(err, rerr); err != nil {
+			return fmt.Errorf("listen for closed sockets: %w", err)
+		}
+		gone(batch)
+		if overrun {
+			lost()
+		}
+	}
+}

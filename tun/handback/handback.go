@@ -1,0 +1,203 @@
+// Package handback gives flows that are decided for good back to the kernel: from then on no
+// packet of them comes to userspace.
+//
+// Only the Gate (firewall/interception) calls it, through cmd; it imports package packet and knows
+// no verdict. A flow that is held is given back with Accept: its five values enter a set of an
+// nftables table of its own, and the held packet is sent again from here. The chain of that table
+// marks packets of the set, so that the kernel routes them by the main table. Block and Drop let
+// the kernel refuse or swallow a flow; Revoke takes back an Accept and ends the program's socket.
+//
+// What the package does not do: it sets no routes or rules, and it does not touch the guard. Both
+// are tun/route's, and serve as they are: Options.Mark is route.Names.OldMark, which rule 11 routes
+// by main and the guard's rule "old path" lets out. The guard's chain "outgoing" (priority mangle)
+// takes that mark from every packet with a user; the chain here comes one later and gives it only to
+// flows of the set. So the guard needs no rule more. Replies pass strict reverse-path filters by
+// the guard's chain "incoming" and src_valid_mark.
+//
+// Only what starts on this machine is handed back; inbound and forwarded flows are not built yet.
+package handback
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"gatun/network/packet"
+
+	"go.uber.org/zap"
+)
+
+// Why a flow cannot be given to the kernel. In every case the flow is as it was before: the
+// caller goes on with it in userspace.
+var (
+	// ErrFull says that there is no room for another flow.
+	ErrFull = errors.New("the kernel holds as many handed-back flows as it may")
+	// ErrUnsupported says that the kernel lacks what this needs, or that such a flow or packet is
+	// never handed back.
+	ErrUnsupported = errors.New("cannot be handed back to the kernel")
+	// ErrClosed says that the table was closed.
+	ErrClosed = errors.New("the table of handed-back flows is closed")
+)
+
+// DefaultTable is the name of the nftables tables, families inet and netdev. They are not the
+// guard's: whoever replaces the guard leaves these alone, and the other way round.
+const DefaultTable = "gatun_handback"
+
+// DefaultLimit is how many flows each set holds.
+const DefaultLimit = 200_000
+
+// The names of the sets; those of IPv6 end in 6. See Rules.
+const (
+	setAccept = "accept"
+	setLinger = "linger"
+	setBlock  = "block"
+	setDrop   = "drop"
+)
+
+// Options say where the tables are and how long entries live. The zero value of a duration or of
+// Limit stands for its default.
+type Options struct {
+	// Table names the nftables tables; DefaultTable if empty.
+	Table string
+	// Device is the TUN device, on which Drop works; without it Drop is unsupported.
+	Device string
+	// Mark within Mask is what packets of accepted flows carry: route.Names.OldMark.
+	Mark, Mask uint32
+	// Limit is how many accepted flows there may be, and how many entries each set may have.
+	Limit int
+	// TCPTimeout and UDPTimeout are how long the kernel keeps an accepted flow without hearing of
+	// us again: after a crash they bound what stays. TCP flows are renewed for as long as they are
+	// open, UDP flows while they send. Defaults: 2 h, 3 min.
+	TCPTimeout, UDPTimeout time.Duration
+	// Linger is how long packets of a TCP connection that is closed may still leave (TIME_WAIT
+	// and a last FIN); a SYN may not. Default: 65 s.
+	Linger time.Duration
+	// VerdictTimeout is how long Block and Drop hold. Default: 10 min.
+	VerdictTimeout time.Duration
+	// Sweep is how often Run reads the counters. Default: 30 s.
+	Sweep time.Duration
+	// Ended is told in Run's goroutines of every accepted flow that is over. It must not block.
+	Ended func(End)
+	// Logger must not be nil.
+	Logger *zap.Logger
+}
+
+// withDefaults fills in what is missing and refuses what cannot work.
+func (o Options) withDefaults() (Options, error) {
+	if o.Mark == 0 || o.Mark&^o.Mask != 0 {
+		return o, fmt.Errorf("handback: want a mark inside the mask %#08x and not 0, got %#08x", o.Mask, o.Mark)
+	}
+	if o.Table == "" {
+		o.Table = DefaultTable
+	}
+	if o.Limit == 0 {
+		o.Limit = DefaultLimit
+	}
+	if o.Limit < 0 || o.Limit > 1<<24 {
+		return o, fmt.Errorf("handback: want a limit of 1 to %d flows, got %d", 1<<24, o.Limit)
+	}
+	if o.Logger == nil {
+		return o, errors.New("handback: a logger is needed")
+	}
+	for _, d := range []struct {
+		value *time.Duration
+		or    time.Duration
+	}{{&o.TCPTimeout, 2 * time.Hour}, {&o.UDPTimeout, 3 * time.Minute}, {&o.Linger, 65 * time.Second},
+		{&o.VerdictTimeout, 10 * time.Minute}, {&o.Sweep, 30 * time.Second}} {
+		if *d.value <= 0 {
+			*d.value = d.or
+		}
+	}
+	if o.Ended == nil {
+		o.Ended = func(End) {}
+	}
+	return o, nil
+}
+
+func (o Options) timeout(p packet.Proto) time.Duration {
+	if p == packet.UDP {
+		return o.UDPTimeout
+	}
+	return o.TCPTimeout
+}
+
+// Counter is what the program has sent over a flow, IP headers included.
+type Counter struct{ Packets, Bytes uint64 }
+
+// Cause is why an accepted flow is over.
+type Cause uint8
+
+// The causes.
+const (
+	Closed  Cause = iota + 1 // the program closed its socket
+	Expired                  // silent for too long, or taken out by somebody else
+	Revoked                  // by Revoke
+)
+
+// String is the cause in one word.
+func (c Cause) String() string {
+	switch c {
+	case Closed:
+		return "closed"
+	case Expired:
+		return "expired"
+	case Revoked:
+		return "revoked"
+	}
+	return "unknown"
+}
+
+// End tells of an accepted flow that is over.
+type End struct {
+	Flow  packet.Flow
+	Sent  Counter
+	Cause Cause
+}
+
+// keySize6 is the longest key: two addresses, the protocol and two ports, padded to four bytes.
+const keySize6 = 2*16 + 3*4
+
+// key is a flow as the sets hold it.
+type key struct {
+	b   [keySize6]byte
+	len uint8
+}
+
+func keyOf(f packet.Flow) (k key) {
+	b := append(k.b[:0], f.Local.Addr().AsSlice()...)
+	b = append(b, f.Remote.Addr().AsSlice()...)
+	b = append(b, byte(f.Proto), 0, 0, 0)
+	for _, port := range []uint16{f.Local.Port(), f.Remote.Port()} {
+		b = append(b, byte(port>>8), byte(port), 0, 0)
+	}
+	k.len = uint8(len(b))
+	return k
+}
+
+// flowOf is the inverse of keyOf.
+func flowOf(b []byte) (packet.Flow, bool) {
+	size := (len(b) - 12) / 2
+	if size != 4 && size != 16 || len(b) != 2*size+12 {
+		return packet.Flow{}, false
+	}
+	local, _ := netip.AddrFromSlice(b[:size])
+	remote, _ := netip.AddrFromSlice(b[size : 2*size])
+	r := b[2*size:]
+	return packet.Flow{Proto: packet.Proto(r[0]),
+		Local:  netip.AddrPortFrom(local, uint16(r[4])<<8|uint16(r[5])),
+		Remote: netip.AddrPortFrom(remote, uint16(r[8])<<8|uint16(r[9]))}, true
+}
+
+// check refuses flows that the sets cannot name.
+func check(f packet.Flow) error {
+	switch {
+	case f.Proto != packet.TCP && f.Proto != packet.UDP:
+		return fmt.Errorf("%s: %w: only TCP and UDP", f, ErrUnsupported)
+	case !f.Local.IsValid() || !f.Remote.IsValid() || f.Local.Addr().Is4() != f.Remote.Addr().Is4():
+		return fmt.Errorf("%s: %w: want two addresses of one family", f, ErrUnsupported)
+	case f.Remote.Addr().IsMulticast() || f.Remote.Addr().Is4In6() || f.Local.Port() == 0:
+		return fmt.Errorf("%s: %w: not a flow between two hosts", f, ErrUnsupported)
+	}
+	return nil
+}

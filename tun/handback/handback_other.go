@@ -1,0 +1,54 @@
+//go:build !linux
+
+package handback
+
+import (
+	"context"
+	"fmt"
+
+	"gatun/network/packet"
+)
+
+// Table is the flows that the kernel carries: none, on this system.
+type Table struct{}
+
+// Open always fails with ErrUnsupported.
+func Open(o Options) (*Table, error) {
+	if _, err := o.withDefaults(); err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%w: only Linux has a way", ErrUnsupported)
+}
+
+// Recover has nothing to take away.
+func Recover(Options) error { return nil }
+
+// Accept implements the contract of Linux.
+func (*Table) Accept(packet.Flow, []byte) error { return ErrUnsupported }
+
+// Block implements the contract of Linux.
+func (*Table) Block(packet.Flow) error { return ErrUnsupported }
+
+// Drop implements the contract of Linux.
+func (*Table) Drop(packet.Flow) error { return ErrUnsupported }
+
+// Allow implements the contract of Linux.
+func (*Table) Allow(packet.Flow) error { return ErrUnsupported }
+
+// Revoke implements the contract of Linux.
+func (*Table) Revoke(packet.Flow) error { return ErrUnsupported }
+
+// Counters implements the contract of Linux.
+func (*Table) Counters(func(packet.Flow, Counter)) error { return ErrUnsupported }
+
+// Run implements the contract of Linux.
+func (*Table) Run(context.Context) error { return ErrUnsupported }
+
+// Drops implements the contract of Linux.
+func (*Table) Drops() bool { return false }
+
+// Len implements the contract of Linux.
+func (*Table) Len() int { return 0 }
+
+// Close implements the contract of Linux.
+func (*Table) Close() error { return nil }

@@ -1,0 +1,87 @@
+package handback
+
+import (
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The text is the documentation of the rules: nft(8) must understand it as the same rules that the
+// netlink translation installs.
+func TestLiveTextIsTheRules(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.sh("ip tuntap add dev gatun0 mode tun")
+		for _, device := range []string{"", "gatun0"} {
+			o, err := l.options(func(o *Options) { o.Device = device; o.Limit = 1234 }).withDefaults()
+			if err != nil {
+				t.Fatal(err)
+			}
+			drops, err := install(o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if drops != (device != "") {
+				t.Errorf("device %q: drops: %v", device, drops)
+			}
+			ours := l.sh("nft -s -n list ruleset")
+			l.sh("nft flush ruleset")
+			file := filepath.Join(t.TempDir(), "rules.nft")
+			if err := os.WriteFile(file, []byte(Rules(o)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			l.sh("nft -c -f " + file)
+			l.sh("nft -f " + file)
+			if diff := cmp.Diff(l.sh("nft -s -n list ruleset"), ours); diff != "" {
+				t.Errorf("nft's reading of the text (-) and the installed rules (+):\n%s", diff)
+			}
+			for range 2 {
+				if err := Recover(o); err != nil {
+					t.Error(err)
+				}
+				if left := l.sh("nft list ruleset"); left != "" {
+					t.Errorf("left behind:\n%s", left)
+				}
+			}
+		}
+	})
+}
+
+// What is handed back completes natively, and after the first packet nothing of it comes to the
+// device; through the guard and the rules of tun/route, with every kind of reverse-path filter.
+func TestLiveAccept(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for _, filter := range []string{"0", "1", "2"} {
+			l.sh(fmt.Sprintf("for f in all default eth0 eth1 gatun0; do sysctl -qw net.ipv4.conf.$f.rp_filter=%s; done", filter))
+			for _, far := range fars {
+				for _, network := range []string{"tcp", "udp"} {
+					name := fmt.Sprintf("%s to %s, rp_filter %s", network, far, filter)
+					before := l.deviceCount()
+					c, f := l.dial(network, at(far))
+					for i := range 50 {
+						if err := echoes(c, 1000+i); err != nil {
+							t.Fatalf("%s: exchange %d: %v (Accept: %v)", name, i, err, l.failures())
+						}
+					}
+					if n := l.packets(f); n != 1 {
+						t.Errorf("%s: %d packets of the flow came to userspace, want 1", name, n)
+					}
+					if n := l.deviceCount() - before; n != 1 {
+						t.Errorf("%s: %d packets on the device's counter, want 1", name, n)
+					}
+					_ = c.Close()
+				}
+			}
+		}
+		if errs := l.failures(); errs != nil {
+			t.Errorf("Accept: %v", errs)
+		}
+	})
+}
+
+var _ net.Conn

@@ -1,0 +1,47 @@
+package handback
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"gatun/network/packet"
+)
+
+// Offsets in the transport headers.
+const (
+	tcpChecksumAt = 16
+	udpChecksumAt = 6
+)
+
+// repair returns a copy of the held packet with a whole transport checksum: a packet that was
+// never on a wire carries the sum of its pseudo header only (tun.Device.Unsummed), and a raw socket
+// sends what it is given. It refuses what is not the packet of f, whole.
+func repair(f packet.Flow, held []byte) ([]byte, error) {
+	h, err := packet.Parse(held)
+	if err != nil {
+		return nil, fmt.Errorf("%s: held packet: %w: %w", f, ErrUnsupported, err)
+	}
+	switch {
+	case h.Flow != f:
+		return nil, fmt.Errorf("%s: %w: the held packet is of %s", f, ErrUnsupported, h.Flow)
+	case h.Fragment:
+		return nil, fmt.Errorf("%s: %w: the held packet is a fragment", f, ErrUnsupported)
+	case h.SourceRoute:
+		return nil, fmt.Errorf("%s: %w: the held packet names its own route", f, ErrUnsupported)
+	}
+	b := append([]byte(nil), held[:h.TotalLen]...)
+	segment, at := b[h.NetworkLen:], tcpChecksumAt
+	if f.Proto == packet.UDP {
+		at = udpChecksumAt
+		if f.Local.Addr().Is4() && segment[at] == 0 && segment[at+1] == 0 {
+			return b, nil // the program asked for none (RFC 768)
+		}
+	}
+	segment[at], segment[at+1] = 0, 0
+	sum := packet.Fold(packet.Sum(segment, packet.PseudoSum(f.Local.Addr(), f.Remote.Addr(), f.Proto, len(segment))))
+	if sum == 0 && f.Proto == packet.UDP {
+		sum = 0xffff
+	}
+	binary.BigEndian.PutUint16(segment[at:], sum)
+	return b, nil
+}

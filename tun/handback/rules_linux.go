@@ -1,0 +1,243 @@
+package handback
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+)
+
+// Offsets in the headers (RFC 791, RFC 8200, RFC 9293) that the rules look at.
+const (
+	offSource4, offDestination4  = 12, 16
+	offSource6, offDestination6  = 8, 24
+	offSourcePort, offTargetPort = 0, 2
+	offTCPFlags                  = 13
+	tcpSYN                       = 0x02
+)
+
+// objects are the kernel's objects of one family's table.
+type objects struct {
+	table *nftables.Table
+	sets  map[string]*nftables.Set
+	order []string
+}
+
+func newObjects(o Options, family nftables.TableFamily, names ...string) objects {
+	obj := objects{table: &nftables.Table{Family: family, Name: o.Table}, sets: map[string]*nftables.Set{}}
+	for _, name := range names {
+		for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+			suffix := []string{"4", "6"}[i]
+			obj.order = append(obj.order, name+suffix)
+			obj.sets[name+suffix] = &nftables.Set{Table: obj.table, Name: name + suffix, KeyByteOrder: binaryutil.BigEndian,
+				Concatenation: true, HasTimeout: true, Size: uint32(o.Limit), Counter: name == setAccept,
+				KeyType: nftables.MustConcatSetType(addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)}
+		}
+	}
+	return obj
+}
+
+// install puts both tables in. What the sets hold already stays: a daemon that comes back adopts
+// it. A table of another shape is replaced. drops is false where the kernel cannot drop in silence.
+func install(o Options) (drops bool, err error) {
+	if err := replace(o, nftables.TableFamilyINet, inetTable); err != nil {
+		return false, err
+	}
+	if o.Device == "" {
+		return false, remove(o.Table, nftables.TableFamilyNetdev)
+	}
+	err = replace(o, nftables.TableFamilyNetdev, netdevTable)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
+		o.Logger.Warn("handback: the kernel has no egress hook, or not the device: dropped flows stay in userspace")
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// replace sends what fill adds in one transaction, in place of what was there.
+func replace(o Options, family nftables.TableFamily, fill func(Options, *nftables.Conn) error) error {
+	exists, err := tableExists(o.Table, family)
+	if err != nil {
+		return err
+	}
+	// FlushTable takes the rules and leaves sets and their elements.
+	prepare := []func(*nftables.Conn, *nftables.Table){func(*nftables.Conn, *nftables.Table) {}}
+	if exists {
+		prepare = []func(*nftables.Conn, *nftables.Table){(*nftables.Conn).FlushTable, (*nftables.Conn).DelTable}
+	}
+	for _, before := range prepare {
+		c := &nftables.Conn{}
+		before(c, &nftables.Table{Family: family, Name: o.Table})
+		if err = fill(o, c); err != nil {
+			return err
+		}
+		if err = c.Flush(); err == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("nftables transaction for table %s: %w", o.Table, typed(err))
+}
+
+// typed names errors that mean: this kernel, or this process, has no nftables.
+func typed(err error) error {
+	for _, e := range []error{unix.EPERM, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT, unix.ENOENT, unix.EINVAL} {
+		if errors.Is(err, e) {
+			return fmt.Errorf("%w: nftables: %w", ErrUnsupported, err)
+		}
+	}
+	return err
+}
+
+func inetTable(o Options, c *nftables.Conn) error {
+	obj := newObjects(o, nftables.TableFamilyINet, setAccept, setLinger, setBlock)
+	if err := obj.add(c); err != nil {
+		return err
+	}
+	policy := nftables.ChainPolicyAccept
+	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: chainName, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput,
+		Priority: nftables.ChainPriorityRef(chainPriority), Policy: &policy})
+	mark := []expr.Any{meta(expr.MetaKeyMARK),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(^o.Mask), Xor: native(o.Mark)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}, &expr.Verdict{Kind: expr.VerdictAccept}}
+	notSYN := append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{tcpSYN}})
+	for _, r := range []struct {
+		before  []expr.Any
+		set     string
+		then    []expr.Any
+		comment string
+	}{
+		{nil, setAccept, mark, "handed back"},
+		{notSYN, setLinger, mark, "closing"},
+		{protocolIs(unix.IPPROTO_TCP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}, "blocked"},
+		{protocolIs(unix.IPPROTO_UDP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}, "blocked"},
+	} {
+		for _, family := range []string{"4", "6"} {
+			obj.rule(c, chain, r.comment, r.before, obj.match(r.set, family), r.then)
+		}
+	}
+	return nil
+}
+
+func netdevTable(o Options, c *nftables.Conn) error {
+	obj := newObjects(o, nftables.TableFamilyNetdev, setDrop)
+	if err := obj.add(c); err != nil {
+		return err
+	}
+	policy := nftables.ChainPolicyAccept
+	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: egressName, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress,
+		Device: o.Device, Priority: nftables.ChainPriorityRef(0), Policy: &policy})
+	for _, family := range []string{"4", "6"} {
+		obj.rule(c, chain, "dropped", obj.match(setDrop, family), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
+	}
+	return nil
+}
+
+func (obj objects) add(c *nftables.Conn) error {
+	c.AddTable(obj.table)
+	for _, name := range obj.order {
+		if err := c.AddSet(obj.sets[name], nil); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (obj objects) rule(c *nftables.Conn, chain *nftables.Chain, comment string, parts ...[]expr.Any) {
+	var all []expr.Any
+	for _, p := range parts {
+		all = append(all, p...)
+	}
+	c.AddRule(&nftables.Rule{Table: obj.table, Chain: chain, Exprs: all, UserData: userdata.AppendString(nil, userdata.TypeComment, comment)})
+}
+
+// match ends the rule unless the packet's flow is in the set. The registers are those that nft(8)
+// uses, so that it lists the table as the text it is.
+func (obj objects) match(set, family string) []expr.Any {
+	s := obj.sets[set+family]
+	lookup := &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}
+	out := obj.familyIs(family)
+	if family == "4" {
+		return append(out, payload(expr.PayloadBaseNetworkHeader, offSource4, 4, 1), payload(expr.PayloadBaseNetworkHeader, offDestination4, 4, 9),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10},
+			payload(expr.PayloadBaseTransportHeader, offSourcePort, 2, 11), payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, 2), lookup)
+	}
+	return append(out, payload(expr.PayloadBaseNetworkHeader, offSource6, 16, 1), payload(expr.PayloadBaseNetworkHeader, offDestination6, 16, 2),
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3},
+		payload(expr.PayloadBaseTransportHeader, offSourcePort, 2, 17), payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, 18), lookup)
+}
+
+func (obj objects) familyIs(family string) []expr.Any {
+	if obj.table.Family == nftables.TableFamilyNetdev {
+		ether := []byte{0x08, 0x00}
+		if family == "6" {
+			ether = []byte{0x86, 0xdd}
+		}
+		return []expr.Any{meta(expr.MetaKeyPROTOCOL), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: ether}}
+	}
+	proto := byte(unix.NFPROTO_IPV4)
+	if family == "6" {
+		proto = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{meta(expr.MetaKeyNFPROTO), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}
+}
+
+func meta(k expr.MetaKey) expr.Any { return &expr.Meta{Key: k, Register: 1} }
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+func payload(base expr.PayloadBase, offset, size, register uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: size}
+}
+
+func protocolIs(proto byte) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{proto}}}
+}
+
+// tableExists reports whether there is such a table, whoever made it.
+func tableExists(name string, family nftables.TableFamily) (bool, error) {
+	tables, err := (&nftables.Conn{}).ListTablesOfFamily(family)
+	if err != nil {
+		return false, fmt.Errorf("list nftables tables: %w", typed(err))
+	}
+	for _, t := range tables {
+		if t.Name == name {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// remove deletes a table. It is no error if there is none.
+func remove(name string, family nftables.TableFamily) error {
+	exists, err := tableExists(name, family)
+	if err != nil || !exists {
+		return err
+	}
+	c := &nftables.Conn{}
+	c.DelTable(&nftables.Table{Family: family, Name: name})
+	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete nftables table %s: %w", name, err)
+	}
+	return nil
+}
+
+// Recover takes away both tables with all that they hold, whoever made them and whatever is left
+// of them. Handed-back flows that are open go into the TUN device from then on, or where the routes
+// lead. It may be called at any time, and again.
+func Recover(o Options) error {
+	if o.Table == "" {
+		o.Table = DefaultTable
+	}
+	err := errors.Join(remove(o.Table, nftables.TableFamilyINet), remove(o.Table, nftables.TableFamilyNetdev))
+	if errors.Is(err, ErrUnsupported) {
+		return nil // no nftables, no tables
+	}
+	return err
+}

@@ -1,0 +1,450 @@
+package handback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gatun/network/packet"
+
+	"github.com/google/nftables"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// Table is the flows that the kernel carries. Any goroutine may call its methods.
+type Table struct {
+	o     Options
+	drops bool
+	w     *writer
+	raw   *rawSockets
+	tcp   *events
+	udp   *events
+	diags chan *wire // lent, so that a burst of Revoke takes no more sockets
+	lists chan *wire // one: reads of whole sets come one after the other
+
+	mu     sync.Mutex
+	flows  map[packet.Flow]entry
+	ports  map[uint16][]packet.Flow // UDP flows by local port: a datagram socket may have many
+	closed bool
+}
+
+// entry is what is known of an accepted flow.
+type entry struct {
+	until time.Time // when the kernel drops it
+	base  Counter   // sent before the entry was renewed
+	sent  Counter   // when last read, base included
+}
+
+const diagWires = 2
+
+// Open puts the rules in and adopts the flows that an earlier process has left. The error wraps
+// ErrUnsupported where the kernel or our rights do not allow it. Nothing is read until Run.
+func Open(o Options) (*Table, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[uint16][]packet.Flow{},
+		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1)}
+	if err := t.openSockets(); err != nil {
+		t.release()
+		return nil, err
+	}
+	if t.drops, err = install(o); err != nil {
+		t.release()
+		return nil, err
+	}
+	if err := t.adopt(); err != nil {
+		t.release()
+		return nil, errors.Join(err, Recover(o))
+	}
+	return t, nil
+}
+
+func (t *Table) openSockets() (err error) {
+	if t.w, err = openWriter(t.o.Table); err != nil {
+		return err
+	}
+	if t.raw, err = openRaw(t.o.Mark); err != nil {
+		return err
+	}
+	if t.tcp, err = openEvents(packet.TCP); err != nil {
+		return err
+	}
+	if t.udp, err = openEvents(packet.UDP); err != nil {
+		return err
+	}
+	for range diagWires {
+		d, err := openWire(unix.NETLINK_SOCK_DIAG)
+		if err != nil {
+			return err
+		}
+		t.diags <- d
+	}
+	l, err := openWire(unix.NETLINK_NETFILTER)
+	if err == nil {
+		t.lists <- l
+	}
+	return err
+}
+
+// release closes the sockets and leaves the kernel as it is, as a crash would.
+func (t *Table) release() {
+	t.mu.Lock()
+	was := t.closed
+	t.closed = true
+	t.mu.Unlock()
+	if was {
+		return
+	}
+	if t.w != nil {
+		t.w.close()
+	}
+	if t.raw != nil {
+		t.raw.close()
+	}
+	for _, e := range []*events{t.tcp, t.udp} {
+		if e != nil {
+			_ = e.f.Close()
+		}
+	}
+	for _, pool := range []chan *wire{t.diags, t.lists} {
+		t.drain(pool)
+	}
+}
+
+// drain closes the idle sockets of a pool; lent ones are closed by who gives them back.
+func (t *Table) drain(pool chan *wire) {
+	for {
+		select {
+		case w := <-pool:
+			w.close()
+		default:
+			return
+		}
+	}
+}
+
+// lent runs use with a socket of the pool.
+func (t *Table) lent(pool chan *wire, use func(*wire) error) error {
+	t.mu.Lock()
+	closed := t.closed
+	t.mu.Unlock()
+	if closed {
+		return ErrClosed
+	}
+	w := <-pool
+	defer func() {
+		pool <- w
+		t.mu.Lock()
+		closed := t.closed
+		t.mu.Unlock()
+		if closed {
+			t.drain(pool)
+		}
+	}()
+	return use(w)
+}
+
+// Close takes everything away: rules, sets, and with them every handed-back flow's way past the
+// TUN device. So the routes into the device go first. It may be called again.
+func (t *Table) Close() error {
+	t.release()
+	return Recover(t.o)
+}
+
+// Len is how many flows are accepted.
+func (t *Table) Len() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.flows)
+}
+
+// Drops reports whether Drop works: it wants an egress hook on the device (Linux 5.16).
+func (t *Table) Drops() bool { return t.drops }
+
+func suffix(f packet.Flow) string {
+	if f.Is6() {
+		return "6"
+	}
+	return "4"
+}
+
+// change returns the change of the set with this name.
+func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
+	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, timeout: timeout}
+	if del == setDrop || add == setDrop {
+		c.family = nftables.TableFamilyNetdev
+	}
+	if del != "" {
+		c.del = del + suffix(f)
+	}
+	if add != "" {
+		c.add = add + suffix(f)
+	}
+	return c
+}
+
+// Accept hands the flow back: from now on the kernel carries it, and the held packet first, which
+// began it, is sent again. first is not kept, and its transport checksum need not be complete. On
+// an error nothing is left behind, the packet was not sent, and the flow stays where it was;
+// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again:
+// then only the packet is sent (a retransmission that was on its way).
+func (t *Table) Accept(f packet.Flow, first []byte) error {
+	if err := check(f); err != nil {
+		return err
+	}
+	b, err := repair(f, first)
+	if err != nil {
+		return err
+	}
+	fresh, err := t.reserve(f)
+	if err != nil {
+		return err
+	}
+	if fresh {
+		c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
+		c.forget = true
+		if err := t.w.do(c); err != nil {
+			t.unreserve(f)
+			return fmt.Errorf("%s: %w", f, err)
+		}
+		if !t.accepted(f) { // its end came first, and found nothing to delete
+			return errors.Join(fmt.Errorf("%s: its socket was closed meanwhile", f), t.w.do(changeOf(f, setAccept, "", 0)))
+		}
+	}
+	if err := t.raw.send(f, b); err != nil {
+		if fresh {
+			err = errors.Join(err, t.w.do(changeOf(f, setAccept, "", 0)))
+			t.unreserve(f)
+		}
+		return err
+	}
+	return nil
+}
+
+// reserve writes the flow down, so that its end is noticed even if it comes before Accept returns.
+func (t *Table) reserve(f packet.Flow) (fresh bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false, ErrClosed
+	}
+	if _, ok := t.flows[f]; ok {
+		return false, nil
+	}
+	if len(t.flows) >= t.o.Limit {
+		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
+	}
+	t.keep(f, entry{until: time.Now().Add(t.o.timeout(f.Proto))})
+	return true, nil
+}
+
+// keep adds f. t.mu is held.
+func (t *Table) keep(f packet.Flow, e entry) {
+	t.flows[f] = e
+	if f.Proto == packet.UDP {
+		t.ports[f.Local.Port()] = append(t.ports[f.Local.Port()], f)
+	}
+}
+
+func (t *Table) accepted(f packet.Flow) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.flows[f]
+	return ok
+}
+
+func (t *Table) unreserve(f packet.Flow) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.take(f)
+}
+
+// take removes f. t.mu is held.
+func (t *Table) take(f packet.Flow) (e entry, ok bool) {
+	if e, ok = t.flows[f]; !ok {
+		return e, false
+	}
+	delete(t.flows, f)
+	if f.Proto != packet.UDP {
+		return e, true
+	}
+	port := f.Local.Port()
+	list := t.ports[port]
+	for i, g := range list {
+		if g == f {
+			list[i] = list[len(list)-1]
+			list = list[:len(list)-1]
+			break
+		}
+	}
+	if t.ports[port] = list; len(list) == 0 {
+		delete(t.ports, port)
+	}
+	return e, true
+}
+
+// Block lets the kernel refuse the flow: TCP by a reset, UDP by port unreachable, and send fails
+// with EPERM. It ends an Accept of the flow. It holds for Options.VerdictTimeout.
+func (t *Table) Block(f packet.Flow) error { return t.refuse(f, setBlock) }
+
+// Drop lets the kernel swallow the flow: a program hears nothing and its sends succeed. It ends an
+// Accept of the flow, and holds for Options.VerdictTimeout.
+func (t *Table) Drop(f packet.Flow) error {
+	if !t.drops {
+		return fmt.Errorf("%s: %w: no egress hook on the device", f, ErrUnsupported)
+	}
+	return t.refuse(f, setDrop)
+}
+
+func (t *Table) refuse(f packet.Flow, set string) error {
+	if err := check(f); err != nil {
+		return err
+	}
+	// The sets of Drop are in a table of their own: refuse first, then stop accepting.
+	if err := t.w.do(changeOf(f, "", set, t.o.VerdictTimeout)); err != nil {
+		return fmt.Errorf("%s: %w", f, err)
+	}
+	return t.over([]packet.Flow{f}, Revoked)
+}
+
+// Allow takes back Block and Drop: the next packet is undecided.
+func (t *Table) Allow(f packet.Flow) error {
+	if err := check(f); err != nil {
+		return err
+	}
+	changes := []*change{changeOf(f, setBlock, "", 0)}
+	err := t.w.do(changes...)
+	if t.drops {
+		err = errors.Join(err, t.w.do(changeOf(f, setDrop, "", 0)))
+	}
+	return err
+}
+
+// Revoke takes back Accept. The socket is destroyed first, while its last packet can still leave:
+// the program sees ECONNABORTED (TCP) or EDESTADDRREQ (UDP) at once, its peer a reset. Then the entry
+// goes: whatever still comes of the flow is undecided. A UDP socket that is not connected belongs to
+// other flows too and is not destroyed. It is no error if the flow is not there.
+func (t *Table) Revoke(f packet.Flow) error {
+	if err := check(f); err != nil {
+		return err
+	}
+	err := t.lent(t.diags, func(w *wire) error { return w.destroy(f) })
+	return errors.Join(err, t.over([]packet.Flow{f}, Revoked))
+}
+
+// over ends those of flows that are accepted.
+func (t *Table) over(flows []packet.Flow, cause Cause) error {
+	var errs []error
+	for len(flows) > 0 {
+		n := min(len(flows), batchLimit)
+		errs = append(errs, t.overBatch(flows[:n], cause))
+		flows = flows[n:]
+	}
+	return errors.Join(errs...)
+}
+
+func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
+	var ended []ending
+	t.mu.Lock()
+	for _, f := range flows {
+		if e, ok := t.take(f); ok {
+			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause}, e.base})
+		}
+	}
+	t.mu.Unlock()
+	if len(ended) == 0 {
+		return nil
+	}
+	errs := []error{t.lastCounters(ended)}
+	changes := make([]*change, len(ended))
+	for i, e := range ended {
+		changes[i] = changeOf(e.Flow, setAccept, "", 0)
+		if e.Flow.Proto == packet.TCP && cause == Closed {
+			changes[i] = changeOf(e.Flow, setAccept, setLinger, t.o.Linger)
+		}
+	}
+	errs = append(errs, t.w.do(changes...))
+	for i, c := range changes {
+		if errors.Is(c.err, ErrFull) { // no room to linger: the accepted entry must go all the same
+			errs = append(errs[:1], t.w.do(changeOf(ended[i].Flow, setAccept, "", 0)))
+		}
+	}
+	for _, e := range ended {
+		t.o.Ended(e.End)
+	}
+	return errors.Join(errs...)
+}
+
+// gone is told of sockets that do not exist any more.
+func (t *Table) gone(sockets []packet.Flow) {
+	var flows []packet.Flow
+	t.mu.Lock()
+	for _, s := range sockets {
+		if s.Proto == packet.TCP {
+			if _, ok := t.flows[s]; ok {
+				flows = append(flows, s)
+			}
+			continue
+		}
+		for _, f := range t.ports[s.Local.Port()] {
+			if mayCarry(s, f) {
+				flows = append(flows, f)
+			}
+		}
+	}
+	t.mu.Unlock()
+	if err := t.over(flows, Closed); err != nil {
+		t.warn(err)
+	}
+}
+
+// mayCarry reports whether the datagram socket s could have sent f. Another socket of the port may
+// live on: then its next datagram is decided again.
+func mayCarry(s, f packet.Flow) bool {
+	unspecified := func(a netip.Addr) bool { return a.IsUnspecified() }
+	return s.Local.Port() == f.Local.Port() &&
+		(unspecified(s.Local.Addr()) || s.Local.Addr() == f.Local.Addr()) &&
+		(s.Remote.Port() == 0 || unspecified(s.Remote.Addr()) || s.Remote == f.Remote)
+}
+
+// Run notices the ends of flows, reads the counters from time to time and renews what must not
+// expire, until ctx ends.
+func (t *Table) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	lost := make(chan struct{}, 1)
+	tell := func() {
+		select {
+		case lost <- struct{}{}:
+		default:
+		}
+	}
+	tell() // flows that were adopted may have ended long ago
+	for _, e := range []*events{t.tcp, t.udp} {
+		g.Go(func() error { return e.run(ctx, t.gone, tell) })
+	}
+	g.Go(func() error {
+		tick := time.NewTicker(t.o.Sweep)
+		defer tick.Stop()
+		for {
+			var err error
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-lost:
+				err = t.reconcile()
+			case <-tick.C:
+				err = t.sweep()
+			}
+			if err != nil && !errors.Is(err, ErrClosed) {
+				t.warn(err)
+			}
+		}
+	})
+	return g.Wait()
+}

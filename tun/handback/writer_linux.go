@@ -1,0 +1,258 @@
+package handback
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// batchLimit bounds a transaction, and so how long the first of a burst waits for the last.
+const batchLimit = 128
+
+// change is one change of the sets: first what goes, then what comes.
+type change struct {
+	k        key
+	family   nftables.TableFamily
+	del, add string // names of sets, "" for none
+	timeout  time.Duration
+	replace  bool // nothing comes where nothing goes
+	forget   bool // connection tracking is to see the flow anew
+	err      error
+
+	first, last uint32 // sequence numbers in the transaction
+}
+
+// request is what one caller waits for.
+type request struct {
+	changes []*change
+	wake    chan bool // true: lead; false: it is done
+}
+
+// writer sends changes to the kernel. Whoever comes while nobody is writing leads: it sends what
+// has gathered, its own first, and hands over to the next. So changes that come at once share a
+// transaction, one that comes alone waits for nobody, and there is no goroutine.
+type writer struct {
+	table   string
+	nft, ct *wire // used by the leader only
+
+	mu      sync.Mutex
+	waiting []*request
+	led     bool
+	closed  bool
+}
+
+func openWriter(table string) (*writer, error) {
+	nft, err := openWire(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	ct, err := openWire(unix.NETLINK_NETFILTER)
+	if err != nil {
+		nft.close()
+		return nil, err
+	}
+	return &writer{table: table, nft: nft, ct: ct}, nil
+}
+
+// do applies changes, at most batchLimit, and returns when all are done. Each carries its error; do
+// returns them joined.
+func (w *writer) do(changes ...*change) error {
+	r := &request{changes: changes, wake: make(chan bool, 1)}
+	w.mu.Lock()
+	if w.closed {
+		w.mu.Unlock()
+		return ErrClosed
+	}
+	w.waiting = append(w.waiting, r)
+	lead := !w.led
+	w.led = true
+	w.mu.Unlock()
+	if lead || <-r.wake {
+		w.lead(r)
+	}
+	var errs []error
+	for _, c := range changes {
+		errs = append(errs, c.err)
+	}
+	return errors.Join(errs...)
+}
+
+// lead sends what waits, which begins with own.
+func (w *writer) lead(own *request) {
+	w.mu.Lock()
+	n, size := 0, 0
+	for n < len(w.waiting) && (n == 0 || size+len(w.waiting[n].changes) <= batchLimit) {
+		size += len(w.waiting[n].changes)
+		n++
+	}
+	batch := w.waiting[:n:n]
+	w.mu.Unlock()
+
+	all := make([]*change, 0, size)
+	for _, r := range batch {
+		all = append(all, r.changes...)
+	}
+	w.write(all)
+
+	w.mu.Lock()
+	w.waiting = w.waiting[n:]
+	var next *request
+	if len(w.waiting) > 0 {
+		next = w.waiting[0]
+	} else {
+		w.waiting, w.led = nil, false
+		w.release()
+	}
+	w.mu.Unlock()
+	if next != nil {
+		next.wake <- true
+	}
+	for _, r := range batch {
+		if r != own {
+			r.wake <- false
+		}
+	}
+}
+
+// release gives back the sockets when nobody writes any more. w.mu is held.
+func (w *writer) release() {
+	if w.closed && w.nft != nil {
+		w.nft.close()
+		w.ct.close()
+		w.nft, w.ct = nil, nil
+	}
+}
+
+func (w *writer) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	if !w.led {
+		w.release()
+	}
+}
+
+// write does all of changes. The kernel takes a transaction whole or not at all, and names the
+// messages that it refuses: without them the rest is sent again.
+func (w *writer) write(changes []*change) {
+	for left := changes; len(left) > 0; {
+		refused, err := w.transaction(left)
+		if err == nil && !refused {
+			break
+		}
+		var again []*change
+		for _, c := range left {
+			switch {
+			case err != nil:
+				c.err = err
+			case c.err == errGone: // what was to go is not there: that is as good
+				c.del, c.err = "", nil
+				if c.add != "" && !c.replace {
+					again = append(again, c)
+				}
+			case c.err == nil:
+				again = append(again, c)
+			}
+		}
+		left = again
+	}
+	w.forget(changes)
+}
+
+// errGone marks a change whose element to delete is not there.
+var errGone = errors.New("no such element")
+
+// transaction sends changes. refused is true if nothing was done because of the changes that have
+// an error now.
+func (w *writer) transaction(changes []*change) (refused bool, err error) {
+	n := w.nft
+	n.out = n.out[:0]
+	n.end(n.begin(batchBegin, 0, [4]byte{3: unix.NFNL_SUBSYS_NFTABLES}))
+	for i, c := range changes {
+		c.first = n.seq + 1
+		var flags uint16
+		if i == len(changes)-1 {
+			flags = unix.NLM_F_ACK // one acknowledgement for all; what is refused answers anyhow
+		}
+		switch {
+		case c.del != "" && c.add != "":
+			n.element(delElement, 0, c.family, w.table, c.del, &c.k, 0)
+			n.element(newElement, unix.NLM_F_CREATE|flags, c.family, w.table, c.add, &c.k, c.timeout)
+		case c.del != "":
+			n.element(delElement, flags, c.family, w.table, c.del, &c.k, 0)
+		default:
+			n.element(newElement, unix.NLM_F_CREATE|flags, c.family, w.table, c.add, &c.k, c.timeout)
+		}
+		c.last = n.seq
+	}
+	last := n.seq
+	n.end(n.begin(batchEnd, 0, [4]byte{3: unix.NFNL_SUBSYS_NFTABLES}))
+	if err := n.send(); err != nil {
+		return false, err
+	}
+	for done := false; !done; {
+		var bad error
+		done, err = n.receive(func(m message) bool {
+			if m.typ != unix.NLMSG_ERROR {
+				return false
+			}
+			if e := m.errno(); e != 0 {
+				refused = true
+				if !blame(changes, m.seq, e) {
+					bad = fmt.Errorf("nftables transaction: %w", typed(e))
+				}
+			}
+			return m.seq == last || bad != nil
+		})
+		if err = errors.Join(err, bad); err != nil {
+			return false, err
+		}
+	}
+	return refused, nil
+}
+
+// blame gives the change of message seq its error.
+func blame(changes []*change, seq uint32, e unix.Errno) bool {
+	for _, c := range changes {
+		if seq < c.first || seq > c.last {
+			continue
+		}
+		switch {
+		case e == unix.ENOENT && c.del != "" && seq == c.first:
+			c.err = errGone
+		case e == unix.ENFILE || e == unix.ENOMEM || e == unix.ENOSPC:
+			c.err = fmt.Errorf("%w: %w", ErrFull, e)
+		default:
+			c.err = typed(e)
+		}
+		return true
+	}
+	return false
+}
+
+// forget takes the entries that the held packets have left in connection tracking: they went
+// towards the TUN device, and whatever translation was chosen for that way, even none, would stay.
+// Where there is no tracking there is nothing to forget.
+func (w *writer) forget(changes []*change) {
+	var last uint32
+	w.ct.out = w.ct.out[:0]
+	for _, c := range changes {
+		if c.forget && c.err == nil {
+			w.ct.forget(&c.k)
+			last = w.ct.seq
+		}
+	}
+	if len(w.ct.out) == 0 || w.ct.send() != nil {
+		return
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = w.ct.receive(func(m message) bool { return m.seq == last }); err != nil {
+			return
+		}
+	}
+}
