@@ -83,7 +83,7 @@ type portal struct{ Profiles }
 
 func (p portal) For(o attribution.Owner) *profiles.Settings {
 	s := *p.Profiles.For(o)
-	s.Portal = true
+	s.Portal, s.PortalHost = true, "login.hotel.example"
 	return &s
 }
 
@@ -96,6 +96,20 @@ func TestConnectivity(t *testing.T) {
 	there := New(portal{m.profiles})
 	if d := there.Decide(comm("detectportal.firefox.com", "198.51.100.1"), f); d.Verdict != network.Accept || d.Code != "connectivity" {
 		t.Errorf("portal: %v (%s)", d.Verdict, d.Reason)
+	}
+	for _, to := range [][2]string{{"login.hotel.example", "10.1.1.1"}, {"detectportal.firefox.com", "10.1.1.1"}} {
+		if d, removed := there.DecideOnCommunicationAfterIntel(Name{Owner: curl(), Domain: to[0]}, []netip.Addr{netip.MustParseAddr(to[1])}); d.Verdict != network.Accept || removed != nil {
+			t.Errorf("%s behind the portal: %v (%s)", to[0], d.Verdict, d.Reason)
+		}
+		if d := there.Decide(comm(to[0], to[1]), flow(packet.TCP, to[1]+":80")); d.Verdict != network.Accept {
+			t.Errorf("a connection to %s behind the portal: %v (%s)", to[0], d.Verdict, d.Reason)
+		}
+		if d, _ := m.DecideOnCommunicationAfterIntel(Name{Owner: curl(), Domain: to[0]}, []netip.Addr{netip.MustParseAddr(to[1])}); d.Verdict != network.Block {
+			t.Errorf("%s without a portal: %v (%s)", to[0], d.Verdict, d.Reason)
+		}
+	}
+	if d, _ := there.DecideOnCommunicationAfterIntel(Name{Owner: curl(), Domain: "a.example"}, []netip.Addr{netip.MustParseAddr("10.1.1.1")}); d.Verdict != network.Block {
+		t.Errorf("another name that leads into the network: %v (%s)", d.Verdict, d.Reason)
 	}
 	if d := there.Decide(comm("a.example", "198.51.100.1"), f); d.Verdict != network.Block {
 		t.Errorf("another name: %v (%s)", d.Verdict, d.Reason)

@@ -14,7 +14,7 @@ const codeOutOfScope = "out-of-scope"
 // its neighbours (DNS rebinding). Who answers for a name of this network may give them.
 func resolverScope(r *request) outcome {
 	e := r.facts.Entity
-	if !r.settings.RemoveOutOfScopeDNS || r.direction != network.Outbound || e.Domain == "" || e.Local || network.LocalName(e.Domain) {
+	if !r.settings.RemoveOutOfScopeDNS || r.direction != network.Outbound || e.Domain == "" || e.Local || network.LocalName(e.Domain) || r.leadsToPortal() {
 		return outcome{}
 	}
 	if !e.Addr.IsValid() {
@@ -64,8 +64,21 @@ var (
 // connectivity lets the names through by which programs find out that a captive portal waits, as
 // long as one does: else nobody would see its page.
 func connectivity(r *request) outcome {
-	if !r.settings.Portal || r.direction != network.Outbound || !network.ConnectivityName(r.facts.Entity.Domain) {
+	if !r.leadsToPortal() {
 		return outcome{}
 	}
-	return decided(network.Decision{Verdict: network.Accept, Code: "connectivity", Reason: "a captive portal is there, and this name leads to its page"})
+	return decided(network.Decision{Verdict: network.Accept, Code: "connectivity", Reason: "a captive portal is there, and this leads to its page"})
+}
+
+// leadsToPortal knows, while a captive portal is there, what leads a person to its page: the names
+// by which one is found, and the page's own host. Both may be addresses of this network.
+func (r *request) leadsToPortal() bool {
+	s, e := r.settings, r.facts.Entity
+	if !s.Portal || r.direction != network.Outbound {
+		return false
+	}
+	if e.Domain == "" {
+		return e.Addr.IsValid() && e.Addr.String() == s.PortalHost
+	}
+	return network.ConnectivityName(e.Domain) || e.Domain == s.PortalHost
 }

@@ -73,8 +73,8 @@ func TestRenew(t *testing.T) {
 func TestNeedsGeo(t *testing.T) {
 	for text, want := range map[string]bool{
 		"version: 1\n": false,
-		"version: 1\nfilter: {endpoints: [\"- L:ads\", \"+ .example.org\", \"- {10.0.0.0/8,!LAN}\"]}\n":              false,
-		"version: 1\nfilter: {endpoints: [\"+ *\", \"- {10.0.0.0/8,!C:EU}\"]}\n":                                     true,
+		"version: 1\nfilter: {endpoints: [\"- L:ads\", \"+ .example.org\", \"- {10.0.0.0/8,!LAN}\"]}\n":             false,
+		"version: 1\nfilter: {endpoints: [\"+ *\", \"- {10.0.0.0/8,!C:EU}\"]}\n":                                    true,
 		"version: 1\nprofiles: [{name: a, match: [{path: /a}], filter: {serviceEndpoints: [\"+ AS64500 TCP\"]}}]\n": true,
 	} {
 		if got := newStore(t, text, Options{}).NeedsGeo(); got != want {

@@ -15,6 +15,7 @@ type policy struct {
 	cfg            *config.Config
 	rating         status.Rating
 	portal         bool
+	portalHost     string
 	holds          map[string]bool
 	automatic      bool // core/autoProfiles
 	automaticCount int  // profiles that the program made itself
@@ -82,7 +83,7 @@ type builder struct {
 func newPolicy(cfg *config.Config, st status.State, opt *Options, only []Rule, before *policy) (*policy, config.Problems) {
 	b := builder{cfg: cfg, state: st, opt: opt, only: only, before: before}
 	b.next = &policy{
-		cfg: cfg, rating: st.Rating, holds: maps.Clone(st.Holds), portal: st.Portal,
+		cfg: cfg, rating: st.Rating, holds: maps.Clone(st.Holds), portal: st.Portal, portalHost: st.PortalHost,
 		automatic: cfg.Bool("core/autoProfiles"), byName: map[string]int{}, lists: map[listID]*RuleSet{},
 		matcher: newMatcher(opt.Environ),
 	}
@@ -273,14 +274,14 @@ func (b *builder) ties(specs []config.ProfileSpec) {
 
 // isOf reports whether p was made of just that.
 func (p *policy) isOf(cfg *config.Config, st status.State) bool {
-	return p.rating == st.Rating && p.portal == st.Portal && maps.Equal(p.holds, st.Holds) && cfg.Equal(p.cfg)
+	return p.rating == st.Rating && p.portal == st.Portal && p.portalHost == st.PortalHost && maps.Equal(p.holds, st.Holds) && cfg.Equal(p.cfg)
 }
 
 // same reports whether p and o give everybody the same settings, from the same places. The
 // profiles that the program made itself are compared with those of more and otherMore, which
 // are not in the configuration yet.
 func (p *policy) same(o *policy, more, otherMore pending) bool {
-	if p.portal != o.portal || !p.base.same(o.base) || !p.front.same(o.front) || len(p.lists) != len(o.lists) {
+	if p.portal != o.portal || p.portalHost != o.portalHost || !p.base.same(o.base) || !p.front.same(o.front) || len(p.lists) != len(o.lists) {
 		return false
 	}
 	own, theirs := p.byHand(), o.byHand()

@@ -64,9 +64,10 @@ type Settings struct {
 	GeoMissingBlocks  bool // a rule about a country blocks where no country is known
 	Paused            bool // a person lets everything through for a while
 
-	PreventBypassing bool // other ways to resolve names than the built-in nameserver
-	DomainHeuristics bool // generated names and tunnels through DNS
-	Portal           bool // a captive portal holds this machine: names that tell of one must be reachable
+	PreventBypassing bool   // other ways to resolve names than the built-in nameserver
+	DomainHeuristics bool   // generated names and tunnels through DNS
+	Portal           bool   // a captive portal holds this machine: names that tell of one must be reachable
+	PortalHost       string // its page, a name or address, "" unknown
 
 	Nameservers []string // resolver URLs of the program's own layers; none: the global ones
 

@@ -332,7 +332,8 @@ func (c *snapshot) settingsOfNew(name string, p *attribution.Process) *Settings 
 // resolve makes the settings of a profile, or of one process of it.
 func (c *snapshot) resolve(o overlay, name string, p *attribution.Process) *Settings {
 	s := temporaryLayer(c.temporaries, name, p).over(o).settings()
-	s.Revision, s.Paused, s.Portal = c.revision, !c.paused.IsZero(), c.policy.portal
+	s.Revision, s.Paused = c.revision, !c.paused.IsZero()
+	s.Portal, s.PortalHost = c.policy.portal, c.policy.portalHost
 	s.ProfileName = name
 	if name != globalName {
 		s.ProfileID = name

@@ -1,6 +1,8 @@
 package status
 
 import (
+	"net/url"
+	"strings"
 	"time"
 
 	"gatun/config"
@@ -15,7 +17,10 @@ import (
 // knows. now is in the time zone of the conditions on the time of day.
 func Judge(cfg *config.Config, env netenv.Snapshot, now time.Time) State {
 	v := cfg.Value("network/rating")
-	s := State{Rating: rating(cfg.String("network/rating")), Origin: v.Origin.String(), Holds: map[string]bool{}, Portal: behindPortal(env)}
+	s := State{Rating: rating(cfg.String("network/rating")), Origin: v.Origin.String(), Holds: map[string]bool{}}
+	if s.Portal = behindPortal(env); s.Portal {
+		s.PortalHost = hostOf(env.PortalURL)
+	}
 	if !byHand(v.Origin.Kind) {
 		for _, r := range cfg.RatingRules() {
 			s.Next = sooner(s.Next, changes(&r.When, now))
@@ -34,6 +39,15 @@ func Judge(cfg *config.Config, env netenv.Snapshot, now time.Time) State {
 		}
 	}
 	return s
+}
+
+// hostOf is the host of a page, in the form in which names and addresses are compared.
+func hostOf(page string) string {
+	u, err := url.Parse(page)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(strings.ToLower(u.Hostname()), ".")
 }
 
 // byHand reports whether a person said so for now, not for all networks.

@@ -190,17 +190,17 @@ func TestWait(t *testing.T) {
 func TestStateEqual(t *testing.T) {
 	s := State{Rating: Untrusted, Origin: "default", Holds: map[string]bool{"a": true}}
 	for name, o := range map[string]State{
-		"rating": {Trusted, "default", map[string]bool{"a": true}, false, time.Time{}},
-		"origin": {Untrusted, "config.json", map[string]bool{"a": true}, false, time.Time{}},
-		"holds":  {Untrusted, "default", map[string]bool{"a": false}, false, time.Time{}},
-		"number": {Untrusted, "default", nil, false, time.Time{}},
-		"portal": {Untrusted, "default", map[string]bool{"a": true}, true, time.Time{}},
+		"rating": {Trusted, "default", map[string]bool{"a": true}, false, "", time.Time{}},
+		"origin": {Untrusted, "config.json", map[string]bool{"a": true}, false, "", time.Time{}},
+		"holds":  {Untrusted, "default", map[string]bool{"a": false}, false, "", time.Time{}},
+		"number": {Untrusted, "default", nil, false, "", time.Time{}},
+		"portal": {Untrusted, "default", map[string]bool{"a": true}, true, "", time.Time{}},
 	} {
 		if s.Equal(o) {
 			t.Errorf("%s is no difference", name)
 		}
 	}
-	if o := (State{Untrusted, "default", map[string]bool{"a": true}, false, time.Unix(1, 0)}); !s.Equal(o) {
+	if o := (State{Untrusted, "default", map[string]bool{"a": true}, false, "", time.Unix(1, 0)}); !s.Equal(o) {
 		t.Error("when it may change is a difference")
 	}
 }
@@ -225,7 +225,11 @@ func TestPortalIsJudged(t *testing.T) {
 	} {
 		env := home()
 		env.Online, env.DNSSuffixes = c.online, []string{"cafe.example"}
+		env.PortalURL = "http://Login.Cafe.example.:8080/?from=here"
 		s := Judge(cfg, env, at("12:00:00"))
+		if host := map[bool]string{true: "login.cafe.example"}[c.portal]; s.PortalHost != host {
+			t.Errorf("%s: its page is at %q, want %q", c.online, s.PortalHost, host)
+		}
 		if s.Portal != c.portal || s.Rating != c.rating || s.Holds["cafe"] != c.cafe || s.Holds["out"] != c.out {
 			t.Errorf("%s: %+v", c.online, s)
 		}

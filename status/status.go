@@ -70,7 +70,9 @@ type State struct {
 	Origin string          // where the rating comes from: "default", "gatun.yaml:3", "rule gatun.yaml:9"
 	Holds  map[string]bool // by name of a network-conditional profile: whether its condition holds
 	Portal bool            // a captive portal holds this machine back
-	Next   time.Time       // when a condition on the time of day may change; zero: never
+	// PortalHost is the name or address of its page, "" where that is not known.
+	PortalHost string
+	Next       time.Time // when a condition on the time of day may change; zero: never
 }
 
 // look is how long Wait waits at most. The machine may sleep and its clock may be set, and then
@@ -79,7 +81,7 @@ const look = time.Minute
 
 // Equal reports whether both judge the same, whenever that may change.
 func (s State) Equal(o State) bool {
-	return s.Rating == o.Rating && s.Portal == o.Portal && s.Origin == o.Origin && maps.Equal(s.Holds, o.Holds)
+	return s.Rating == o.Rating && s.Portal == o.Portal && s.PortalHost == o.PortalHost && s.Origin == o.Origin && maps.Equal(s.Holds, o.Holds)
 }
 
 // Wait returns after how long to Judge again because of the time of day; ok is false where no
