@@ -39,6 +39,7 @@ func bypass(r *request) outcome {
 			return outcome{unknown: !e.Addr.IsValid() && r.intel != nil}
 		}
 		d.Reason, d.List = on.Name+" is on the list "+on.ID+" of resolvers: names would be resolved past the firewall", on.ID
+		return outcome{ends: true, decision: d, match: on}
 	}
 	return decided(d)
 }

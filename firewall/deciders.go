@@ -188,12 +188,12 @@ func blockP2P(r *request) outcome {
 	default:
 		return outcome{}
 	}
+	if on := onList(r, "P2P"); on != nil && e.Domain != "" {
+		d.Reason, d.List = on.Name+" is on the list "+on.ID+" of peer-to-peer networks", on.ID
+		return outcome{ends: true, decision: d, match: on}
+	}
 	switch {
 	case e.Domain == "":
-		return decided(d)
-	case onList(r, "P2P") != nil:
-		on := onList(r, "P2P")
-		d.Reason, d.List = on.Name+" is on the list "+on.ID+" of peer-to-peer networks", on.ID
 		return decided(d)
 	case !r.facts.PortKnown:
 		return outcome{unknown: true}
