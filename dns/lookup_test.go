@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 // TestLookup asks the system's nameserver each time, whatever the cache says; with settings that
 // forbid it, the configured one.
 func TestLookup(t *testing.T) {
-	says := "192.0.2.7"
+	var says atomic.Value
 	u := newUpstream(t, func(q *mdns.Msg, _ []byte, _ netip.AddrPort, send func([]byte)) {
 		m := new(mdns.Msg).SetReply(q)
 		switch name := q.Question[0].Name; {
@@ -27,7 +28,7 @@ func TestLookup(t *testing.T) {
 		case name == "broken.example.":
 			m.Rcode = mdns.RcodeServerFailure
 		case q.Question[0].Qtype == mdns.TypeA:
-			rr, err := mdns.NewRR(name + " 300 IN A " + says)
+			rr, err := mdns.NewRR(name + " 300 IN A " + says.Load().(string))
 			if err != nil {
 				t.Error(err)
 				return
@@ -50,7 +51,7 @@ func TestLookup(t *testing.T) {
 		return s.Lookup(ctx, name)
 	}
 	for _, want := range []string{"192.0.2.7", "198.51.100.1"} {
-		says = want
+		says.Store(want)
 		if got, err := ask("probe.example"); err != nil || !slices.Equal(got, []netip.Addr{netip.MustParseAddr(want)}) {
 			t.Errorf("got %v, %v; want %s", got, err, want)
 		}
