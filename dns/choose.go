@@ -168,7 +168,7 @@ func (u *state) derive(list []Resolver) *lineup {
 		if !r.SearchOnly {
 			ordinary = append(ordinary, r)
 		}
-		if r.LinkLocal {
+		if r.near() {
 			near = append(near, r)
 		}
 		for domain := range strings.SplitSeq(r.Search, ",") {
@@ -188,6 +188,12 @@ func (u *state) derive(list []Resolver) *lineup {
 	l.ordinary = grouped(ordinary, assigned)
 	l.network = grouped(near, system)
 	return l
+}
+
+// near reports whether the resolver knows the names of this network: it was said to, or it is one
+// of its hosts.
+func (r Resolver) near() bool {
+	return r.LinkLocal || !r.SearchOnly && network.ScopeOf(r.Addr.Addr()) == network.LAN
 }
 
 func (l *lineup) addSearch(domain string, r Resolver) {

@@ -29,12 +29,14 @@ func TestChoose(t *testing.T) {
 		corp, deep = resolverAt(SchemeDNS, 6), resolverAt(SchemeDoT, 7)
 		near       = resolverAt(SchemeDNS, 8)
 		both       = resolverAt(SchemeDNS, 9)
+		router     = Resolver{Scheme: SchemeDNS, Addr: netip.MustParseAddrPort("192.168.1.1:53")}
+		vpn        = Resolver{Scheme: SchemeDNS, Addr: netip.MustParseAddrPort("10.8.0.1:53"), Search: "vpn.example", SearchOnly: true}
 	)
 	corp.Search, corp.SearchOnly = "corp.example,other.example", true
 	deep.Search, deep.SearchOnly = "a.corp.example", true
 	both.Search = "both.example"
 	near.LinkLocal = true
-	names := map[Resolver]string{plain: "plain", tcp: "tcp", dot: "dot", doh: "doh", system: "system", corp: "corp", deep: "deep", near: "near", both: "both"}
+	names := map[Resolver]string{plain: "plain", tcp: "tcp", dot: "dot", doh: "doh", system: "system", corp: "corp", deep: "deep", near: "near", both: "both", router: "router", vpn: "vpn"}
 	for _, c := range []struct {
 		name   string
 		config Config
@@ -71,6 +73,9 @@ func TestChoose(t *testing.T) {
 		{"search and encrypted", Config{Nameservers: []Resolver{corp, dot}}, nil, map[string]string{"www.example": "dot", "corp.example": "corp local-ok"}},
 		{"of this network", Config{Nameservers: []Resolver{plain, near}}, nil, map[string]string{
 			"www.example": "plain,near system", "nas.home.arpa": "near system", "host.local": "multicast near system",
+		}},
+		{"a host of this network", Config{Nameservers: []Resolver{router, vpn}, NoAssigned: true}, nil, map[string]string{
+			"www.example": "router", "nas.lan": "router system", "host.local": "multicast router system", "x.vpn.example": "vpn local-ok",
 		}},
 		{"no multicast", Config{NoMulticast: true}, nil, map[string]string{"host.local": "system"}},
 		{"special names like others", Config{Nameservers: []Resolver{plain}, ResolveSpecial: true}, nil, map[string]string{
