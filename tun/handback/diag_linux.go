@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 
 	"gatun/network/packet"
 
@@ -19,6 +20,8 @@ const (
 	diagDestroy  = 21 // SOCK_DESTROY
 	diagID       = 4  // offset of struct inet_diag_sockid in struct inet_diag_msg
 	diagMessage  = 72
+	anyState     = 0xffffffff
+	openStates   = anyState &^ (1 << 6) // TIME_WAIT is nobody's any more
 	// Multicast groups of destroyed sockets, as bits: SKNLGRP_INET_TCP_DESTROY and so on.
 	groupsTCP = 1<<(1-1) | 1<<(3-1)
 	groupsUDP = 1<<(2-1) | 1<<(4-1)
@@ -27,13 +30,13 @@ const (
 )
 
 // socket writes the question for, or the order about, the socket of f.
-func (w *wire) socket(typ, flags uint16, proto packet.Proto, is6 bool, local, remote netip.AddrPort) {
+func (w *wire) socket(typ, flags uint16, states uint32, proto packet.Proto, is6 bool, local, remote netip.AddrPort) {
 	family := byte(unix.AF_INET)
 	if is6 {
 		family = unix.AF_INET6
 	}
 	at := w.begin(typ, flags, [4]byte{family, byte(proto)})
-	w.out = binary.NativeEndian.AppendUint32(w.out, 0xffffffff) // every state
+	w.out = binary.NativeEndian.AppendUint32(w.out, states)
 	w.out = binary.BigEndian.AppendUint16(w.out, local.Port())
 	w.out = binary.BigEndian.AppendUint16(w.out, remote.Port())
 	for _, a := range []netip.Addr{local.Addr(), remote.Addr()} {
@@ -98,7 +101,7 @@ func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
 func (w *wire) destroy(f packet.Flow) error {
 	if f.Proto == packet.UDP {
 		// The question, unlike the order, wants the two sides swapped.
-		w.socket(diagByFamily, 0, f.Proto, f.Is6(), f.Remote, f.Local)
+		w.socket(diagByFamily, 0, anyState, f.Proto, f.Is6(), f.Remote, f.Local)
 		s, err := w.ask(f.Proto)
 		if errors.Is(err, unix.ENOENT) || err == nil && s.Remote != f.Remote {
 			return nil
@@ -107,17 +110,17 @@ func (w *wire) destroy(f packet.Flow) error {
 			return fmt.Errorf("%s: look for its socket: %w", f, err)
 		}
 	}
-	w.socket(diagDestroy, unix.NLM_F_ACK, f.Proto, f.Is6(), f.Local, f.Remote)
+	w.socket(diagDestroy, unix.NLM_F_ACK, anyState, f.Proto, f.Is6(), f.Local, f.Remote)
 	if _, err := w.ask(f.Proto); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("%s: end its socket: %w", f, err)
 	}
 	return nil
 }
 
-// sockets passes every socket of proto.
+// sockets passes every socket of proto that somebody has.
 func (w *wire) sockets(proto packet.Proto, each func(packet.Flow)) error {
 	for _, is6 := range []bool{false, true} {
-		w.socket(diagByFamily, unix.NLM_F_DUMP, proto, is6, netip.AddrPort{}, netip.AddrPort{})
+		w.socket(diagByFamily, unix.NLM_F_DUMP, openStates, proto, is6, netip.AddrPort{}, netip.AddrPort{})
 		err := w.dump(func(body []byte) {
 			if f, ok := parseSocket(proto, body); ok {
 				each(f)
@@ -162,6 +165,12 @@ func (w *wire) dump(each func(body []byte)) error {
 type events struct {
 	proto packet.Proto
 	f     *os.File
+	ended atomic.Bool
+}
+
+func (e *events) close() {
+	e.ended.Store(true)
+	_ = e.f.Close()
 }
 
 func openEvents(proto packet.Proto) (*events, error) {
@@ -185,7 +194,7 @@ func openEvents(proto packet.Proto) (*events, error) {
 // run passes what was gone at once as one batch, until ctx ends. lost is called where the kernel had
 // to throw events away.
 func (e *events) run(ctx context.Context, gone func([]packet.Flow), lost func()) error {
-	defer context.AfterFunc(ctx, func() { _ = e.f.Close() })()
+	defer context.AfterFunc(ctx, e.close)()
 	raw, err := e.f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("listen for closed sockets: %w", err)
@@ -217,7 +226,7 @@ func (e *events) run(ctx context.Context, gone func([]packet.Flow), lost func())
 			}
 			return true
 		})
-		if ctx.Err() != nil {
+		if e.ended.Load() {
 			return nil
 		}
 		if err = errors.Join(err, rerr); err != nil {

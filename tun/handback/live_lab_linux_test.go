@@ -294,24 +294,33 @@ func (l *lab) failures() []error {
 	return l.failed
 }
 
-// deviceCount is what the device itself has counted.
+// deviceCount is how many packets the device itself has counted.
 func (l *lab) deviceCount() int {
 	l.t.Helper()
-	b, err := os.ReadFile("/sys/class/net/" + route.DeviceName + "/statistics/tx_packets")
-	if err != nil { // sysfs may show another namespace
-		out := l.sh("ip -s link show " + route.DeviceName)
-		fields := regexp.MustCompile(`(?s)TX:.*?\n\s*(\d+)\s+(\d+)`).FindStringSubmatch(out)
-		n, err := strconv.Atoi(fields[2])
-		if err != nil {
-			l.t.Fatal(err)
-		}
-		return n
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	return l.linkCount(route.DeviceName)
+}
+
+// linkCount is how many packets an interface has sent.
+func (l *lab) linkCount(link string) int {
+	l.t.Helper()
+	fields := transmitted.FindStringSubmatch(l.sh("ip -s link show " + link))
+	n, err := strconv.Atoi(fields[1])
 	if err != nil {
 		l.t.Fatal(err)
 	}
 	return n
+}
+
+var transmitted = regexp.MustCompile(`TX:.*\n\s*\d+\s+(\d+)`)
+
+// useServer makes atServer go to another namespace.
+func (l *lab) useServer(name string) {
+	l.t.Helper()
+	h, err := netns.GetFromName(name)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.server = h
 }
 
 // serve starts TCP and UDP echo servers on the far addresses.
@@ -391,4 +400,12 @@ func echoes(c net.Conn, size int) error {
 		return errors.New("another text came back")
 	}
 	return nil
+}
+
+func at2(host string, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(netip.MustParseAddr(host), port)
+}
+
+func flowOfPacketConn(pc net.PacketConn, to string) packet.Flow {
+	return packet.Flow{Proto: packet.UDP, Local: netip.MustParseAddrPort(pc.LocalAddr().String()), Remote: netip.MustParseAddrPort(to)}
 }

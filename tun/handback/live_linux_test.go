@@ -2,7 +2,6 @@ package handback
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -84,4 +83,3 @@ func TestLiveAccept(t *testing.T) {
 	})
 }
 
-var _ net.Conn

@@ -3,6 +3,7 @@ package handback
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"gatun/network/packet"
@@ -131,6 +132,12 @@ func (t *Table) sweep() error {
 	})
 	if err != nil {
 		return err
+	}
+	if slices.ContainsFunc(renew, func(f packet.Flow) bool { return f.Proto == packet.TCP }) {
+		// A connection whose end was missed must not be renewed for ever.
+		if err := t.reconcile(); err != nil {
+			return err
+		}
 	}
 	return errors.Join(t.renew(renew), t.over(t.missing(start, seen), Expired))
 }

@@ -109,7 +109,7 @@ func (t *Table) release() {
 	}
 	for _, e := range []*events{t.tcp, t.udp} {
 		if e != nil {
-			_ = e.f.Close()
+			e.close()
 		}
 	}
 	for _, pool := range []chan *wire{t.diags, t.lists} {

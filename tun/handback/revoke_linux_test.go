@@ -1,0 +1,370 @@
+package handback
+
+import (
+	"errors"
+	"net"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatun/network/packet"
+
+	"golang.org/x/sys/unix"
+)
+
+// end waits for the end of f.
+func (l *lab) end(f packet.Flow) End {
+	l.t.Helper()
+	limit := time.After(patience)
+	for {
+		select {
+		case e := <-l.ends:
+			if e.Flow == f {
+				return e
+			}
+		case <-limit:
+			l.t.Fatalf("%s: no end", f)
+		}
+	}
+}
+
+// held reports whether the kernel's set has f.
+func (l *lab) held(f packet.Flow) (ok bool) {
+	l.t.Helper()
+	if err := l.table.read(func(g packet.Flow, _ found) { ok = ok || f == g }); err != nil {
+		l.t.Fatal(err)
+	}
+	return ok
+}
+
+// Revoke ends the program's socket at once, and what is sent afterwards is undecided.
+func TestLiveRevoke(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for _, far := range fars {
+			for network, want := range map[string]error{"tcp": unix.ECONNABORTED, "udp": unix.EDESTADDRREQ} {
+				c, f := l.dial(network, at(far))
+				if err := echoes(c, 100); err != nil {
+					t.Fatal(err)
+				}
+				failed := make(chan error, 1)
+				_ = c.SetDeadline(time.Now().Add(patience))
+				go func() {
+					_, err := c.Read(make([]byte, 1))
+					failed <- err
+				}()
+				start := time.Now()
+				if err := l.table.Revoke(f); err != nil {
+					t.Fatal(err)
+				}
+				err := <-failed
+				took := time.Since(start)
+				if network == "udp" { // the read is told ECONNABORTED, the next send that there is no peer
+					_, err = c.Write([]byte("x"))
+				}
+				if !errors.Is(err, want) {
+					t.Errorf("%s: the program sees %v, want %v", f, err, want)
+				}
+				t.Logf("%s: the socket was told after %s", f, took)
+				if took > time.Second { // promised: 100 ms
+					t.Errorf("%s: took %s", f, took)
+				}
+				if e := l.end(f); e.Cause != Revoked || e.Sent.Packets == 0 {
+					t.Errorf("end: %+v", e)
+				}
+				if l.held(f) {
+					t.Errorf("%s is still in the set", f)
+				}
+				if err := l.table.Revoke(f); err != nil {
+					t.Errorf("again: %v", err)
+				}
+			}
+		}
+	})
+}
+
+// A datagram socket towards many peers loses the revoked one only.
+func TestLiveRevokeOnePeerOfMany(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		pc, err := net.ListenPacket("udp4", host4+":0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pc.Close()
+		exchange := func(to string, wanted bool) {
+			t.Helper()
+			addr, _ := net.ResolveUDPAddr("udp", at(to))
+			if _, err := pc.WriteTo([]byte("x"), addr); err != nil {
+				t.Fatalf("send to %s: %v", to, err)
+			}
+			wait := patience
+			if !wanted {
+				wait = 200 * time.Millisecond
+			}
+			_ = pc.SetReadDeadline(time.Now().Add(wait))
+			_, _, err := pc.ReadFrom(make([]byte, 10))
+			if (err == nil) != wanted {
+				t.Errorf("exchange with %s: %v, wanted %v", to, err, wanted)
+			}
+		}
+		exchange(far4, true)
+		exchange(router4, false) // nobody answers there, but it is accepted
+		local := flowOfPacketConn(pc, at(far4))
+		if !l.held(local) || !l.held(flowOfPacketConn(pc, at(router4))) {
+			t.Fatal("both flows should be accepted")
+		}
+		l.mu.Lock()
+		l.decide = func(packet.Flow, []byte) error { return nil } // from now on everything undecided is dropped
+		l.mu.Unlock()
+		if err := l.table.Revoke(flowOfPacketConn(pc, at(router4))); err != nil {
+			t.Fatal(err)
+		}
+		exchange(far4, true)
+		if err := l.table.Revoke(local); err != nil {
+			t.Fatal(err)
+		}
+		before := l.packets(local)
+		exchange(far4, false)
+		l.eventually("the datagram is undecided", func() bool { return l.packets(local) == before+1 })
+	})
+}
+
+// When a program closes its socket its flow ends: over TCP only what ends a connection may still
+// leave, over UDP nothing, so that the next owner of the port does not inherit the verdict.
+func TestLiveClosedSockets(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for _, far := range fars {
+			for _, network := range []string{"tcp", "udp"} {
+				reuse := func(_, _ string, rc syscall.RawConn) error {
+					return rc.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+				}
+				c, err := (&net.Dialer{Timeout: patience, Control: reuse}).Dial(network, at(far))
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := flowOfConn(c)
+				if err := echoes(c, 1000); err != nil {
+					t.Fatal(err)
+				}
+				start := time.Now()
+				_ = c.Close()
+				e := l.end(f)
+				t.Logf("%s: noticed after %s: %+v", f, time.Since(start), e.Sent)
+				if e.Cause != Closed || e.Sent.Bytes < 1000 || e.Sent.Bytes > 2000 {
+					t.Errorf("end: %+v", e)
+				}
+				l.eventually("the entry is gone", func() bool { return !l.held(f) })
+				if got := l.table.Len(); got != 0 {
+					t.Errorf("%d flows left", got)
+				}
+				// Another program on the same port: decided anew.
+				before := l.packets(f)
+				local := c.LocalAddr()
+				d := net.Dialer{LocalAddr: local, Timeout: patience, Control: reuse}
+				l.sh("sysctl -qw net.ipv4.tcp_tw_reuse=1; sleep 1.1") // TIME_WAIT may be reused after a second
+				again, err := d.Dial(network, at(far))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := echoes(again, 10); err != nil {
+					t.Error(err)
+				}
+				if n := l.packets(f) - before; n != 1 {
+					t.Errorf("%s, used again: %d packets were decided, want 1", f, n)
+				}
+				_ = again.Close()
+				l.end(f)
+			}
+		}
+	})
+}
+
+// An entry that nothing renews expires, and a flow that is in use does not.
+func TestLiveExpiry(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up(func(o *Options) { o.UDPTimeout, o.TCPTimeout, o.Sweep = 1200*time.Millisecond, 1200*time.Millisecond, 150*time.Millisecond })
+		idle, idleFlow := l.dial("udp", at(far4))
+		busy, busyFlow := l.dial("udp", at(far6))
+		tcp, tcpFlow := l.dial("tcp", at(far4))
+		if err := errors.Join(echoes(idle, 10), echoes(tcp, 10)); err != nil {
+			t.Fatal(err)
+		}
+		var sent int
+		for start := time.Now(); time.Since(start) < 4*time.Second; sent++ {
+			if err := echoes(busy, 100); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		if e := l.end(idleFlow); e.Cause != Expired || e.Sent.Packets != 1 {
+			t.Errorf("idle: %+v", e)
+		}
+		if n := l.packets(busyFlow); n != 1 {
+			t.Errorf("busy: %d packets were decided, want 1", n)
+		}
+		if err := echoes(tcp, 10); err != nil || l.packets(tcpFlow) != 1 {
+			t.Errorf("an idle TCP connection: %v, %d packets decided", err, l.packets(tcpFlow))
+		}
+		counters := map[packet.Flow]Counter{}
+		if err := l.table.Counters(func(f packet.Flow, c Counter) { counters[f] = c }); err != nil {
+			t.Fatal(err)
+		}
+		// Renewing may lose what is sent in the moment of it.
+		if c := counters[busyFlow]; c.Packets > uint64(sent) || c.Packets < uint64(sent)*9/10 || c.Bytes != c.Packets*148 {
+			t.Errorf("busy sent %d packets, counted %+v", sent, c)
+		}
+		if err := echoes(idle, 10); err != nil || l.packets(idleFlow) != 2 {
+			t.Errorf("after expiry: %v, %d packets decided, want 2", err, l.packets(idleFlow))
+		}
+	})
+}
+
+// Where there is no room the caller is told so, and nothing is left behind.
+func TestLiveFull(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up(func(o *Options) { o.Limit = 3 })
+		for range 3 {
+			c, _ := l.dial("udp", at(far4))
+			if err := echoes(c, 10); err != nil {
+				t.Fatal(err)
+			}
+		}
+		errs := make(chan error, 10)
+		l.mu.Lock()
+		l.decide = func(f packet.Flow, b []byte) error { errs <- l.table.Accept(f, b); return nil }
+		l.mu.Unlock()
+		c, f := l.dial("udp", at(far4))
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-errs; !errors.Is(err, ErrFull) {
+			t.Errorf("own count: %v, want ErrFull", err)
+		}
+		// The kernel's own count, as if others had filled the set.
+		l.sh("nft add element inet gatun_handback linger6 '{ fd00::1 . fd00::2 . 6 . 1 . 1, fd00::1 . fd00::2 . 6 . 1 . 2, fd00::1 . fd00::2 . 6 . 1 . 3 }'")
+		full := changeOf(packet.Flow{Proto: packet.TCP, Local: at2(host6, 9), Remote: at2(far6, 9)}, "", setLinger, time.Minute)
+		fits := changeOf(packet.Flow{Proto: packet.TCP, Local: at2(host4, 9), Remote: at2(far4, 9)}, "", setLinger, time.Minute)
+		if err := l.table.w.do(full, fits); !errors.Is(full.err, ErrFull) || fits.err != nil {
+			t.Errorf("the kernel's count: %v; full %v, fits %v", err, full.err, fits.err)
+		}
+		if l.held(f) || l.table.Len() != 3 {
+			t.Error("something was left behind")
+		}
+	})
+}
+
+// The table comes back from whatever is left of it, and adopts what an earlier process has
+// accepted; foreign hands that take it away are noticed.
+func TestLiveCrash(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		table := l.up()
+		kept, keptFlow := l.dial("tcp", at(far6))
+		closed, closedFlow := l.dial("tcp", at(far4))
+		if err := errors.Join(echoes(kept, 10), echoes(closed, 10)); err != nil {
+			t.Fatal(err)
+		}
+		table.release() // the sockets go, nothing else
+		_ = closed.Close()
+		if err := echoes(kept, 100); err != nil {
+			t.Errorf("after the crash: %v", err)
+		}
+		next := l.open()
+		l.table = next
+		if e := l.end(closedFlow); e.Cause != Closed {
+			t.Errorf("closed while nobody listened: %+v", e)
+		}
+		if err := echoes(kept, 100); err != nil || l.packets(keptFlow) != 1 {
+			t.Errorf("after the restart: %v, %d packets decided", err, l.packets(keptFlow))
+		}
+		if err := table.Accept(keptFlow, nil); !errors.Is(err, ErrUnsupported) && !errors.Is(err, ErrClosed) {
+			t.Errorf("a closed table: %v", err)
+		}
+		for range 2 {
+			if err := Recover(next.o); err != nil {
+				t.Error(err)
+			}
+		}
+		errs := make(chan error, 10)
+		l.mu.Lock()
+		l.decide = func(f packet.Flow, b []byte) error { errs <- next.Accept(f, b); return nil }
+		l.mu.Unlock()
+		c, f := l.dial("udp", at(far4))
+		if _, err := c.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-errs; !errors.Is(err, ErrUnsupported) {
+			t.Errorf("without the table: %v, want ErrUnsupported", err)
+		}
+		if next.accepted(f) {
+			t.Error("something was left behind")
+		}
+	})
+}
+
+// What the kernel refuses and swallows looks to the program as it should.
+func TestLiveBlockAndDrop(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for _, far := range fars {
+			c, f := l.dial("tcp", at(far))
+			if err := echoes(c, 10); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.table.Block(f); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.SetDeadline(time.Now().Add(patience))
+			_, werr := c.Write([]byte("x"))
+			_, rerr := c.Read(make([]byte, 1))
+			if err := errors.Join(werr, rerr); !errors.Is(err, unix.ECONNRESET) {
+				t.Errorf("%s blocked: %v, want ECONNRESET", f, err)
+			}
+			u, uf := l.dial("udp", at(far))
+			if err := echoes(u, 10); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.table.Block(uf); err != nil {
+				t.Fatal(err)
+			}
+			_, werr = u.Write([]byte("x"))
+			_, werr2 := u.Write([]byte("x"))
+			t.Logf("%s blocked: send: %v, then %v", uf, werr, werr2)
+			if werr == nil && werr2 == nil {
+				t.Errorf("%s blocked: sends succeed", uf)
+			}
+			if err := l.table.Allow(uf); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = u.Write(nil) // takes the pending error
+			if err := echoes(u, 10); err != nil {
+				t.Errorf("%s allowed again: %v", uf, err)
+			}
+			if err := l.table.Drop(uf); err != nil {
+				t.Fatal(err)
+			}
+			before := l.total.Load()
+			for range 3 {
+				if _, err := u.Write([]byte("x")); err != nil {
+					t.Errorf("%s dropped: %v", uf, err)
+				}
+			}
+			_ = u.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			if _, err := u.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s dropped: %v, want silence", uf, err)
+			}
+			if n := l.total.Load() - before; n != 0 {
+				t.Errorf("%s dropped: %d packets came to userspace", uf, n)
+			}
+		}
+	})
+}
