@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,6 +81,12 @@ func (a *answerer) describe(p packet.Proto, from, at netip.AddrPort) string {
 	return fmt.Sprintf("|%v>%v", o.Local, o.Remote)
 }
 
+func (a *answerer) failures() []error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.errs)
+}
+
 func (a *answerer) count() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -112,8 +119,8 @@ func TestLiveDNSIsRedirected(t *testing.T) {
 					t.Errorf("rp_filter %s: tcp: %v", rpFilter, err)
 				}
 			}
-			if want := 4 * len(servers53); a.count() != want || len(a.errs) > 0 {
-				t.Errorf("the listener saw %d of %d questions, errors %v", a.count(), want, a.errs)
+			if want := 4 * len(servers53); a.count() != want || len(a.failures()) > 0 {
+				t.Errorf("the listener saw %d of %d questions, errors %v", a.count(), want, a.failures())
 			}
 			if got := l.captured.Load() - before; got != 0 {
 				t.Errorf("%d packets entered the TUN device", got)
@@ -248,8 +255,8 @@ func TestLiveDNSOneSocketManyServers(t *testing.T) {
 		if n, err := c.Read(buf); err != nil || !bytes.HasSuffix(buf[:n], []byte("error")) {
 			t.Errorf("sent to the listener itself: %q %v", buf[:n], err)
 		}
-		if len(a.errs) != 1 || !errors.Is(a.errs[0], ErrNotRedirected) {
-			t.Errorf("errors %v", a.errs)
+		if errs := a.failures(); len(errs) != 1 || !errors.Is(errs[0], ErrNotRedirected) {
+			t.Errorf("errors %v", errs)
 		}
 	})
 }
