@@ -95,14 +95,22 @@ func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
 	return found, nil
 }
 
+// find returns the socket of f, or ENOENT.
+func (w *wire) find(f packet.Flow) (packet.Flow, error) {
+	local, remote := f.Local, f.Remote
+	if f.Proto == packet.UDP { // the question, unlike the order, wants the two sides swapped
+		local, remote = remote, local
+	}
+	w.socket(diagByFamily, 0, anyState, f.Proto, f.Is6(), local, remote)
+	return w.ask(f.Proto)
+}
+
 // destroy ends the socket of f, if there is one that has nothing but f: TCP sockets, and UDP
 // sockets that are connected. One UDP socket towards many peers is left alone: the next datagram
 // to f's is undecided again.
 func (w *wire) destroy(f packet.Flow) error {
 	if f.Proto == packet.UDP {
-		// The question, unlike the order, wants the two sides swapped.
-		w.socket(diagByFamily, 0, anyState, f.Proto, f.Is6(), f.Remote, f.Local)
-		s, err := w.ask(f.Proto)
+		s, err := w.find(f)
 		if errors.Is(err, unix.ENOENT) || err == nil && s.Remote != f.Remote {
 			return nil
 		}

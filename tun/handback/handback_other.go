@@ -41,6 +41,9 @@ func (*Table) Revoke(packet.Flow) error { return ErrUnsupported }
 // Counters implements the contract of Linux.
 func (*Table) Counters(func(packet.Flow, Counter)) error { return ErrUnsupported }
 
+// Restore implements the contract of Linux.
+func (*Table) Restore() error { return ErrUnsupported }
+
 // Run implements the contract of Linux.
 func (*Table) Run(context.Context) error { return ErrUnsupported }
 

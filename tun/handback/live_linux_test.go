@@ -82,4 +82,3 @@ func TestLiveAccept(t *testing.T) {
 		}
 	})
 }
-

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,6 +36,12 @@ func (l *lab) held(f packet.Flow) (ok bool) {
 	if err := l.table.read(func(g packet.Flow, _ found) { ok = ok || f == g }); err != nil {
 		l.t.Fatal(err)
 	}
+	return ok
+}
+
+// heldQuietly is held while there may be no set.
+func (l *lab) heldQuietly(f packet.Flow) (ok bool) {
+	_ = l.table.read(func(g packet.Flow, _ found) { ok = ok || f == g })
 	return ok
 }
 
@@ -189,7 +196,9 @@ func TestLiveClosedSockets(t *testing.T) {
 func TestLiveExpiry(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		l.serve()
-		l.up(func(o *Options) { o.UDPTimeout, o.TCPTimeout, o.Sweep = 1200*time.Millisecond, 1200*time.Millisecond, 150*time.Millisecond })
+		l.up(func(o *Options) {
+			o.UDPTimeout, o.TCPTimeout, o.Sweep = 1200*time.Millisecond, 1200*time.Millisecond, 150*time.Millisecond
+		})
 		idle, idleFlow := l.dial("udp", at(far4))
 		busy, busyFlow := l.dial("udp", at(far6))
 		tcp, tcpFlow := l.dial("tcp", at(far4))
@@ -222,6 +231,79 @@ func TestLiveExpiry(t *testing.T) {
 		}
 		if err := echoes(idle, 10); err != nil || l.packets(idleFlow) != 2 {
 			t.Errorf("after expiry: %v, %d packets decided, want 2", err, l.packets(idleFlow))
+		}
+	})
+}
+
+// A flow that expires is decided once and handed back again, whether its expiry was noticed or not.
+func TestLiveAcceptAgain(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up(func(o *Options) { o.UDPTimeout, o.Sweep = 300*time.Millisecond, time.Hour })
+		for _, far := range fars {
+			c, f := l.dial("udp", at(far))
+			for round := 1; round <= 3; round++ {
+				for range 5 {
+					if err := echoes(c, 10); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if n := l.packets(f); n != round {
+					t.Errorf("%s: %d packets decided, want %d", f, n, round)
+				}
+				l.eventually("the entry expires", func() bool { return !l.held(f) })
+			}
+		}
+	})
+}
+
+// A connection that is refused, or never answered, ends, also where the kernel has forgotten its
+// name when it says so.
+func TestLiveFailedConnections(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.sh("ip netns exec " + serverName + " nft 'add table inet f; add chain inet f i { type filter hook input priority 0; }; add rule inet f i tcp dport 7003 drop'")
+		l.up()
+		for _, far := range fars {
+			for _, script := range []string{"s.connect((a, 9))", "s.settimeout(0.05); s.connect((a, 7003))"} {
+				out := l.sh(`/usr/bin/python3 -c '
+import socket
+a = "` + far + `"
+s = socket.socket(socket.AF_INET6 if ":" in a else socket.AF_INET, socket.SOCK_STREAM)
+try: ` + script + `
+except OSError as e: print(e)'`)
+				select {
+				case e := <-l.ends:
+					if e.Cause != Closed || e.Flow.Remote.Addr().String() != far || e.Sent.Packets == 0 {
+						t.Errorf("%s, %s: %+v", far, script, e)
+					}
+				case <-time.After(patience):
+					t.Errorf("%s, %s: %s: no end", far, script, out)
+				}
+			}
+		}
+		l.eventually("nothing is left", func() bool { return l.table.Len() == 0 })
+	})
+}
+
+// What foreign hands take away comes back, with the flows.
+func TestLiveFlushedRuleset(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up(func(o *Options) { o.Sweep = 50 * time.Millisecond })
+		c, f := l.dial("tcp", at(far4))
+		if err := echoes(c, 10); err != nil {
+			t.Fatal(err)
+		}
+		before := l.sh("nft -s list table inet gatun_handback | grep -v expires; nft -s list table netdev gatun_handback")
+		l.sh("nft delete table inet gatun_handback; nft delete table netdev gatun_handback")
+		l.eventually("the table is back", func() bool {
+			return strings.Contains(l.sh("nft list ruleset"), "set drop6") && l.heldQuietly(f)
+		})
+		if after := l.sh("nft -s list table inet gatun_handback | grep -v expires; nft -s list table netdev gatun_handback"); after != before {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+		if err := echoes(c, 10); err != nil || l.packets(f) != 1 {
+			t.Errorf("%v, %d packets decided", err, l.packets(f))
 		}
 	})
 }

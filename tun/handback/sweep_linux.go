@@ -130,6 +130,10 @@ func (t *Table) sweep() error {
 			renew = append(renew, f)
 		}
 	})
+	if errors.Is(err, unix.ENOENT) {
+		t.o.Logger.Warn("handback: somebody took the rules away")
+		return t.Restore()
+	}
 	if err != nil {
 		return err
 	}
@@ -203,6 +207,28 @@ func (t *Table) renew(flows []packet.Flow) error {
 	return errors.Join(errs...)
 }
 
+// Restore puts everything back that somebody else took away, as `nft flush ruleset` does: the rules,
+// and the flows that are accepted. Run does so when it reads the counters; whoever restores the guard
+// should not wait for that. Flows that send meanwhile are undecided.
+func (t *Table) Restore() error {
+	if _, err := install(t.o); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	flows := make([]packet.Flow, 0, len(t.flows))
+	for f := range t.flows {
+		flows = append(flows, f)
+	}
+	t.mu.Unlock()
+	var errs []error
+	for _, f := range flows {
+		if err := t.enter(f, false); err != nil && !errors.Is(err, errEnded) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // reconcile compares what is accepted with the sockets that there are.
 func (t *Table) reconcile() error {
 	t.mu.Lock()
@@ -221,7 +247,7 @@ func (t *Table) reconcile() error {
 		return w.sockets(packet.UDP, func(s packet.Flow) {
 			t.mu.Lock()
 			defer t.mu.Unlock()
-			for _, f := range t.ports[s.Local.Port()] {
+			for _, f := range t.ports[portOf(s)] {
 				if mayCarry(s, f) {
 					delete(orphans, f)
 				}

@@ -28,9 +28,17 @@ type Table struct {
 
 	mu     sync.Mutex
 	flows  map[packet.Flow]entry
-	ports  map[uint16][]packet.Flow // UDP flows by local port: a datagram socket may have many
+	ports  map[port][]packet.Flow // sockets that are gone have no whole name
 	closed bool
 }
+
+// port is a program's side of flows.
+type port struct {
+	proto  packet.Proto
+	number uint16
+}
+
+func portOf(f packet.Flow) port { return port{f.Proto, f.Local.Port()} }
 
 // entry is what is known of an accepted flow.
 type entry struct {
@@ -48,7 +56,7 @@ func Open(o Options) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[uint16][]packet.Flow{},
+	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
 		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1)}
 	if err := t.openSockets(); err != nil {
 		t.release()
@@ -206,16 +214,8 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err != nil {
 		return err
 	}
-	if fresh {
-		c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
-		c.forget = true
-		if err := t.w.do(c); err != nil {
-			t.unreserve(f)
-			return fmt.Errorf("%s: %w", f, err)
-		}
-		if !t.accepted(f) { // its end came first, and found nothing to delete
-			return errors.Join(fmt.Errorf("%s: its socket was closed meanwhile", f), t.w.do(changeOf(f, setAccept, "", 0)))
-		}
+	if err := t.enter(f, fresh); err != nil {
+		return fmt.Errorf("%s: %w", f, err)
 	}
 	if err := t.raw.send(f, b); err != nil {
 		if fresh {
@@ -223,6 +223,37 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 			t.unreserve(f)
 		}
 		return err
+	}
+	return nil
+}
+
+// errEnded says that the end of the flow was noticed before it was accepted.
+var errEnded = errors.New("its socket was closed meanwhile")
+
+// enter puts a flow that is reserved into the set. One that was known is there already, or has
+// expired since.
+func (t *Table) enter(f packet.Flow, fresh bool) error {
+	c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
+	c.forget, c.exclusive = fresh, !fresh
+	err := t.w.do(c)
+	switch {
+	case errors.Is(err, unix.EEXIST):
+		return nil
+	case err != nil:
+		if fresh {
+			t.unreserve(f)
+		}
+		return err
+	}
+	t.mu.Lock()
+	known, ok := t.flows[f]
+	if ok && !fresh {
+		known.base, known.until = known.sent, time.Now().Add(t.o.timeout(f.Proto))
+		t.flows[f] = known
+	}
+	t.mu.Unlock()
+	if !ok { // its end came first, and found nothing to delete
+		return errors.Join(errEnded, t.w.do(changeOf(f, setAccept, "", 0)))
 	}
 	return nil
 }
@@ -247,9 +278,7 @@ func (t *Table) reserve(f packet.Flow) (fresh bool, err error) {
 // keep adds f. t.mu is held.
 func (t *Table) keep(f packet.Flow, e entry) {
 	t.flows[f] = e
-	if f.Proto == packet.UDP {
-		t.ports[f.Local.Port()] = append(t.ports[f.Local.Port()], f)
-	}
+	t.ports[portOf(f)] = append(t.ports[portOf(f)], f)
 }
 
 func (t *Table) accepted(f packet.Flow) bool {
@@ -271,11 +300,8 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 		return e, false
 	}
 	delete(t.flows, f)
-	if f.Proto != packet.UDP {
-		return e, true
-	}
-	port := f.Local.Port()
-	list := t.ports[port]
+	at := portOf(f)
+	list := t.ports[at]
 	for i, g := range list {
 		if g == f {
 			list[i] = list[len(list)-1]
@@ -283,8 +309,8 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 			break
 		}
 	}
-	if t.ports[port] = list; len(list) == 0 {
-		delete(t.ports, port)
+	if t.ports[at] = list; len(list) == 0 {
+		delete(t.ports, at)
 	}
 	return e, true
 }
@@ -381,36 +407,46 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	return errors.Join(errs...)
 }
 
-// gone is told of sockets that do not exist any more.
+// gone is told of sockets that do not exist any more. A connection that was refused may have lost
+// its own address and the remote port by then: such flows are over if they have no socket.
 func (t *Table) gone(sockets []packet.Flow) {
-	var flows []packet.Flow
+	var flows, doubtful []packet.Flow
 	t.mu.Lock()
 	for _, s := range sockets {
-		if s.Proto == packet.TCP {
-			if _, ok := t.flows[s]; ok {
-				flows = append(flows, s)
-			}
+		if _, ok := t.flows[s]; ok {
+			flows = append(flows, s)
 			continue
 		}
-		for _, f := range t.ports[s.Local.Port()] {
-			if mayCarry(s, f) {
+		for _, f := range t.ports[portOf(s)] {
+			switch {
+			case !mayCarry(s, f):
+			case s.Proto == packet.TCP:
+				doubtful = append(doubtful, f)
+			default:
 				flows = append(flows, f)
 			}
 		}
 	}
 	t.mu.Unlock()
+	for _, f := range doubtful {
+		_ = t.lent(t.diags, func(w *wire) error {
+			if _, err := w.find(f); errors.Is(err, unix.ENOENT) {
+				flows = append(flows, f)
+			}
+			return nil
+		})
+	}
 	if err := t.over(flows, Closed); err != nil {
 		t.warn(err)
 	}
 }
 
-// mayCarry reports whether the datagram socket s could have sent f. Another socket of the port may
-// live on: then its next datagram is decided again.
+// mayCarry reports whether the socket s, of f's port, could have sent f. Another socket of the port
+// may live on: then its next datagram is decided again.
 func mayCarry(s, f packet.Flow) bool {
-	unspecified := func(a netip.Addr) bool { return a.IsUnspecified() }
-	return s.Local.Port() == f.Local.Port() &&
-		(unspecified(s.Local.Addr()) || s.Local.Addr() == f.Local.Addr()) &&
-		(s.Remote.Port() == 0 || unspecified(s.Remote.Addr()) || s.Remote == f.Remote)
+	may := func(s, f netip.Addr) bool { return s.IsUnspecified() || s == f }
+	return may(s.Local.Addr(), f.Local.Addr()) && may(s.Remote.Addr(), f.Remote.Addr()) &&
+		(s.Remote.Port() == 0 || s.Remote.Port() == f.Remote.Port())
 }
 
 // Run notices the ends of flows, reads the counters from time to time and renews what must not

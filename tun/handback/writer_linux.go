@@ -22,6 +22,8 @@ type change struct {
 	replace  bool // nothing comes where nothing goes
 	forget   bool // connection tracking is to see the flow anew
 	err      error
+	// exclusive makes it EEXIST if what comes is there.
+	exclusive bool
 
 	first, last uint32 // sequence numbers in the transaction
 }
@@ -178,14 +180,18 @@ func (w *writer) transaction(changes []*change) (refused bool, err error) {
 		if i == len(changes)-1 {
 			flags = unix.NLM_F_ACK // one acknowledgement for all; what is refused answers anyhow
 		}
+		create := unix.NLM_F_CREATE | flags
+		if c.exclusive {
+			create |= unix.NLM_F_EXCL
+		}
 		switch {
 		case c.del != "" && c.add != "":
 			n.element(delElement, 0, c.family, w.table, c.del, &c.k, 0)
-			n.element(newElement, unix.NLM_F_CREATE|flags, c.family, w.table, c.add, &c.k, c.timeout)
+			n.element(newElement, create, c.family, w.table, c.add, &c.k, c.timeout)
 		case c.del != "":
 			n.element(delElement, flags, c.family, w.table, c.del, &c.k, 0)
 		default:
-			n.element(newElement, unix.NLM_F_CREATE|flags, c.family, w.table, c.add, &c.k, c.timeout)
+			n.element(newElement, create, c.family, w.table, c.add, &c.k, c.timeout)
 		}
 		c.last = n.seq
 	}
