@@ -133,7 +133,7 @@ func TestLiveManySetUps(t *testing.T) {
 		back := l.setUps(total)
 		t.Logf("%d connections, 64 at a time: direct %.0f/s (%s), handed back %.0f/s (%s): %.2f", total,
 			rate(direct), percentiles(direct.each), rate(back), percentiles(back.each), rate(back)/rate(direct))
-		t.Logf("Accept: %s", percentiles(l.took))
+		t.Logf("Accept: %s", percentiles(l.decisions()))
 		if n := l.deviceCount() - count; n > total*101/100 {
 			t.Errorf("%d packets on the device for %d connections", n, total)
 		}
@@ -144,6 +144,13 @@ func TestLiveManySetUps(t *testing.T) {
 		direct, back = l.setUpsOf(500, 1), l.setUpsOf(500, 1)
 		t.Logf("one at a time, handed back: %s", percentiles(back.each))
 	})
+}
+
+// decisions is how long each call of Accept took.
+func (l *lab) decisions() []time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.took)
 }
 
 type setUps struct {
@@ -195,11 +202,13 @@ func TestLiveThroughput(t *testing.T) {
 		t.Skip("needs iperf3: ", err)
 	}
 	live(t, func(t *testing.T, l *lab) {
-		server := exec.Command("ip", "netns", "exec", serverName, "iperf3", "-s")
-		if err := server.Start(); err != nil {
-			t.Fatal(err)
+		for _, far := range fars { // bound, or datagrams would be answered from another address
+			server := exec.Command("ip", "netns", "exec", serverName, "iperf3", "-s", "-B", far)
+			if err := server.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
 		}
-		defer func() { _ = server.Process.Kill(); _ = server.Wait() }()
 		l.up()
 		l.eventually("iperf3 listens", func() bool {
 			c, err := net.DialTimeout("tcp", net.JoinHostPort(far4, "5201"), time.Second)
@@ -220,7 +229,7 @@ func TestLiveThroughput(t *testing.T) {
 		for _, c := range []struct{ name, args string }{{"tcp4 up", far4}, {"tcp4 down", far4 + " -R"}, {"tcp6 up", far6}, {"tcp4 8 streams up", far4 + " -P 8"}, {"udp4 1200", far4 + " -u -b 0 -l 1200"}} {
 			var ratios []float64
 			var lines []string
-			for range 3 {
+			for range 5 {
 				count := l.deviceCount()
 				back := l.iperf(c.args, false)
 				n := l.deviceCount() - count
@@ -229,9 +238,9 @@ func TestLiveThroughput(t *testing.T) {
 				lines = append(lines, fmt.Sprintf("%.2f/%.2f Gbit/s (%d packets on the device)", back/1e9, direct/1e9, n))
 			}
 			slices.Sort(ratios)
-			t.Logf("%s: %.2f of direct (%.2f..%.2f): %s", c.name, ratios[1], ratios[0], ratios[2], strings.Join(lines, ", "))
-			if ratios[1] < 0.09 { // promised: 0.9, judged by hand
-				t.Errorf("%s: %.2f of direct", c.name, ratios[1])
+			t.Logf("%s: %.2f of direct (%.2f..%.2f): %s", c.name, ratios[2], ratios[0], ratios[4], strings.Join(lines, ", "))
+			if ratios[2] < 0.09 { // promised: 0.9, judged by hand
+				t.Errorf("%s: %.2f of direct", c.name, ratios[2])
 			}
 		}
 		if errs := l.failures(); errs != nil {

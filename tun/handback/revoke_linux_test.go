@@ -3,8 +3,10 @@ package handback
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -172,6 +174,9 @@ func TestLiveClosedSockets(t *testing.T) {
 				}
 				// Another program on the same port: decided anew.
 				before := l.packets(f)
+				if before != 1 {
+					t.Errorf("%s: %d packets were decided, want 1", f, before)
+				}
 				local := c.LocalAddr()
 				d := net.Dialer{LocalAddr: local, Timeout: patience, Control: reuse}
 				l.sh("sysctl -qw net.ipv4.tcp_tw_reuse=1; sleep 1.1") // TIME_WAIT may be reused after a second
@@ -231,6 +236,105 @@ func TestLiveExpiry(t *testing.T) {
 		}
 		if err := echoes(idle, 10); err != nil || l.packets(idleFlow) != 2 {
 			t.Errorf("after expiry: %v, %d packets decided, want 2", err, l.packets(idleFlow))
+		}
+	})
+}
+
+// An IPv6 socket that speaks IPv4 is found by the flow that packets have.
+func TestLiveMappedSockets(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for kind, want := range map[int]error{unix.SOCK_STREAM: unix.ECONNABORTED, unix.SOCK_DGRAM: unix.EDESTADDRREQ} {
+			for _, revoke := range []bool{true, false} {
+				fd, err := unix.Socket(unix.AF_INET6, kind, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				to := netip.MustParseAddr(far4).As16()
+				if err := unix.Connect(fd, &unix.SockaddrInet6{Addr: to, Port: echoPort}); err != nil {
+					t.Fatal(err)
+				}
+				if err := unix.Send(fd, []byte("x"), 0); err != nil {
+					t.Fatal(err)
+				}
+				if n, err := unix.Read(fd, make([]byte, 10)); n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+				sa, err := unix.Getsockname(fd)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := packet.Flow{Proto: packet.TCP, Local: at2(host4, uint16(sa.(*unix.SockaddrInet6).Port)), Remote: at2(far4, echoPort)}
+				if kind == unix.SOCK_DGRAM {
+					f.Proto = packet.UDP
+				}
+				if !revoke {
+					_ = unix.Close(fd)
+					if e := l.end(f); e.Cause != Closed {
+						t.Errorf("%+v", e)
+					}
+					continue
+				}
+				if err := l.table.Revoke(f); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := unix.Read(fd, make([]byte, 1)); !errors.Is(err, unix.ECONNABORTED) {
+					t.Errorf("%s: read: %v", f, err)
+				}
+				if kind == unix.SOCK_DGRAM {
+					if err := unix.Send(fd, []byte("x"), 0); !errors.Is(err, want) {
+						t.Errorf("%s: send: %v, want %v", f, err, want)
+					}
+				}
+				_ = unix.Close(fd)
+			}
+		}
+	})
+}
+
+// A closed table says so to everybody, at once.
+func TestLiveClose(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		table := l.up()
+		c, f := l.dial("udp", at(far4))
+		if err := echoes(c, 10); err != nil {
+			t.Fatal(err)
+		}
+		held := packet.AppendUDP(nil, &packet.IP{Src: f.Local.Addr(), Dst: f.Remote.Addr(), TTL: 64}, f.Local.Port(), f.Remote.Port(), []byte("x"))
+		stop := make(chan struct{})
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for {
+					_ = table.Accept(f, held)
+					_ = table.Revoke(f)
+					_ = table.Counters(func(packet.Flow, Counter) {})
+					select {
+					case <-stop:
+						return
+					default:
+					}
+				}
+			})
+		}
+		time.Sleep(50 * time.Millisecond)
+		for range 2 {
+			if err := table.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+		close(stop)
+		wg.Wait()
+		for what, err := range map[string]error{"Accept": table.Accept(f, held), "Revoke": table.Revoke(f), "Block": table.Block(f),
+			"Counters": table.Counters(func(packet.Flow, Counter) {})} {
+			if !errors.Is(err, ErrClosed) {
+				t.Errorf("%s after Close: %v, want ErrClosed", what, err)
+			}
+		}
+		if left := l.sh("nft list tables"); strings.Contains(left, "handback") {
+			t.Errorf("left behind: %s", left)
 		}
 	})
 }

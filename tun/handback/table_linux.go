@@ -26,6 +26,8 @@ type Table struct {
 	diags chan *wire // lent, so that a burst of Revoke takes no more sockets
 	lists chan *wire // one: reads of whole sets come one after the other
 
+	done chan struct{} // closed by release
+
 	mu     sync.Mutex
 	flows  map[packet.Flow]entry
 	ports  map[port][]packet.Flow // sockets that are gone have no whole name
@@ -57,7 +59,7 @@ func Open(o Options) (*Table, error) {
 		return nil, err
 	}
 	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
-		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1)}
+		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{})}
 	if err := t.openSockets(); err != nil {
 		t.release()
 		return nil, err
@@ -109,6 +111,7 @@ func (t *Table) release() {
 	if was {
 		return
 	}
+	close(t.done)
 	if t.w != nil {
 		t.w.close()
 	}
@@ -139,20 +142,18 @@ func (t *Table) drain(pool chan *wire) {
 
 // lent runs use with a socket of the pool.
 func (t *Table) lent(pool chan *wire, use func(*wire) error) error {
-	t.mu.Lock()
-	closed := t.closed
-	t.mu.Unlock()
-	if closed {
+	var w *wire
+	select {
+	case w = <-pool:
+	case <-t.done:
 		return ErrClosed
 	}
-	w := <-pool
 	defer func() {
-		pool <- w
-		t.mu.Lock()
-		closed := t.closed
-		t.mu.Unlock()
-		if closed {
+		pool <- w // never blocks: there is room for every one
+		select {
+		case <-t.done:
 			t.drain(pool)
+		default:
 		}
 	}()
 	return use(w)
