@@ -8,6 +8,7 @@ import (
 
 	"gatun/attribution"
 	"gatun/network"
+	"gatun/profiles"
 )
 
 const (
@@ -84,17 +85,11 @@ func NewMemory(o MemoryOptions) *Memory {
 	}
 }
 
-// IsSystemResolver recognises the resolver daemons that ask for everybody, by where
-// distributions install them. It is meant for MemoryOptions.Resolver in `up`, as long as the
-// queries of programs to a stub on loopback are not intercepted.
+// IsSystemResolver recognises the resolver daemons that ask for everybody. It is meant for
+// MemoryOptions.Resolver in `up`, as long as the queries of programs to a stub on loopback are not
+// intercepted.
 func IsSystemResolver(o attribution.Owner) bool {
-	switch p := programOf(o); p.path {
-	case "/usr/lib/systemd/systemd-resolved", "/lib/systemd/systemd-resolved", "/usr/sbin/nscd", "/usr/sbin/dnsmasq",
-		"/usr/bin/dnsmasq", "/usr/sbin/unbound", "/usr/bin/unbound", "/usr/sbin/named", "/usr/bin/named",
-		"/usr/sbin/kresd", "/usr/bin/stubby", "/usr/sbin/stubby":
-		return p.kind == attribution.KindProgram
-	}
-	return false
+	return profiles.IsSystemResolver(programOf(o).path)
 }
 
 // everybody is the identity of names that the system's resolver looked up.

@@ -140,7 +140,7 @@ func specialOf(p *attribution.Process) string {
 }
 
 // IsSystemResolver knows the resolver daemons that ask for everybody by where distributions
-// install them (package dns has the same list). Only root can put a program there; a binary of
+// install them. Only root can put a program there; a binary of
 // that name elsewhere, or in a mount namespace of its own, has another path.
 func IsSystemResolver(path string) bool {
 	switch path {
