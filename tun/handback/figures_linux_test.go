@@ -227,20 +227,22 @@ func TestLiveThroughput(t *testing.T) {
 			ip -n gthb-plain route add default via 10.81.0.1; ip -n gthb-plain -6 route add default via fd81::1
 			ip netns exec gthb-plain ping -c1 -W2 10.81.0.1 >/dev/null 2>&1 || true`)
 		for _, c := range []struct{ name, args string }{{"tcp4 up", far4}, {"tcp4 down", far4 + " -R"}, {"tcp6 up", far6}, {"tcp4 8 streams up", far4 + " -P 8"}, {"udp4 1200", far4 + " -u -b 0 -l 1200"}} {
-			var ratios []float64
-			var lines []string
-			for range 5 {
+			var speed, cost []float64
+			var onDevice int
+			for range 7 {
 				count := l.deviceCount()
 				back := l.iperf(c.args, false)
-				n := l.deviceCount() - count
+				onDevice += l.deviceCount() - count
 				direct := l.iperf(c.args, true)
-				ratios = append(ratios, back/direct)
-				lines = append(lines, fmt.Sprintf("%.2f/%.2f Gbit/s (%d packets on the device)", back/1e9, direct/1e9, n))
+				speed = append(speed, back.bits/direct.bits)
+				cost = append(cost, back.cpu/direct.cpu)
 			}
-			slices.Sort(ratios)
-			t.Logf("%s: %.2f of direct (%.2f..%.2f): %s", c.name, ratios[2], ratios[0], ratios[4], strings.Join(lines, ", "))
-			if ratios[2] < 0.09 { // promised: 0.9, judged by hand
-				t.Errorf("%s: %.2f of direct", c.name, ratios[2])
+			slices.Sort(speed)
+			slices.Sort(cost)
+			t.Logf("%s: throughput %.2f of direct (%.2f..%.2f), processor time per byte %.2f of direct (%.2f..%.2f), %d packets on the device in 7 runs",
+				c.name, speed[3], speed[0], speed[6], cost[3], cost[0], cost[6], onDevice)
+			if speed[3] < 0.09 { // promised: 0.9, judged by hand
+				t.Errorf("%s: %.2f of direct", c.name, speed[3])
 			}
 		}
 		if errs := l.failures(); errs != nil {
@@ -249,27 +251,38 @@ func TestLiveThroughput(t *testing.T) {
 	})
 }
 
-// iperf runs for a second and returns bits per second.
-func (l *lab) iperf(args string, direct bool) float64 {
+// run is what iperf3 measured.
+type run struct {
+	bits float64 // per second
+	cpu  float64 // of both ends, per bit: it does not depend on what else the machine does
+}
+
+// iperf runs for a second.
+func (l *lab) iperf(args string, direct bool) run {
 	l.t.Helper()
 	in := ""
 	if direct {
 		in = "ip netns exec gthb-plain "
 	}
-	out := l.sh(in + "iperf3 -J -t 1.5 -O 0.5 -c " + args + " || true")
+	out := l.sh(in + "iperf3 -J -t 1 -O 0.3 -c " + args + " || true")
 	var r struct {
 		End struct {
-			SumReceived struct {
+			Received struct {
 				Bps float64 `json:"bits_per_second"`
 			} `json:"sum_received"`
 			Sum struct {
 				Bps float64 `json:"bits_per_second"`
 			} `json:"sum"`
+			CPU struct {
+				Host   float64 `json:"host_total"`
+				Remote float64 `json:"remote_total"`
+			} `json:"cpu_utilization_percent"`
 		} `json:"end"`
 		Error string `json:"error"`
 	}
 	if err := json.Unmarshal([]byte(out), &r); err != nil || r.Error != "" {
 		l.t.Fatalf("iperf3 %s: %v %s", args, err, r.Error)
 	}
-	return max(r.End.SumReceived.Bps, r.End.Sum.Bps)
+	bits := max(r.End.Received.Bps, r.End.Sum.Bps)
+	return run{bits, (r.End.CPU.Host + r.End.CPU.Remote) / bits}
 }
