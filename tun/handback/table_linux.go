@@ -201,8 +201,9 @@ func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
 // Accept hands the flow back: from now on the kernel carries it, and the held packet first, which
 // began it, is sent again. first is not kept, and its transport checksum need not be complete. On
 // an error nothing is left behind, the packet was not sent, and the flow stays where it was;
-// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again:
-// then only the packet is sent (a retransmission that was on its way).
+// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again,
+// and then mostly only the packet is sent: a retransmission that was on its way, or the datagrams
+// that were held behind the first.
 func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err := check(f); err != nil {
 		return err
