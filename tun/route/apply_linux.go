@@ -180,6 +180,9 @@ func kernelRule(n Names, r Rule) *netlink.Rule {
 	if r.V6 {
 		k.Family = netlink.FAMILY_V6
 	}
+	if r.Unreachable {
+		k.Type = unix.RTN_UNREACHABLE
+	}
 	if r.Mask != 0 {
 		mask := r.Mask
 		k.Mark, k.Mask = r.Mark, &mask
@@ -213,7 +216,8 @@ func listRules() ([]listedRule, error) {
 			return nil, fmt.Errorf("list rules: %w", err)
 		}
 		for _, k := range rules {
-			r := Rule{V6: family == netlink.FAMILY_V6, Priority: k.Priority, Mark: k.Mark, Table: k.Table}
+			// The library does not tell what a rule without a table does; of ours it is this.
+			r := Rule{V6: family == netlink.FAMILY_V6, Priority: k.Priority, Mark: k.Mark, Table: k.Table, Unreachable: k.Table == unix.RT_TABLE_UNSPEC}
 			if k.Mask != nil {
 				r.Mask = *k.Mask
 			}

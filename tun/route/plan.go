@@ -127,11 +127,12 @@ func (r Route) String() string {
 // Rule is a policy routing rule. It is comparable. An invalid To means every destination,
 // Mask 0 every mark.
 type Rule struct {
-	V6         bool
-	Priority   int
-	Mark, Mask uint32
-	To         netip.Prefix
-	Table      int
+	V6          bool
+	Priority    int
+	Mark, Mask  uint32
+	To          netip.Prefix
+	Table       int
+	Unreachable bool // instead of a table
 }
 
 // String is the rule in the language of ip-rule(8).
@@ -147,9 +148,12 @@ func (r Rule) String() string {
 	if r.To.IsValid() {
 		b.WriteString(" to " + r.To.String())
 	}
-	if r.Table == tableMain {
+	switch {
+	case r.Unreachable:
+		b.WriteString(" unreachable")
+	case r.Table == tableMain:
 		b.WriteString(" lookup main")
-	} else {
+	default:
 		fmt.Fprintf(&b, " lookup %d", r.Table)
 	}
 	return b.String()
@@ -195,7 +199,9 @@ func linkScope(v6 bool) []netip.Prefix {
 	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32")}
 }
 
-// rules returns the policy rules; the one that captures comes last.
+// rules returns the policy rules; the one that captures comes last. What main has no route for is
+// unreachable for our own sockets and the flows on their old path, as it was without us: captured,
+// it would come back to us, and the program that waits for it would hear nothing.
 func rules(n Names, h HostState) []Rule {
 	var out []Rule
 	families := families(h)
@@ -206,9 +212,16 @@ func rules(n Names, h HostState) []Rule {
 		for _, to := range linkScope(v6) {
 			out = append(out, Rule{V6: v6, Priority: n.PriorityLink, To: to, Table: tableMain})
 		}
+		out = append(out,
+			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.Mark, Mask: n.Mask, Unreachable: true},
+			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.OldMark, Mask: n.Mask, Unreachable: true})
 	}
 	for _, v6 := range families {
-		out = append(out, Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table})
+		capture := Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table}
+		if !defaultSource(n, h, v6).IsValid() { // nothing can come back: the errno is that of a host without the family
+			capture.Table, capture.Unreachable = 0, true
+		}
+		out = append(out, capture)
 	}
 	return out
 }
@@ -233,8 +246,9 @@ func routes(n Names, h HostState) []Route {
 		if _, ok := h.link(n.Device); !ok {
 			continue // the device is gone: the floor holds until it is back
 		}
-		src := defaultSource(n, h, v6)
-		out = append(out, Route{Table: n.Table, Dst: all, Link: n.Device, Src: src, Metric: metric})
+		if src := defaultSource(n, h, v6); src.IsValid() {
+			out = append(out, Route{Table: n.Table, Dst: all, Link: n.Device, Src: src, Metric: metric})
+		}
 		for _, r := range mainRoutes(n, h, v6) {
 			out = append(out, Route{Table: n.Table, Dst: r.Dst, Link: n.Device, Src: h.source(r), Metric: metric})
 		}
