@@ -1,12 +1,19 @@
 package handback
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"time"
+
+	"gatun/network/packet"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 // The text is the documentation of the rules: nft(8) must understand it as the same rules that the
@@ -79,6 +86,54 @@ func TestLiveAccept(t *testing.T) {
 		}
 		if errs := l.failures(); errs != nil {
 			t.Errorf("Accept: %v", errs)
+		}
+	})
+}
+
+// The mark alone lets nobody out: without an entry a packet that carries it is undecided.
+func TestLiveMarkIsNotEnough(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		mark := func(d *net.Dialer) {
+			d.Control = func(_, _ string, rc syscall.RawConn) error {
+				return rc.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(l.table.o.Mark)) })
+			}
+		}
+		for _, far := range fars {
+			d := &net.Dialer{Timeout: 200 * time.Millisecond}
+			mark(d)
+			c, err := d.Dial("tcp", at(far)) // the control: it works, by way of the device
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := l.packets(flowOfConn(c)); n != 1 {
+				t.Errorf("%s: %d packets were decided, want 1", far, n)
+			}
+			_ = c.Close()
+		}
+		l.mu.Lock()
+		l.decide = func(packet.Flow, []byte) error { return nil } // everything is dropped
+		l.mu.Unlock()
+		for _, far := range fars {
+			d := &net.Dialer{Timeout: 200 * time.Millisecond}
+			mark(d)
+			var timeout net.Error
+			if _, err := d.Dial("tcp", at(far)); !errors.As(err, &timeout) || !timeout.Timeout() {
+				t.Errorf("%s: %v, want a time-out", far, err)
+			}
+		}
+	})
+}
+
+// Without the rights the caller is told that it cannot be had.
+func TestLiveWithoutRights(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		if err := syscall.Setuid(65534); err != nil { // for good: this process is the test's own
+			t.Fatal(err)
+		}
+		if _, err := Open(l.options()); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%v, want ErrUnsupported", err)
 		}
 	})
 }

@@ -32,11 +32,11 @@ func openRawFamily(family, level, option int, mark uint32) (*os.File, error) {
 	// IPPROTO_RAW only sends: nothing is queued that nobody would read.
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
 	if err != nil {
-		return nil, fmt.Errorf("raw socket: %w", err)
+		return nil, fmt.Errorf("raw socket: %w", typed(err))
 	}
 	if err := errors.Join(unix.SetsockoptInt(fd, level, option, 1),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))); err != nil {
-		return nil, errors.Join(fmt.Errorf("raw socket: %w: CAP_NET_RAW and CAP_NET_ADMIN are needed", err), unix.Close(fd))
+		return nil, errors.Join(fmt.Errorf("raw socket: CAP_NET_RAW and CAP_NET_ADMIN are needed: %w", typed(err)), unix.Close(fd))
 	}
 	return os.NewFile(uintptr(fd), "raw socket"), nil
 }
