@@ -109,7 +109,7 @@ func newLab(t *testing.T) *lab {
 			t.Fatal(err)
 		}
 	}
-	l := &lab{t: t, seen: map[packet.Flow]int{}, ends: make(chan End, 100_000)}
+	l := &lab{t: t, seen: map[packet.Flow]int{}, ends: make(chan End, 300_000)}
 	l.sh(`sysctl -qw net.ipv6.conf.default.dad_transmits=0 net.ipv4.ip_local_port_range='1024 65000'
 		ip netns add ` + serverName + `
 		ip netns exec ` + serverName + ` sysctl -qw net.ipv6.conf.default.dad_transmits=0 net.core.somaxconn=8192

@@ -35,7 +35,7 @@ func (l *lab) end(f packet.Flow) End {
 // held reports whether the kernel's set has f.
 func (l *lab) held(f packet.Flow) (ok bool) {
 	l.t.Helper()
-	if err := l.table.read(func(g packet.Flow, _ found) { ok = ok || f == g }); err != nil {
+	if err := l.table.list(func(g packet.Flow, _ found) { ok = ok || f == g }); err != nil {
 		l.t.Fatal(err)
 	}
 	return ok
@@ -43,7 +43,7 @@ func (l *lab) held(f packet.Flow) (ok bool) {
 
 // heldQuietly is held while there may be no set.
 func (l *lab) heldQuietly(f packet.Flow) (ok bool) {
-	_ = l.table.read(func(g packet.Flow, _ found) { ok = ok || f == g })
+	_ = l.table.list(func(g packet.Flow, _ found) { ok = ok || f == g })
 	return ok
 }
 

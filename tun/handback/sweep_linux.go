@@ -15,8 +15,9 @@ import (
 
 func (t *Table) warn(err error) { t.o.Logger.Warn("handback", zap.Error(err)) }
 
-// read passes all accepted flows as the kernel has them.
-func (t *Table) read(each func(packet.Flow, found)) error {
+// list passes what is in the sets, whoever put it there. The kernel begins a long list anew for each
+// part that it sends, so this is for once.
+func (t *Table) list(each func(packet.Flow, found)) error {
 	return t.lent(t.lists, func(w *wire) error {
 		for _, set := range []string{setAccept + "4", setAccept + "6"} {
 			w.element(getElement, unix.NLM_F_DUMP, nftables.TableFamilyINet, t.o.Table, set, nil, 0)
@@ -38,34 +39,78 @@ func (t *Table) read(each func(packet.Flow, found)) error {
 // adopt writes down what is in the sets already.
 func (t *Table) adopt() error {
 	now := time.Now()
-	return t.read(func(f packet.Flow, e found) {
+	return t.list(func(f packet.Flow, e found) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if _, ok := t.flows[f]; !ok {
-			t.keep(f, entry{until: now.Add(e.expires), sent: e.sent})
+			t.keep(f, entry{since: now, sent: e.sent})
 		}
 	})
+}
+
+// all returns the flows that are accepted.
+func (t *Table) all() []packet.Flow {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	flows := make([]packet.Flow, 0, len(t.flows))
+	for f := range t.flows {
+		flows = append(flows, f)
+	}
+	return flows
+}
+
+// get asks the kernel for flows, and passes those that it has, by their position.
+func (t *Table) get(flows []packet.Flow, each func(i int, e found)) error {
+	for at := 0; at < len(flows); at += batchLimit {
+		part := flows[at:min(at+batchLimit, len(flows))]
+		err := t.lent(t.lists, func(w *wire) error {
+			for _, f := range part {
+				k := keyOf(f)
+				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, setAccept+suffix(f), &k, 0)
+			}
+			last := w.seq
+			first := last - uint32(len(part)) + 1
+			if err := w.send(); err != nil {
+				return err
+			}
+			for done := false; !done; { // each is answered, by what it has or by an error
+				var err error
+				if done, err = w.receive(func(m message) bool {
+					if m.typ != unix.NLMSG_ERROR && m.seq >= first && m.seq <= last {
+						eachElement(m.body, func(e found) { each(at+int(m.seq-first), e) })
+					}
+					return m.seq == last
+				}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("read accepted flows: %w", err)
+		}
+	}
+	return nil
 }
 
 // Counters reads what every accepted flow has sent, all of them at once, and passes it to each,
 // which may call the table.
 func (t *Table) Counters(each func(packet.Flow, Counter)) error {
-	type line struct {
-		f packet.Flow
-		c Counter
-	}
-	lines := make([]line, 0, t.Len())
-	err := t.read(func(f packet.Flow, e found) {
+	flows := t.all()
+	sent := make([]*Counter, len(flows))
+	err := t.get(flows, func(i int, e found) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if known, ok := t.flows[f]; ok {
+		if known, ok := t.flows[flows[i]]; ok {
 			known.sent = sum(known.base, e.sent)
-			t.flows[f] = known
-			lines = append(lines, line{f, known.sent})
+			t.flows[flows[i]] = known
+			sent[i] = &known.sent
 		}
 	})
-	for _, l := range lines {
-		each(l.f, l.c)
+	for i, c := range sent {
+		if c != nil {
+			each(flows[i], *c)
+		}
 	}
 	return err
 }
@@ -82,58 +127,42 @@ type ending struct {
 
 // lastCounters reads the counters of flows that end.
 func (t *Table) lastCounters(ended []ending) error {
-	return t.lent(t.lists, func(w *wire) error {
-		for i := range ended {
-			k := keyOf(ended[i].Flow)
-			w.element(getElement, unix.NLM_F_ACK, nftables.TableFamilyINet, t.o.Table, setAccept+suffix(ended[i].Flow), &k, 0)
-		}
-		first, last := w.seq-uint32(len(ended))+1, w.seq
-		if err := w.send(); err != nil {
-			return err
-		}
-		for done := false; !done; {
-			var err error
-			if done, err = w.receive(func(m message) bool {
-				if m.typ != unix.NLMSG_ERROR && m.seq >= first && m.seq <= last {
-					eachElement(m.body, func(e found) {
-						ended[m.seq-first].Sent = sum(ended[m.seq-first].base, e.sent)
-					})
-				}
-				return m.seq == last && m.typ == unix.NLMSG_ERROR
-			}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	flows := make([]packet.Flow, len(ended))
+	for i, e := range ended {
+		flows[i] = e.Flow
+	}
+	return t.get(flows, func(i int, e found) { ended[i].Sent = sum(ended[i].base, e.sent) })
 }
 
-// sweep reads the counters, renews what lives and would expire before the sweep after the next,
-// and ends what the kernel does not have any more.
+// sweep reads the counters, renews what lives and is past half its time, and ends what the kernel
+// does not have any more.
 func (t *Table) sweep() error {
-	start := time.Now()
-	seen := make(map[packet.Flow]struct{}, t.Len())
+	if exists, err := tableExists(t.o.Table, nftables.TableFamilyINet); err != nil {
+		return err
+	} else if !exists {
+		t.o.Logger.Warn("handback: somebody took the rules away")
+		return t.Restore()
+	}
+	start, flows := time.Now(), t.all()
+	there := make([]bool, len(flows))
 	var renew []packet.Flow
-	err := t.read(func(f packet.Flow, e found) {
+	err := t.get(flows, func(i int, e found) {
+		there[i] = true
+		f := flows[i]
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		known, ok := t.flows[f]
 		if !ok {
 			return
 		}
-		seen[f] = struct{}{}
 		now := sum(known.base, e.sent)
 		moved := now != known.sent
-		known.sent, known.until = now, start.Add(e.expires)
+		known.sent = now
 		t.flows[f] = known
 		if (moved || f.Proto == packet.TCP) && e.expires < t.o.timeout(f.Proto)/2 {
 			renew = append(renew, f)
 		}
 	})
-	if errors.Is(err, unix.ENOENT) {
-		t.o.Logger.Warn("handback: somebody took the rules away")
-		return t.Restore()
-	}
 	if err != nil {
 		return err
 	}
@@ -143,43 +172,23 @@ func (t *Table) sweep() error {
 			return err
 		}
 	}
-	return errors.Join(t.renew(renew), t.over(t.missing(start, seen), Expired))
+	return errors.Join(t.renew(renew), t.over(t.missing(start, flows, there), Expired))
 }
 
-// missing is what should be in the sets and is not. A list that is read while it changes may lack
-// entries, so only those that are past their time, or are not found one by one, are missing.
-func (t *Table) missing(start time.Time, seen map[packet.Flow]struct{}) (flows []packet.Flow) {
-	var doubtful []packet.Flow
+// missing is what is not there, and was not on its way into the set or back when it was looked for.
+func (t *Table) missing(start time.Time, flows []packet.Flow, there []bool) (missing []packet.Flow) {
 	t.mu.Lock()
-	for f, e := range t.flows {
-		if _, ok := seen[f]; ok {
-			continue
-		}
-		if e.until.Before(start) {
-			flows = append(flows, f)
-		} else if e.until.Add(-t.o.timeout(f.Proto)).Before(start) {
-			doubtful = append(doubtful, f)
+	defer t.mu.Unlock()
+	for i, f := range flows {
+		if e, ok := t.flows[f]; ok && !there[i] && e.since.Before(start.Add(-arrival)) {
+			missing = append(missing, f)
 		}
 	}
-	t.mu.Unlock()
-	for _, f := range doubtful {
-		if !t.has(f) {
-			flows = append(flows, f)
-		}
-	}
-	return flows
+	return missing
 }
 
-// has asks the kernel for one accepted flow.
-func (t *Table) has(f packet.Flow) (ok bool) {
-	err := t.lent(t.lists, func(w *wire) error {
-		k := keyOf(f)
-		w.element(getElement, unix.NLM_F_ACK, nftables.TableFamilyINet, t.o.Table, setAccept+suffix(f), &k, 0)
-		_, err := w.ask(f.Proto)
-		return err
-	})
-	return !errors.Is(err, unix.ENOENT)
-}
+// arrival is longer than any transaction takes.
+const arrival = 2 * time.Second
 
 // renew gives flows their whole time again. Older kernels do not change an element's time, so it is
 // replaced, at one instant, and its counter begins anew.
@@ -191,7 +200,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 		t.mu.Lock()
 		for _, f := range flows[:n] {
 			if known, ok := t.flows[f]; ok {
-				known.base, known.until = known.sent, time.Now().Add(t.o.timeout(f.Proto))
+				known.base, known.since = known.sent, time.Now()
 				t.flows[f] = known
 				c := changeOf(f, setAccept, setAccept, t.o.timeout(f.Proto))
 				c.replace = true
@@ -214,14 +223,8 @@ func (t *Table) Restore() error {
 	if _, err := install(t.o); err != nil {
 		return err
 	}
-	t.mu.Lock()
-	flows := make([]packet.Flow, 0, len(t.flows))
-	for f := range t.flows {
-		flows = append(flows, f)
-	}
-	t.mu.Unlock()
 	var errs []error
-	for _, f := range flows {
+	for _, f := range t.all() {
 		if err := t.enter(f, false); err != nil && !errors.Is(err, errEnded) {
 			errs = append(errs, err)
 		}

@@ -44,7 +44,7 @@ func portOf(f packet.Flow) port { return port{f.Proto, f.Local.Port()} }
 
 // entry is what is known of an accepted flow.
 type entry struct {
-	until time.Time // when the kernel drops it
+	since time.Time // when it entered the set, or again
 	base  Counter   // sent before the entry was renewed
 	sent  Counter   // when last read, base included
 }
@@ -250,7 +250,7 @@ func (t *Table) enter(f packet.Flow, fresh bool) error {
 	t.mu.Lock()
 	known, ok := t.flows[f]
 	if ok && !fresh {
-		known.base, known.until = known.sent, time.Now().Add(t.o.timeout(f.Proto))
+		known.base, known.since = known.sent, time.Now()
 		t.flows[f] = known
 	}
 	t.mu.Unlock()
@@ -273,7 +273,7 @@ func (t *Table) reserve(f packet.Flow) (fresh bool, err error) {
 	if len(t.flows) >= t.o.Limit {
 		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
 	}
-	t.keep(f, entry{until: time.Now().Add(t.o.timeout(f.Proto))})
+	t.keep(f, entry{since: time.Now()})
 	return true, nil
 }
 
