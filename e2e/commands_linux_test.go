@@ -385,7 +385,7 @@ ip -o address | sed "s/valid_lft.*//"; nft -s list ruleset; cat /etc/resolv.conf
 func cmdSnapshot(ts *testscript.TestScript, _ bool, args []string) {
 	s := of(ts)
 	// The kernel adds the routes of an IPv6 address a moment after the address.
-	ts.Check(lab.Wait(5*time.Second, "the host's state is settled", func() (bool, error) {
+	ts.Check(lab.Wait(20*time.Second, "the host's state is settled", func() (bool, error) {
 		out, err := s.lab.Host.Output("sh", "-ec", snapshotScript)
 		settled := err == nil && out == s.states[args[0]]
 		s.states[args[0]] = out

@@ -40,7 +40,7 @@ func cmdStub(ts *testscript.TestScript, _ bool, _ []string) {
 			"--server="+lab.Resolver4, "--log-queries", "--log-facility=-", "--pid-file=", "--cache-size=1000")
 		ts.Check(err)
 	}
-	ts.Check(lab.Wait(5*time.Second, "dnsmasq listens", func() (bool, error) {
+	ts.Check(lab.Wait(20*time.Second, "dnsmasq listens", func() (bool, error) {
 		out, err := s.lab.Host.Output("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6")
 		return strings.Count(out, " 0A ") == 4, err
 	}))

@@ -31,8 +31,8 @@ func TestSpecifiedBehaviours(t *testing.T) {
 		"flows":     cmdFlows,     // flows KEY=VALUE… == N: so many flows of `gatun flows --json` fit
 		"watch":     cmdWatch,     // watch FILE COMMAND…: a client command that goes on, into a file
 		"unwatch":   cmdUnwatch,   // unwatch FILE: end it
-		"awaits":    cmdAwaits,    // awaits FILE PATTERN: the file has a line like that, or gets it within 5 s
-		"appears":   cmdAppears,   // appears PATTERN: a file of the state directory, within 5 s; it is printed
+		"awaits":    cmdAwaits,    // awaits FILE PATTERN: the file has a line like that, or gets it within 20 s
+		"appears":   cmdAppears,   // appears PATTERN: a file of the state directory, within 20 s; it is printed
 		"api":       cmdAPI,       // api [-CURL-FLAG VALUE]… PATH: curl over the daemon's socket
 		"importers": cmdImporters, // importers OS PACKAGE: who imports it there, one per line
 		"online":    cmdOnline,    // online STATE: status says so, or does within 30 s; it is printed
@@ -138,7 +138,7 @@ func cmdWatch(ts *testscript.TestScript, _ bool, args []string) {
 		_ = cmd.Wait()
 		_ = file.Close()
 	})
-	ts.Check(lab.Wait(5*time.Second, "the watch is connected", func() (bool, error) { return s.clients(ts) > before, nil }))
+	ts.Check(lab.Wait(20*time.Second, "the watch is connected", func() (bool, error) { return s.clients(ts) > before, nil }))
 	time.Sleep(100 * time.Millisecond) // and its request was read
 }
 
@@ -169,7 +169,7 @@ func cmdAwaits(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	file := ts.MkAbs(args[0])
 	var text []byte
-	err = lab.Wait(5*time.Second, args[1]+" in "+args[0], func() (bool, error) {
+	err = lab.Wait(20*time.Second, args[1]+" in "+args[0], func() (bool, error) {
 		text, err = os.ReadFile(file)
 		return re.Match(text), err
 	})
@@ -181,7 +181,7 @@ func cmdAwaits(ts *testscript.TestScript, _ bool, args []string) {
 func cmdAppears(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 1, "appears PATTERN")
 	var found []string
-	ts.Check(lab.Wait(5*time.Second, args[0]+" in the state directory", func() (ok bool, err error) {
+	ts.Check(lab.Wait(20*time.Second, args[0]+" in the state directory", func() (ok bool, err error) {
 		found, err = filepath.Glob(filepath.Join(of(ts).lab.StateDir(), args[0]))
 		return len(found) == 1, err
 	}))

@@ -73,7 +73,7 @@ func cmdServerSide(ts *testscript.TestScript, _ bool, args []string) {
 	before := s.listening(ts)
 	_, err := s.lab.Start(s.lab.Server, lab.Spec{Dir: s.dir}, args...)
 	ts.Check(err)
-	ts.Check(lab.Wait(5*time.Second, args[0]+" listens", func() (bool, error) { return s.listening(ts) > before, nil }))
+	ts.Check(lab.Wait(20*time.Second, args[0]+" listens", func() (bool, error) { return s.listening(ts) > before, nil }))
 }
 
 func (s *story) listening(ts *testscript.TestScript) int {
