@@ -21,7 +21,8 @@ const (
 	diagID       = 4  // offset of struct inet_diag_sockid in struct inet_diag_msg
 	diagMessage  = 72
 	anyState     = 0xffffffff
-	openStates   = anyState &^ (1 << 6) // TIME_WAIT is nobody's any more
+	timeWait     = 6 // TCP_TIME_WAIT
+	openStates   = anyState &^ (1 << timeWait)
 	// Multicast groups of destroyed sockets, as bits: SKNLGRP_INET_TCP_DESTROY and so on.
 	groupsTCP = 1<<(1-1) | 1<<(3-1)
 	groupsUDP = 1<<(2-1) | 1<<(4-1)
@@ -83,8 +84,8 @@ func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
 				if e := m.errno(); e != 0 {
 					answer = e
 				}
-			} else {
-				found, _ = parseSocket(proto, m.body)
+			} else if found, _ = parseSocket(proto, m.body); proto == packet.TCP && len(m.body) > 1 && m.body[1] == timeWait {
+				answer = unix.ENOENT // nobody's any more
 			}
 			return true
 		})

@@ -137,7 +137,7 @@ func TestLivePathMTU(t *testing.T) {
 			ip netns exec gthb-far sysctl -qw net.ipv6.conf.all.dad_transmits=0 net.ipv6.conf.default.dad_transmits=0
 			ip -n gthb-srv addr add 10.80.0.1/24 dev hop; ip -n gthb-srv addr add fd80::1/64 dev hop nodad
 			ip -n gthb-far addr add 10.80.0.2/24 dev hop; ip -n gthb-far addr add fd80::2/64 dev hop nodad
-			ip -n gthb-srv link set hop mtu 1300 up; ip -n gthb-far link set hop up; ip -n gthb-far link set lo up
+			ip -n gthb-srv link set hop mtu 1300 up; ip -n gthb-far link set hop mtu 1300 up; ip -n gthb-far link set lo up
 			ip -n gthb-far addr add 203.0.113.1/32 dev lo; ip -n gthb-far addr add 2001:db8:9::1/128 dev lo nodad
 			ip -n gthb-far route add default via 10.80.0.1; ip -n gthb-far -6 route add default via fd80::1
 			ip -n gthb-srv route add 203.0.113.1 via 10.80.0.2; ip -n gthb-srv -6 route add 2001:db8:9::1 via fd80::2`)

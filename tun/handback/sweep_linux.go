@@ -96,6 +96,11 @@ func (t *Table) get(flows []packet.Flow, each func(i int, e found)) error {
 // Counters reads what every accepted flow has sent, all of them at once, and passes it to each,
 // which may call the table.
 func (t *Table) Counters(each func(packet.Flow, Counter)) error {
+	select {
+	case <-t.done:
+		return ErrClosed
+	default:
+	}
 	flows := t.all()
 	sent := make([]*Counter, len(flows))
 	err := t.get(flows, func(i int, e found) {
@@ -261,8 +266,13 @@ func (t *Table) reconcile() error {
 		return err
 	}
 	flows := make([]packet.Flow, 0, len(orphans))
-	for f := range orphans {
-		flows = append(flows, f)
-	}
-	return t.over(flows, Closed)
+	err = t.lent(t.diags, func(w *wire) error {
+		for f := range orphans { // a list that is read while it changes proves nothing
+			if _, err := w.find(f); errors.Is(err, unix.ENOENT) {
+				flows = append(flows, f)
+			}
+		}
+		return nil
+	})
+	return errors.Join(err, t.over(flows, Closed))
 }
