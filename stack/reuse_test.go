@@ -48,8 +48,8 @@ func (h *hand) want(flags uint8, what string) {
 		if got == packet.TCPAck && p.TotalLen == p.HeaderLen {
 			continue
 		}
-		if got&packet.TCPRst != 0 && p.TCPSeq != 0 && flags == packet.TCPSyn|packet.TCPAck {
-			continue // of the old connection: no kernel takes it for an answer to a SYN
+		if got&packet.TCPSyn == 0 && p.TCPSeq != 0 && flags == packet.TCPSyn|packet.TCPAck {
+			continue // RST or FIN of the old connection: no kernel takes it for an answer to a SYN
 		}
 		h.t.Fatalf("%s: flags %#x, want %#x", what, got, flags)
 	}
@@ -201,13 +201,17 @@ func TestPortReusedWhileHeld(t *testing.T) {
 			}
 		}
 		h.open(3000)
-		for range 2 {
-			if err := <-result; !errors.Is(err, ErrProgramGone) {
+		accepted := 0
+		for range 3 { // in whatever order
+			switch err := <-result; {
+			case err == nil:
+				accepted++
+			case !errors.Is(err, ErrProgramGone):
 				t.Errorf("an old flow: %v, want %v", err, ErrProgramGone)
 			}
 		}
-		if err := <-result; err != nil {
-			t.Errorf("the new flow: %v", err)
+		if accepted != 1 {
+			t.Errorf("%d flows were accepted, want the new one", accepted)
 		}
 		eventually(t, "nothing is held", func() bool { return l.s.Counters().HeldTCP == 0 })
 	})
