@@ -127,7 +127,6 @@ func cmdWatch(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	cmd := s.gatun.Command(context.Background(), args[1:]...)
 	cmd.Stdout, cmd.Stderr = file, file
-	before := s.clients(ts)
 	ts.Check(cmd.Start())
 	if s.watches == nil {
 		s.watches = map[string]*exec.Cmd{}
@@ -138,7 +137,8 @@ func cmdWatch(ts *testscript.TestScript, _ bool, args []string) {
 		_ = cmd.Wait()
 		_ = file.Close()
 	})
-	ts.Check(lab.Wait(20*time.Second, "the watch is connected", func() (bool, error) { return s.clients(ts) > before, nil }))
+	// A command that has just ended may still be connected: exactly the watches must be.
+	ts.Check(lab.Wait(20*time.Second, "the watch is connected", func() (bool, error) { return s.clients(ts) == len(s.watches), nil }))
 	time.Sleep(100 * time.Millisecond) // and its request was read
 }
 
@@ -161,6 +161,7 @@ func cmdUnwatch(ts *testscript.TestScript, _ bool, args []string) {
 	cmd := of(ts).watches[args[0]]
 	ts.Check(cmd.Process.Signal(syscall.SIGINT))
 	ts.Check(cmd.Wait())
+	delete(of(ts).watches, args[0])
 }
 
 func cmdAwaits(ts *testscript.TestScript, _ bool, args []string) {
