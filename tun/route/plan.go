@@ -217,11 +217,7 @@ func rules(n Names, h HostState) []Rule {
 			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.OldMark, Mask: n.Mask, Unreachable: true})
 	}
 	for _, v6 := range families {
-		capture := Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table}
-		if !defaultSource(n, h, v6).IsValid() { // nothing can come back: the errno is that of a host without the family
-			capture.Table, capture.Unreachable = 0, true
-		}
-		out = append(out, capture)
+		out = append(out, Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table})
 	}
 	return out
 }
@@ -246,6 +242,9 @@ func routes(n Names, h HostState) []Route {
 		if _, ok := h.link(n.Device); !ok {
 			continue // the device is gone: the floor holds until it is back
 		}
+		// Without an address of the family nothing can come back: the floor refuses it at once. A rule
+		// would do so with the errno of a host without the family, but the kernel looks for
+		// gateways by the rules too, and then nobody could add a route.
 		if src := defaultSource(n, h, v6); src.IsValid() {
 			out = append(out, Route{Table: n.Table, Dst: all, Link: n.Device, Src: src, Metric: metric})
 		}
