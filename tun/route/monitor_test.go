@@ -41,8 +41,10 @@ var damages = []damage{
 
 // healthy reports whether guard, or all the rest, is as it must be.
 func (m *Manager) healthy(guard bool) bool {
-	if guard {
-		return verifyGuard(m.guard) == nil
+	if guard { // made anew: the manager's own is the goroutine's that repairs it
+		p := m.opts.Policy
+		p.DNSPort = m.Status().DNSPort
+		return verifyGuard(NewGuard(m.opts.Names, p)) == nil
 	}
 	host, err := readHost()
 	if err != nil {
