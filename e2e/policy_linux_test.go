@@ -200,8 +200,15 @@ func (x *trial) run() {
 	if _, err := g.Program(ctx, "flock", "-at", "6", list); err != nil {
 		x.t.Fatal(err)
 	}
-	flows, err := g.Flows()
-	if err != nil {
+	var flows []lab.Flow
+	// What was dropped ends without a word to the program: the list is complete when it stays as it is.
+	if err := lab.Wait(10*time.Second, "the list of flows stays as it is", func() (bool, error) {
+		before := len(flows)
+		time.Sleep(100 * time.Millisecond)
+		var err error
+		flows, err = g.Flows()
+		return err == nil && before > 0 && len(flows) == before, err
+	}); err != nil {
 		x.t.Fatal(err)
 	}
 	saw := x.results(list + ".out")
@@ -291,7 +298,13 @@ func (x *trial) shown(f *policytest.Flow, flows []lab.Flow, which map[string]str
 		}
 		return
 	}
-	x.t.Errorf("%+v: flows has nothing with %v", *f, which)
+	var near []lab.Flow
+	for _, flow := range flows {
+		if flow.Field("domain") == which["domain"] && flow.Field("kind") == which["kind"] || flow.Field("pid") == which["pid"] {
+			near = append(near, flow)
+		}
+	}
+	x.t.Errorf("%+v: flows has nothing with %v; it has %v", *f, which, near)
 }
 
 // decision is a verdict with what decided, of an object of `flows` or `why`.
