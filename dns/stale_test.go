@@ -73,6 +73,14 @@ func TestStale(t *testing.T) {
 			t.Fatalf("got %s, TTL %d, EDE %d; want %s, %d, %d", v, l, c, value, ttl, code)
 		}
 	}
+	renewed := func(what string) { // who asks while it is under way joins it, and begins none
+		t.Helper()
+		eventually(t, what+" has ended", func() bool {
+			r.resolver.mu.Lock()
+			defer r.resolver.mu.Unlock()
+			return len(r.resolver.flights) == 0
+		})
+	}
 	check("198.51.100.1", 100, 0)
 	mode.Store(1)
 	r.later(101 * time.Second)
@@ -81,9 +89,11 @@ func TestStale(t *testing.T) {
 	for range 5 { // the renewal fails, and is tried again in a while only
 		check("198.51.100.1", 30, mdns.ExtendedErrorCodeStaleAnswer)
 	}
+	renewed("one renewal")
 	r.later(renewAgain)
 	check("198.51.100.1", 30, mdns.ExtendedErrorCodeStaleAnswer)
 	eventually(t, "another renewal", func() bool { return up.queries.Load() == 3 })
+	renewed("another renewal")
 	if c := r.Counters(); c.Stale != 7 {
 		t.Errorf("%d stale answers counted, want 7", c.Stale)
 	}

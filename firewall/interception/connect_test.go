@@ -185,7 +185,7 @@ func TestPanicEndsOneFlow(t *testing.T) {
 	up, prog := &fakeUp{}, &panicky{}
 	r.net.dial = func(context.Context) (*fakeUp, error) { return up, nil }
 	cause := r.relayTCP(context.Background(), h, r.link(h.flow, 1), func() (program, error) { return prog, nil })
-	if cause != "internal error" || up.aborts.Load() != 1 || prog.aborts != 1 || r.Counters().Panics != 1 {
+	if cause != "internal error" || up.aborts.Load() == 0 || prog.aborts == 0 || r.Counters().Panics != 1 {
 		t.Errorf("cause %q, resets %d and %d, %+v", cause, up.aborts.Load(), prog.aborts, r.Counters())
 	}
 }

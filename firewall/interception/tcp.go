@@ -171,8 +171,12 @@ func (t *tcpRelay) exit(d direction, over bool) bool {
 
 // finish is called once, when no goroutine carries the connection any more.
 func (t *tcpRelay) finish() {
-	t.prog.Close()
-	t.up.Close()
+	if t.aborted() {
+		t.reset() // abort, on another goroutine, may have come to one side only
+	} else {
+		t.prog.Close()
+		t.up.Close()
+	}
 	t.r.tcp.remove(t)
 	t.r.Files.Release(t.owner)
 	t.r.ended(t.link, t.end.Load().cause)
@@ -197,12 +201,17 @@ func (t *tcpRelay) abort(cause string) {
 			return
 		}
 		if t.end.CompareAndSwap(old, e) {
-			t.prog.Abort()
-			t.up.Abort()
+			t.reset()
 			t.wake()
 			return
 		}
 	}
+}
+
+// reset ends both sides by RST. Again, it does nothing.
+func (t *tcpRelay) reset() {
+	t.prog.Abort()
+	t.up.Abort()
 }
 
 func (t *tcpRelay) aborted() bool {

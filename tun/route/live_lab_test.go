@@ -131,15 +131,22 @@ END
 // families reach the server: a new link takes up to a second.
 func (l *lab) waitForAddresses() {
 	l.t.Helper()
-	l.eventually(patience, "addresses without tentative", func() bool {
-		return !strings.Contains(l.sh("ip addr; ip -n srv addr"), "tentative")
-	})
+	l.settled()
 	for _, far := range []string{far4, far6} {
 		l.eventually(patience, "the server is reached", func() bool {
 			_, err := net.DialTimeout("tcp", net.JoinHostPort(far, "9"), 50*time.Millisecond)
 			return errors.Is(err, syscall.ECONNREFUSED)
 		})
 	}
+}
+
+// settled waits until no address is tentative. One that is found free later would look like a
+// change of ours.
+func (l *lab) settled() {
+	l.t.Helper()
+	l.eventually(patience, "addresses without tentative", func() bool {
+		return !strings.Contains(l.sh("ip addr; ip -n srv addr"), "tentative")
+	})
 }
 
 // sh runs a script in the host namespace and returns its output.

@@ -405,6 +405,7 @@ func TestLiveUnusualHosts(t *testing.T) {
 			{"no default route", "ip route del default; ip -6 route flush default", "ip route add default via " + router4, far4, "src " + host4},
 		} {
 			l.sh(c.make)
+			l.settled()
 			before := l.machine()
 			l.openTun(false)
 			m := l.manager()
@@ -420,6 +421,7 @@ func TestLiveUnusualHosts(t *testing.T) {
 				t.Errorf("%s: after down (-before +after):\n%s", c.name, diff)
 			}
 			l.sh(c.undo)
+			l.settled()
 		}
 		// IPv6 switched on again gives eth0 its link-local address when duplicate address detection is done.
 		l.eventually(10*time.Second, "eth0 has its link-local address", func() bool {
