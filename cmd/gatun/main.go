@@ -18,12 +18,21 @@ func main() {
 	if sandbox.IsChild() { // before anything slow: this is the inner half of `gatun run`
 		sandbox.ChildMain()
 	}
-	root := newRoot(os.Stdout, os.Stderr)
-	root.SetArgs(rulesAsWords(os.Args[1:]))
-	err := root.ExecuteContext(context.Background())
+	err := execute()
 	var status exitStatus
 	if err != nil && !(errors.As(err, &status) && status.silent()) {
 		fmt.Fprintln(os.Stderr, "gatun:", err)
 	}
 	os.Exit(exitCode(err))
+}
+
+func execute() (err error) {
+	stop, err := profileCPU()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	root := newRoot(os.Stdout, os.Stderr)
+	root.SetArgs(rulesAsWords(os.Args[1:]))
+	return root.ExecuteContext(context.Background())
 }
