@@ -18,7 +18,7 @@ func main() {
 	if sandbox.IsChild() { // before anything slow: this is the inner half of `gatun run`
 		sandbox.ChildMain()
 	}
-	err := execute()
+	err := command()
 	var status exitStatus
 	if err != nil && !(errors.As(err, &status) && status.silent()) {
 		fmt.Fprintln(os.Stderr, "gatun:", err)
@@ -26,7 +26,7 @@ func main() {
 	os.Exit(exitCode(err))
 }
 
-func execute() (err error) {
+func command() (err error) {
 	stop, err := profileCPU()
 	if err != nil {
 		return err
