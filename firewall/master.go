@@ -19,6 +19,8 @@ type Profiles interface {
 type Master struct {
 	Intel    Intel   // set before the first decision; nil: no lists, countries and networks
 	Tunnels  Tunnels // set before the first decision; nil: tunnels through names are not looked for
+	// HandsBack says that the system's kernel can carry flows: set before the first decision.
+	HandsBack bool
 	profiles Profiles
 	order    []decider
 }
@@ -110,6 +112,20 @@ func (m *Master) query(n Name, st network.Stage) request {
 // Decide decides on a flow's first packet: on its Communication if that is possible, which the
 // next links of it then inherit, else on the link with all facts.
 func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decision {
+	return m.ForGood(c, f, m.decide(c, f))
+}
+
+// ForGood makes an Accept permanent where nothing needs the flow's bytes (filter/permanentVerdicts):
+// the kernel then carries it. Decide has done so; what a person has answered has not been through.
+func (m *Master) ForGood(c *network.Communication, f packet.Flow, d network.Decision) network.Decision {
+	carried := f.Proto == packet.TCP || f.Proto == packet.UDP
+	if d.Verdict == network.Accept && m.HandsBack && carried && m.profiles.For(c.Owner).PermanentVerdicts {
+		d.Verdict = network.PermanentAccept
+	}
+	return d
+}
+
+func (m *Master) decide(c *network.Communication, f packet.Flow) network.Decision {
 	s := m.profiles.For(c.Owner)
 	if byLink(s, c.Direction, f) { // whatever holds for the other links of c
 		return m.DecideOnLink(c, f)

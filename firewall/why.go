@@ -118,11 +118,11 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 func (m *Master) whyFlow(c *network.Communication, f packet.Flow, t *Trail) network.Decision {
 	if !byLink(m.profiles.For(c.Owner), c.Direction, f) {
 		if d, cacheable := m.trace(m.communication(c), t); d.Decided() && cacheable {
-			return d
+			return m.ForGood(c, f, d)
 		}
 	}
 	d, _ := m.trace(m.link(c, f), t)
-	return d
+	return m.ForGood(c, f, d)
 }
 
 func (m *Master) whyName(q Question, t *Trail) network.Decision {

@@ -53,6 +53,20 @@ func (v Verdict) Permits() bool {
 	}
 }
 
+// Effect is what the verdict does to a packet, however long it holds.
+func (v Verdict) Effect() Verdict {
+	switch v {
+	case PermanentAccept:
+		return Accept
+	case PermanentBlock:
+		return Block
+	case PermanentDrop:
+		return Drop
+	default:
+		return v
+	}
+}
+
 // Permanent reports whether the verdict also holds for all future packets of the link.
 func (v Verdict) Permanent() bool {
 	switch v {

@@ -100,6 +100,7 @@ type Link struct {
 	bound    atomic.Bool            // counted by its Communication
 	done     atomic.Pointer[chan struct{}]
 	gone     atomic.Bool // done is to be closed
+	kernel   atomic.Bool // the system's kernel carries it
 }
 
 type ending struct {
@@ -159,6 +160,24 @@ func (l *Link) Bytes() (sent, received uint64) { return l.sent.Load(), l.receive
 
 // Ended reports whether the link is over.
 func (l *Link) Ended() bool { return l.ended.Load() != nil }
+
+// SetHandedBack notes that the system's kernel carries the link from now on.
+func (l *Link) SetHandedBack() { l.kernel.Store(true) }
+
+// HandedBack reports whether the system's kernel carries the link.
+func (l *Link) HandedBack() bool { return l.kernel.Load() }
+
+// SetBytes sets the payload bytes of a link that somebody else counts. What was counted never
+// becomes less.
+func (l *Link) SetBytes(sent, received uint64) {
+	raise(&l.sent, sent)
+	raise(&l.received, received)
+}
+
+func raise(n *atomic.Uint64, to uint64) {
+	for old := n.Load(); old < to && !n.CompareAndSwap(old, to); old = n.Load() {
+	}
+}
 
 // Done returns a channel that is closed when the link is over and its flow may be a new one.
 func (l *Link) Done() <-chan struct{} {

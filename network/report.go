@@ -119,6 +119,7 @@ func (l *Link) Report() Report {
 	if s := l.Stamp(); s != nil {
 		r.stamp(s, d.List)
 	}
+	r.HandedBack = l.HandedBack()
 	r.Sent, r.Received = l.Bytes()
 	if e := l.ended.Load(); e != nil {
 		at := e.at.UTC()

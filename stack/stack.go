@@ -92,9 +92,12 @@ type Options struct {
 	Handler Handler
 	// Local reports whether addr is a source that a local program may use. Packets from other
 	// sources are spoofed. It is called on the packet path: it must be fast and not block.
-	Local  func(addr netip.Addr) bool
-	Logger *zap.Logger
-	Limits Limits
+	Local func(addr netip.Addr) bool
+	// Elsewhere reports whether somebody else carries the connection: a segment of it that
+	// strays in here is swallowed instead of reset. It is called on the packet path. Nil: none is.
+	Elsewhere func(f packet.Flow) bool
+	Logger    *zap.Logger
+	Limits    Limits
 }
 
 // Stack is the packet path of one TUN device. Make it with New and start it with Run, once.
@@ -104,8 +107,10 @@ type Stack struct {
 	handler Handler
 	local   func(netip.Addr) bool
 	log     *zap.Logger
-	limits  Limits
-	mtu     int
+
+	elsewhere func(packet.Flow) bool
+	limits    Limits
+	mtu       int
 
 	counts counts
 	now    atomic.Int64 // coarse: nanoseconds since 1970, at most a second old
@@ -137,6 +142,9 @@ func New(o Options) (*Stack, error) {
 	case o.Local == nil:
 		return nil, errors.New("stack: Options.Local is missing")
 	}
+	if o.Elsewhere == nil {
+		o.Elsewhere = func(packet.Flow) bool { return false }
+	}
 	mtu := o.Device.MTU()
 	if mtu < packet.MinIPv6MTU || mtu > 65535 {
 		return nil, fmt.Errorf("stack: the device's MTU must be from %d to 65535, got %d", packet.MinIPv6MTU, mtu)
@@ -146,7 +154,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s := &Stack{
 		dev: o.Device, handler: o.Handler, local: o.Local, log: o.Logger,
-		limits: o.Limits.withDefaults(), mtu: mtu, large: o.Device.MaxPacket() > mtu,
+		elsewhere: o.Elsewhere, limits: o.Limits.withDefaults(), mtu: mtu, large: o.Device.MaxPacket() > mtu,
 	}
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"maps"
 	"net"
@@ -73,6 +74,19 @@ func (f *TCPFlow) TOS() uint8 {
 		return f.syn[0]<<4 | f.syn[1]>>4
 	}
 	return f.syn[1]
+}
+
+// Held returns the held SYN as a whole packet, or nil where data came with it, which is not
+// kept. The caller must not change it.
+func (f *TCPFlow) Held() []byte {
+	length := int(binary.BigEndian.Uint16(f.syn[2:]))
+	if f.flow.Is6() {
+		length = header.IPv6MinimumSize + int(binary.BigEndian.Uint16(f.syn[4:]))
+	}
+	if length != len(f.syn) {
+		return nil
+	}
+	return f.syn
 }
 
 // Context ends when the program gives up, when the flow got a verdict other than Accept, or
@@ -163,7 +177,8 @@ func (f *TCPFlow) abortHandshake() {
 }
 
 // unmatchedTCP is called on the packet path for a segment that belongs to no connection. False
-// lets netstack answer it with RST, which is the truth: the program's connection is gone.
+// lets netstack answer it with RST, which is the truth: the program's connection is gone. One
+// that is carried elsewhere lives, and its segment will be sent again.
 func (s *Stack) unmatchedTCP(ns *netstack, id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
 	flags := h.Flags()
@@ -175,7 +190,7 @@ func (s *Stack) unmatchedTCP(ns *netstack, id stack.TransportEndpointID, pkt *st
 		return s.heldSYN(ns, id, h.SequenceNumber(), pkt)
 	default:
 		s.counts.straySegments.Add(1)
-		return false
+		return s.elsewhere(flowOf(id))
 	}
 }
 
@@ -208,13 +223,18 @@ func (s *Stack) newTCPFlow(ns *netstack, id stack.TransportEndpointID, seq uint3
 	f.lastSYN.Store(now.UnixNano())
 	f.syn = append(make([]byte, 0, maxSYN), pkt.NetworkHeader().Slice()...)
 	f.syn = append(f.syn, pkt.TransportHeader().Slice()...)
-	f.flow = packet.Flow{
+	f.flow = flowOf(id)
+	f.ctx, f.cancel = context.WithCancelCause(s.ctx)
+	return f
+}
+
+// flowOf names a connection: netstack speaks for the remote side.
+func flowOf(id stack.TransportEndpointID) packet.Flow {
+	return packet.Flow{
 		Proto:  packet.TCP,
 		Local:  netip.AddrPortFrom(addr(id.RemoteAddress), id.RemotePort),
 		Remote: netip.AddrPortFrom(addr(id.LocalAddress), id.LocalPort),
 	}
-	f.ctx, f.cancel = context.WithCancelCause(s.ctx)
-	return f
 }
 
 func addr(a tcpip.Address) netip.Addr {

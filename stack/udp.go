@@ -49,6 +49,18 @@ func (f *UDPFlow) Accept(sink UDPSink) {
 	f.accept(func(h *packet.Header, b []byte) { sink.Datagram(f, datagramOf(h, b)) })
 }
 
+// FirstPacket returns the first held datagram whole, with its IP header, or nil where there was
+// no room to hold it. It is there until the handler returns.
+func (f *UDPFlow) FirstPacket() []byte {
+	b, _ := f.firstPacket()
+	return b
+}
+
+// AcceptPackets is Accept for whole packets: sink must not block and must not keep b.
+func (f *UDPFlow) AcceptPackets(sink func(b []byte)) {
+	f.accept(func(_ *packet.Header, b []byte) { sink(b) })
+}
+
 // Reply sends a datagram from Flow().Remote to the program, fragmented where it is longer than
 // the MTU. Any goroutine may call it; payload is not kept.
 func (f *UDPFlow) Reply(payload []byte, tos uint8) error {

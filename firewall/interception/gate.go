@@ -53,6 +53,7 @@ type Gate struct {
 	Names      Names
 	Nameserver Nameserver
 	Relay      *Relay
+	Kernel     Kernel // nil: no flow is handed back
 	Log        *zap.Logger
 	Clock      func() time.Time
 
@@ -65,11 +66,15 @@ type Gate struct {
 	parked  parked
 	sockets sockets
 	askers  shares // of maxQueries
+	kernel  handedBack
 }
 
 // Attach gives the Gate the context in which everything it carries lives. cmd calls it once,
 // before the first packet.
-func (g *Gate) Attach(ctx context.Context) { g.ctx = ctx }
+func (g *Gate) Attach(ctx context.Context) {
+	g.ctx = ctx
+	g.kernel.init()
+}
 
 // Run looks after flows that nobody relays any more until ctx ends.
 func (g *Gate) Run(ctx context.Context) error {
@@ -81,6 +86,8 @@ func (g *Gate) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-tick.C:
 			g.sweep()
+		case <-g.kernel.wake:
+			g.revoke()
 		}
 	}
 }
@@ -106,7 +113,7 @@ func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Ow
 		l.SetStamp(g.Firewall.Stamp(c, l.Flow))
 		d := g.Firewall.Decide(c, l.Flow)
 		if d.Asks() {
-			d = g.ask(ctx.Done(), l, d)
+			d = g.Firewall.ForGood(c, l.Flow, g.ask(ctx.Done(), l, d))
 		}
 		g.Table.Decide(l, d)
 		if d.Stage == network.StagePrompt || g.Firewall.Settings(owner).Revision == revision {
@@ -125,12 +132,19 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 			refuseTCP(f, d.Verdict)
 			return
 		}
+		if g.handedBackTCP(f, l) {
+			return
+		}
 		g.replace(l, f.Context().Done())
 		l, _ = g.Table.Link(f.Flow())
 	}
 	d, owner := g.judge(f.Context(), l)
 	switch d.Verdict {
-	case network.Accept, network.PermanentAccept:
+	case network.PermanentAccept:
+		if !g.handBackTCP(f, l) {
+			g.Relay.TCP(g.ctx, f, l)
+		}
+	case network.Accept:
 		g.Relay.TCP(g.ctx, f, l)
 	case network.RerouteToNameserver:
 		g.Table.End(l, g.nameserverTCP(f, l, owner))
@@ -157,8 +171,13 @@ func (g *Gate) replace(l *network.Link, gone <-chan struct{}) {
 	case <-gone:
 	case <-t.C:
 	}
-	l.Kill("replaced by a new connection")
-	g.Table.End(l, "replaced by a new connection")
+	const cause = "replaced by a new connection"
+	if l.HandedBack() {
+		g.forget(l, cause) // to end its socket would be to end the new one
+		return
+	}
+	l.Kill(cause)
+	g.Table.End(l, cause)
 }
 
 func refuseTCP(f *stack.TCPFlow, v network.Verdict) {
@@ -191,6 +210,10 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 // HandleUDP decides on the first datagram of a (socket, peer) pair. After that datagrams pass
 // without a goroutine of ours.
 func (g *Gate) HandleUDP(f *stack.UDPFlow) {
+	if g.CarriedElsewhere(f.Flow()) {
+		g.follow(f, 0)
+		return
+	}
 	l := g.fresh(f.Flow())
 	g.sockets.add(l, f)
 	d, owner := g.judge(g.ctx, l)
@@ -198,7 +221,11 @@ func (g *Gate) HandleUDP(f *stack.UDPFlow) {
 		g.park(l, f)
 		f.Accept(&querySink{gate: g, link: l, owner: owner})
 	} else {
-		g.carryOut(d, l, f, packet.PortUnreachable(f.Flow().Remote.Addr()), func() { g.Relay.UDP(f, l) })
+		g.carryOut(d, l, f, packet.PortUnreachable(f.Flow().Remote.Addr()), func() {
+			if d.Verdict != network.PermanentAccept || !g.handBackUDP(f, l) {
+				g.Relay.UDP(f, l)
+			}
+		})
 	}
 	if g.sockets.settle(l) {
 		g.retire(l, f, causeSocketClosed)
@@ -290,7 +317,7 @@ func (g *Gate) Reevaluate() (closed int) {
 		if now.Asks() {
 			now = askedAgain(old, now)
 		}
-		if now.Verdict == old.Verdict {
+		if now.Verdict.Effect() == old.Verdict.Effect() {
 			continue
 		}
 		g.Table.Decide(l, now)

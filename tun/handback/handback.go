@@ -36,6 +36,8 @@ var (
 	// ErrUnsupported says that the kernel lacks what this needs, or that such a flow or packet is
 	// never handed back.
 	ErrUnsupported = errors.New("cannot be handed back to the kernel")
+	// ErrOver says that the flow is not accepted any more.
+	ErrOver = errors.New("the flow is over")
 	// ErrClosed says that the table was closed.
 	ErrClosed = errors.New("the table of handed-back flows is closed")
 )

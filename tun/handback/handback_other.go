@@ -26,6 +26,12 @@ func Recover(Options) error { return nil }
 // Accept implements the contract of Linux.
 func (*Table) Accept(packet.Flow, []byte) error { return ErrUnsupported }
 
+// Follow implements the contract of Linux.
+func (*Table) Follow(packet.Flow, []byte) error { return ErrUnsupported }
+
+// Forget implements the contract of Linux.
+func (*Table) Forget(packet.Flow) error { return ErrUnsupported }
+
 // Block implements the contract of Linux.
 func (*Table) Block(packet.Flow) error { return ErrUnsupported }
 

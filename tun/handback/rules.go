@@ -11,6 +11,10 @@ const (
 	chainName     = "handback"
 	chainPriority = -149
 	egressName    = "silence"
+
+	// How many rules they have.
+	inetRules   = 8
+	netdevRules = 2
 )
 
 // Rules is the text of both tables in the language of nft(8); rules_linux.go sends the same rules

@@ -142,11 +142,8 @@ func (t *Table) lastCounters(ended []ending) error {
 // sweep reads the counters, renews what lives and is past half its time, and ends what the kernel
 // does not have any more.
 func (t *Table) sweep() error {
-	if exists, err := tableExists(t.o.Table, nftables.TableFamilyINet); err != nil {
+	if err := t.mend(); err != nil {
 		return err
-	} else if !exists {
-		t.o.Logger.Warn("handback: somebody took the rules away")
-		return t.Restore()
 	}
 	start, flows := time.Now(), t.all()
 	there := make([]bool, len(flows))
@@ -222,8 +219,8 @@ func (t *Table) renew(flows []packet.Flow) error {
 }
 
 // Restore puts everything back that somebody else took away, as `nft flush ruleset` does: the rules,
-// and the flows that are accepted. Run does so when it reads the counters; whoever restores the guard
-// should not wait for that. Flows that send meanwhile are undecided.
+// and the flows that are accepted. Run does so as soon as it is told. Flows that send meanwhile are
+// undecided.
 func (t *Table) Restore() error {
 	if _, err := install(t.o); err != nil {
 		return err
@@ -235,6 +232,32 @@ func (t *Table) Restore() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// orphanAge is how long a flow lives at most whose socket was closed just before it was accepted:
+// the end of that socket was told when nobody waited for it.
+const orphanAge = time.Second
+
+// orphans ends the flows accepted since the last look that have no socket.
+func (t *Table) orphans() error {
+	t.mu.Lock()
+	young := t.young
+	t.young = nil
+	t.mu.Unlock()
+	var over []packet.Flow
+	for _, f := range young {
+		if !t.accepted(f) {
+			continue
+		}
+		err := t.lent(t.diags, func(w *wire) error { _, err := w.find(f); return err })
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			over = append(over, f)
+		case err != nil:
+			return fmt.Errorf("look for sockets of accepted flows: %w", err)
+		}
+	}
+	return t.over(over, Closed)
 }
 
 // reconcile compares what is accepted with the sockets that there are.

@@ -31,6 +31,7 @@ type Table struct {
 	mu     sync.Mutex
 	flows  map[packet.Flow]entry
 	ports  map[port][]packet.Flow // sockets that are gone have no whole name
+	young  []packet.Flow          // accepted since the last look for orphans
 	closed bool
 }
 
@@ -201,9 +202,7 @@ func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
 // Accept hands the flow back: from now on the kernel carries it, and the held packet first, which
 // began it, is sent again. first is not kept, and its transport checksum need not be complete. On
 // an error nothing is left behind, the packet was not sent, and the flow stays where it was;
-// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again,
-// and then mostly only the packet is sent: a retransmission that was on its way, or the datagrams
-// that were held behind the first.
+// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again.
 func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err := check(f); err != nil {
 		return err
@@ -219,6 +218,11 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err := t.enter(f, fresh); err != nil {
 		return fmt.Errorf("%s: %w", f, err)
 	}
+	if fresh {
+		t.mu.Lock()
+		t.young = append(t.young, f)
+		t.mu.Unlock()
+	}
 	if err := t.raw.send(f, b); err != nil {
 		if fresh {
 			err = errors.Join(err, t.w.do(changeOf(f, setAccept, "", 0)))
@@ -228,6 +232,24 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	}
 	return nil
 }
+
+// Follow sends a packet of an accepted flow that came to userspace all the same: a retransmission
+// that was on its way, or the datagrams that were held behind the first. It fails with ErrOver where
+// the flow is not accepted any more; nothing was sent then.
+func (t *Table) Follow(f packet.Flow, held []byte) error {
+	if !t.accepted(f) {
+		return fmt.Errorf("%s: %w", f, ErrOver)
+	}
+	b, err := repair(f, held)
+	if err != nil {
+		return err
+	}
+	return t.raw.send(f, b)
+}
+
+// Forget takes back Accept and leaves the socket alone: it is gone, or another one has its tuple. It
+// is no error if the flow is not there.
+func (t *Table) Forget(f packet.Flow) error { return t.over([]packet.Flow{f}, Closed) }
 
 // errEnded says that the end of the flow was noticed before it was accepted.
 var errEnded = errors.New("its socket was closed meanwhile")
@@ -466,9 +488,11 @@ func (t *Table) Run(ctx context.Context) error {
 	for _, e := range []*events{t.tcp, t.udp} {
 		g.Go(func() error { return e.run(ctx, t.gone, tell) })
 	}
+	g.Go(func() error { return t.watch(ctx) })
 	g.Go(func() error {
-		tick := time.NewTicker(t.o.Sweep)
+		tick, young := time.NewTicker(t.o.Sweep), time.NewTicker(orphanAge)
 		defer tick.Stop()
+		defer young.Stop()
 		for {
 			var err error
 			select {
@@ -478,6 +502,8 @@ func (t *Table) Run(ctx context.Context) error {
 				err = t.reconcile()
 			case <-tick.C:
 				err = t.sweep()
+			case <-young.C:
+				err = t.orphans()
 			}
 			if err != nil && !errors.Is(err, ErrClosed) {
 				t.warn(err)

@@ -1,0 +1,219 @@
+package interception
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"go.uber.org/zap"
+
+	"gatun/network"
+	"gatun/network/packet"
+	"gatun/stack"
+)
+
+// Kernel carries flows that are permitted for good. All its methods may be called from any
+// goroutine.
+type Kernel interface {
+	// Accept gives the flow to the system's kernel, and the held packet first. After an error the
+	// flow is as it was.
+	Accept(f packet.Flow, held []byte) error
+	// Follow sends a packet that was on its way here when its flow was accepted. It fails where the
+	// flow is not accepted any more.
+	Follow(f packet.Flow, held []byte) error
+	// Revoke takes the flow back and ends the program's socket.
+	Revoke(f packet.Flow) error
+	// Forget takes the flow back and leaves the socket that has its tuple now alone.
+	Forget(f packet.Flow) error
+}
+
+// handedBack is what the Gate knows of links that the kernel carries.
+type handedBack struct {
+	refused atomic.Uint64 // flows that are relayed because the kernel did not take them
+
+	mu     sync.Mutex
+	revoke []revocation
+	wake   chan struct{}
+}
+
+type revocation struct {
+	link  *network.Link
+	cause string
+}
+
+func (h *handedBack) init() { h.wake = make(chan struct{}, 1) }
+
+// add lets Run revoke the link soon.
+func (h *handedBack) add(l *network.Link, cause string) {
+	h.mu.Lock()
+	h.revoke = append(h.revoke, revocation{l, cause})
+	h.mu.Unlock()
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (h *handedBack) take() []revocation {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := h.revoke
+	h.revoke = nil
+	return all
+}
+
+// handBackTCP gives a held connection to the kernel. False: it has to be relayed.
+func (g *Gate) handBackTCP(f *stack.TCPFlow, l *network.Link) bool {
+	if g.Kernel == nil || !g.handBack(l, f.Held()) {
+		return false
+	}
+	f.Drop()
+	return true
+}
+
+// handedBackTCP deals with a SYN of a connection that the kernel carries: it was sent again, or
+// was on its way here, when the kernel took over. False: the connection is over and this is a new one.
+func (g *Gate) handedBackTCP(f *stack.TCPFlow, l *network.Link) bool {
+	held := f.Held()
+	if !l.HandedBack() || held == nil || g.Kernel.Follow(l.Flow, held) != nil {
+		return false
+	}
+	f.Drop()
+	return true
+}
+
+// handBackUDP gives a pair to the kernel, with all its datagrams that are held. False: it has to
+// be relayed.
+func (g *Gate) handBackUDP(f *stack.UDPFlow, l *network.Link) bool {
+	if g.Kernel == nil || !g.handBack(l, f.FirstPacket()) {
+		return false
+	}
+	if g.sockets.settle(l) { // its closing came too early for the kernel's side to see it
+		g.forget(l, causeSocketClosed)
+	}
+	g.sockets.remove(l)
+	g.follow(f, 1)
+	return true
+}
+
+// follow sends the held datagrams of a flow that the kernel carries, but for the first skip ones, and
+// lets the stack forget it.
+func (g *Gate) follow(f *stack.UDPFlow, skip int) {
+	flow := f.Flow()
+	f.AcceptPackets(func(b []byte) {
+		if skip--; skip >= 0 {
+			return
+		}
+		_ = g.Kernel.Follow(flow, b) // a flow that is over meanwhile: datagrams may get lost
+	})
+	f.Forget()
+}
+
+// handBack gives the flow of l to the kernel.
+func (g *Gate) handBack(l *network.Link, held []byte) bool {
+	if held == nil {
+		return false
+	}
+	if err := g.Kernel.Accept(l.Flow, held); err != nil {
+		if g.kernel.refused.Add(1) == 1 {
+			g.Log.Warn("a flow is relayed because the kernel does not take it; status counts them", zap.Error(err))
+		}
+		return false
+	}
+	g.carriedByKernel(l)
+	return true
+}
+
+func (g *Gate) carriedByKernel(l *network.Link) {
+	l.SetHandedBack()
+	l.OnKill(func(cause string) { g.kernel.add(l, cause) })
+}
+
+// forget ends the link of a flow whose socket is not its own any more.
+func (g *Gate) forget(l *network.Link, cause string) {
+	if err := g.Kernel.Forget(l.Flow); err != nil {
+		g.Log.Warn("handed-back flow", zap.Stringer("flow", l.Flow), zap.Error(err))
+	}
+	g.Ended(l, cause)
+}
+
+// revokers is how many flows are taken back at the same time.
+const revokers = 4
+
+// revoke takes back what was killed.
+func (g *Gate) revoke() {
+	work := make(chan revocation)
+	var wg sync.WaitGroup
+	all := g.kernel.take()
+	for range min(revokers, len(all)) {
+		wg.Go(func() {
+			for r := range work {
+				if err := g.Kernel.Revoke(r.link.Flow); err != nil {
+					g.Log.Error("a handed-back flow could not be taken back", zap.Stringer("flow", r.link.Flow), zap.Error(err))
+				}
+				g.Ended(r.link, r.cause)
+			}
+		})
+	}
+	for _, r := range all {
+		work <- r
+	}
+	close(work)
+	wg.Wait()
+}
+
+// KernelEnded enters the end of a flow that the kernel carried. A flow that was revoked is ended by
+// who revoked it; then cause is "".
+func (g *Gate) KernelEnded(f packet.Flow, sent, received uint64, cause string) {
+	l := g.Table.Find(f)
+	if l == nil || !l.HandedBack() {
+		return
+	}
+	l.SetBytes(sent, received)
+	if cause != "" {
+		g.Ended(l, cause)
+	}
+}
+
+// KernelCounted enters the payload bytes of a flow that the kernel carries.
+func (g *Gate) KernelCounted(f packet.Flow, sent, received uint64) {
+	if l := g.Table.Find(f); l != nil && l.HandedBack() {
+		l.SetBytes(sent, received)
+	}
+}
+
+// CarriedElsewhere reports whether the kernel carries the flow.
+func (g *Gate) CarriedElsewhere(f packet.Flow) bool {
+	l := g.Table.Find(f)
+	return l != nil && l.HandedBack()
+}
+
+// Refused returns how many flows are or were relayed because the kernel did not take them.
+func (g *Gate) Refused() uint64 { return g.kernel.refused.Load() }
+
+// Adopt decides on flows that the kernel carries since before this process. What the policy no
+// longer permits is taken back. It returns when all are decided, or ctx ends.
+func (g *Gate) Adopt(ctx context.Context, flows []packet.Flow) {
+	for _, f := range flows {
+		if ctx.Err() != nil {
+			return
+		}
+		l, known := g.Table.Link(f)
+		if known {
+			continue
+		}
+		owner := g.Owners.Find(ctx, f)
+		c := g.bind(l, owner)
+		l.SetStamp(g.Firewall.Stamp(c, f))
+		d := g.Firewall.Decide(c, f)
+		if d.Asks() {
+			d = askedAgain(network.Decision{}, d)
+		}
+		g.carriedByKernel(l)
+		g.Table.Decide(l, d)
+		g.count(owner, d)
+		if !d.Verdict.Permits() {
+			l.Kill("the policy does not permit it any more")
+		}
+	}
+}

@@ -1,0 +1,84 @@
+package handback
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/net/bpf"
+	"golang.org/x/sys/unix"
+)
+
+// watch puts back at once what somebody else takes away, until ctx ends.
+func (t *Table) watch(ctx context.Context) error {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
+	if err := errors.Join(c.SetBPF(deletions()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+		return errors.Join(fmt.Errorf("watch nftables: %w", err), c.Close())
+	}
+	for {
+		_, err := c.Receive()
+		switch {
+		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+			return nil
+		case err != nil && !errors.Is(err, unix.ENOBUFS):
+			return fmt.Errorf("watch nftables: %w", err)
+		}
+		if err := t.mend(); err != nil && !errors.Is(err, ErrClosed) {
+			t.warn(err)
+		}
+	}
+}
+
+// deletions is a filter for notifications: without it each flow that comes or goes would wake us.
+func deletions() []bpf.RawInstruction {
+	low := uint32(4) // of nlmsg_type: the message; the high byte is the subsystem
+	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
+		low++
+	}
+	program := []bpf.Instruction{bpf.LoadAbsolute{Off: low, Size: 1}}
+	wanted := []uint32{unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET}
+	for i, m := range wanted {
+		program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: m, SkipTrue: uint8(len(wanted) - i)})
+	}
+	raw, err := bpf.Assemble(append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 1 << 16}))
+	if err != nil {
+		panic(err) // a constant
+	}
+	return raw
+}
+
+// mend restores the tables if they are not whole.
+func (t *Table) mend() error {
+	whole, err := t.whole()
+	if err != nil || whole {
+		return err
+	}
+	t.o.Logger.Warn("handback: somebody took the rules away")
+	return t.Restore()
+}
+
+// whole reports whether every rule is there.
+func (t *Table) whole() (bool, error) {
+	ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, chainName, inetRules)
+	if err != nil || !ok || !t.drops {
+		return ok, err
+	}
+	return hasRules(t.o.Table, nftables.TableFamilyNetdev, egressName, netdevRules)
+}
+
+func hasRules(table string, family nftables.TableFamily, chain string, want int) (bool, error) {
+	t := &nftables.Table{Family: family, Name: table}
+	rules, err := (&nftables.Conn{}).GetRules(t, &nftables.Chain{Table: t, Name: chain})
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return len(rules) == want, err
+}
