@@ -28,6 +28,8 @@ const (
 
 func nativeBytes(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
+func nativeBytes16(v uint16) []byte { return binary.NativeEndian.AppendUint16(nil, v) }
+
 func cmpEqual(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
 
 func loadMeta(key expr.MetaKey) expr.Any { return &expr.Meta{Key: key, Register: 1} }
@@ -66,6 +68,9 @@ func (gt guardTable) clause(c Clause) []expr.Any {
 	case ctNew:
 		return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, bitwise(expr.CtStateBitNEW, 0),
 			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: nativeBytes(0)}}
+	case ctKnown:
+		return []expr.Any{&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, bitwise(expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED, 0),
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: nativeBytes(0)}}
 	case ctDirection:
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, cmpEqual([]byte{byte(c.num)})}
 	case uidIs:
@@ -77,6 +82,12 @@ func (gt guardTable) clause(c Clause) []expr.Any {
 			&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: nativeBytes(0)}}
 	case countPackets:
 		return []expr.Any{&expr.Counter{}}
+	case queueTo:
+		return []expr.Any{queueExpr(uint16(c.num))}
+	case queueCompat:
+		return []expr.Any{compatQueueExpr(uint16(c.num))}
+	case protocol:
+		return protocolIs(byte(c.num))
 	}
 	return gt.headerClause(c)
 }
@@ -94,6 +105,16 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 			networkHeader(offSource6, 16, 1), networkHeader(offDestination6, 16, 2),
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3},
 			transportHeader(offSourcePort, 2, 17), transportHeader(offTargetPort, 2, 18), gt.lookup(1))
+	case backSnapshot4:
+		return append(familyIs(unix.NFPROTO_IPV4),
+			networkHeader(offDestination4, 4, 1), networkHeader(offSource4, 4, 9),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10},
+			transportHeader(offTargetPort, 2, 11), transportHeader(offSourcePort, 2, 2), gt.lookup(0))
+	case backSnapshot6:
+		return append(familyIs(unix.NFPROTO_IPV6),
+			networkHeader(offDestination6, 16, 1), networkHeader(offSource6, 16, 2),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3},
+			transportHeader(offTargetPort, 2, 17), transportHeader(offSourcePort, 2, 18), gt.lookup(1))
 	case destination:
 		return destinationIn(c)
 	case destinationType:
@@ -114,7 +135,7 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	case socketMarkIs:
 		return []expr.Any{&expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bitwise(c.mask, 0), cmpEqual(nativeBytes(c.num))}
 	case zoneSet:
-		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.NativeEndian.AppendUint16(nil, uint16(c.num))},
+		return []expr.Any{&expr.Immediate{Register: 1, Data: nativeBytes16(uint16(c.num))},
 			&expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1}}
 	case redirectTo:
 		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))},

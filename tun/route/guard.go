@@ -67,6 +67,11 @@ const (
 	udpFrom
 	socketMarkIs
 	zoneSet
+	ctKnown
+	backSnapshot4
+	backSnapshot6
+	queueTo
+	queueCompat
 )
 
 // Address types as in rtnetlink(7) and nft's "fib daddr type".
@@ -74,6 +79,7 @@ const (
 	typeUnicast   = 1
 	typeLocal     = 2
 	typeBroadcast = 3
+	typeMulticast = 5
 )
 
 // Directions of connection tracking.
@@ -95,12 +101,13 @@ const (
 	priorityRaw      = -300 // before connection tracking
 	priorityMangle   = -150
 	priorityRedirect = -110 // before the NAT of others: who translates a flow first has it
+	priorityInbound  = 100  // behind the filters of others
 	priorityLast     = 400
 )
 
 // NewGuard returns the guard.
 //
-// Three chains. "incoming" runs before routing: it remembers in the connection mark which flows
+// Three chains, and "inbound" where Policy.Inbound asks for it (see inboundChain). "incoming" runs before routing: it remembers in the connection mark which flows
 // came in from an interface, and marks what is for this machine so that strict reverse-path
 // filters look at the main table. "outgoing" is of type route: it gives a packet the mark that
 // takes it to its old path, or takes away a mark that it has no right to, and the kernel routes
@@ -116,6 +123,9 @@ func NewGuard(n Names, p Policy) Guard {
 		{Name: "outgoing", Type: "route", Hook: "output", Priority: priorityMangle, Rules: g.outgoing(p)},
 		{Name: "guard", Type: "filter", Hook: "postrouting", Priority: priorityLast, Drop: true, Rules: g.guard(p)},
 	}}
+	if p.Inbound != InboundFree {
+		guard.Chains = append(guard.Chains, g.inboundChain(p))
+	}
 	if p.DNSPort != 0 {
 		guard.Chains = append(guard.Chains, g.redirectChains(p)...)
 	}
@@ -136,7 +146,7 @@ func (g builder) incoming() []GuardRule {
 		{"from the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		// Forwarded packets get no mark: they take our table and end in the TUN or nowhere.
 		{"to be forwarded", []Clause{{kind: destinationType, num: typeUnicast}}, "accept"},
-		{"inbound flow", []Clause{{kind: ctNew}, g.setCtMark(g.n.OldMark)}, ""},
+		{"inbound flow", []Clause{{kind: ctNew}, g.ctMark(0), g.setCtMark(g.n.OldMark)}, ""}, // not again: it may be accepted by now
 		{"for this machine", []Clause{g.setMark(g.n.OldMark)}, "accept"},
 	}
 }
@@ -148,6 +158,7 @@ func (g builder) outgoing(p Policy) []GuardRule {
 		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}, g.setCtMark(own)}, "accept"},
 		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(old), g.setMark(old)}, "accept"},
+		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.InMark), g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot4}, g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot6}, g.setMark(old)}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 68<<16 | 67}, g.setMark(old)}, "accept"},
@@ -172,7 +183,7 @@ func (g builder) guard(p Policy) []GuardRule {
 		// "outgoing" left this mark only where the kernel speaks for a closed socket of ours.
 		{"after own sockets", []Clause{g.mark(g.n.Mark), g.ctMark(g.n.Mark)}, "accept"},
 		{"old path", []Clause{g.mark(g.n.OldMark)}, "accept"},
-		{"dhcp client", []Clause{{kind: udpPorts, num: 546<<16 | 547}, {kind: destination, prefix: netip.MustParsePrefix("fe80::/10")}}, "accept"},
+		{"dhcp client", []Clause{{kind: udpPorts, num: 546<<16 | 547}, {kind: destination, prefix: linkLocal6()}}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 546<<16 | 547}, {kind: destination, prefix: netip.MustParsePrefix("ff02::/16")}}, "accept"},
 	}
 	// Neighbour discovery has hop limit 255: it cannot have been, and will not be, forwarded.
@@ -272,6 +283,12 @@ func (c Clause) String() string {
 		return "ip saddr . ip daddr . meta l4proto . th sport . th dport @" + set4
 	case inSnapshot6:
 		return "ip6 saddr . ip6 daddr . meta l4proto . th sport . th dport @" + set6
+	case backSnapshot4:
+		return "ip daddr . ip saddr . meta l4proto . th dport . th sport @" + set4
+	case backSnapshot6:
+		return "ip6 daddr . ip6 saddr . meta l4proto . th dport . th sport @" + set6
+	case ctKnown:
+		return "ct state established,related"
 	}
 	return c.protocolText()
 }
@@ -288,7 +305,7 @@ func (c Clause) protocolText() string {
 		}
 		return "ip6 daddr " + c.prefix.String()
 	case destinationType:
-		return "fib daddr type " + map[uint32]string{typeUnicast: "unicast", typeLocal: "local", typeBroadcast: "broadcast"}[c.num]
+		return "fib daddr type " + map[uint32]string{typeUnicast: "unicast", typeLocal: "local", typeBroadcast: "broadcast", typeMulticast: "multicast"}[c.num]
 	case udpPorts:
 		return fmt.Sprintf("udp sport %d udp dport %d", c.num>>16, c.num&0xffff)
 	case icmp6Type:
@@ -309,6 +326,12 @@ func (c Clause) protocolText() string {
 		return fmt.Sprintf("socket mark & %#08x == %#08x", c.mask, c.num)
 	case zoneSet:
 		return fmt.Sprintf("ct zone set %d", c.num)
+	case protocol:
+		return "meta l4proto " + c.text
+	case queueTo:
+		return fmt.Sprintf("queue to %d", c.num)
+	case queueCompat:
+		return "xt target \"NFQUEUE\""
 	}
 	return fmt.Sprintf("clause %d", c.kind)
 }

@@ -97,7 +97,7 @@ func sendGuard(g Guard, flows []packet.Flow, prepare func(*nftables.Conn, *nftab
 
 func kernelChain(t *nftables.Table, c Chain) *nftables.Chain {
 	hooks := map[string]*nftables.ChainHook{"prerouting": nftables.ChainHookPrerouting,
-		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting}
+		"input": nftables.ChainHookInput, "output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting}
 	policy := nftables.ChainPolicyAccept
 	if c.Drop {
 		policy = nftables.ChainPolicyDrop

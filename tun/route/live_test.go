@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -17,11 +18,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// xtables is the warning that nft(8) prints above tables with targets of xtables.
+var xtables = regexp.MustCompile(`# Warning: table inet \S+ is managed by iptables-nft, do not touch!\n(table)`)
+
 // The text is the documentation of the guard: nft(8) must understand it as the same rules that
 // the netlink translation installs.
 func TestLiveGuardTextIsTheGuard(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
-		for _, p := range []Policy{{UID: 0}, {UID: 990, BlockLAN: true}, {DNSPort: 325}} {
+		queued, err := queueMode(DefaultNames())
+		if err != nil {
+			t.Log("this kernel has no queue: that rule is not compared:", err)
+			queued = InboundDropped
+		}
+		for _, p := range []Policy{{UID: 0}, {UID: 990, BlockLAN: true}, {DNSPort: 325}, {Inbound: InboundDropped, BlockLAN: true}, {Inbound: queued}} {
 			g := NewGuard(DefaultNames(), p)
 			if err := installGuard(g, nil); err != nil {
 				t.Fatal(err)
@@ -29,7 +38,11 @@ func TestLiveGuardTextIsTheGuard(t *testing.T) {
 			ours := l.sh("nft -s -n list ruleset")
 			l.sh("nft flush ruleset")
 			file := filepath.Join(t.TempDir(), "guard.nft")
-			if err := os.WriteFile(file, []byte(g.String()+"\n"), 0o600); err != nil {
+			// nft(8) does not read targets of xtables and stumbles over this one when it prints.
+			compat := strings.NewReplacer(`xt target "NFQUEUE"`, "drop")
+			ours = xtables.ReplaceAllString(ours, "$1")
+			ours = regexp.MustCompile(`(?s)libxtables: [^{}]*?not found\n\s*comment`).ReplaceAllString(ours, "drop comment")
+			if err := os.WriteFile(file, []byte(compat.Replace(g.String())+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			l.sh("nft -f " + file)

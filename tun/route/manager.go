@@ -72,10 +72,14 @@ type Status struct {
 	DNSPort    uint16 `json:"dns_port,omitempty"`
 	DNSRefused string `json:"dns_refused,omitempty"`
 
-	Inbound   string   `json:"inbound"`
-	LinkLocal string   `json:"link_local"`
-	Conflicts []string `json:"conflicts,omitempty"` // rules of others that come before ours
-	Names     Names    `json:"names"`
+	// InboundMode is what is in force, Inbound is that for people; InboundRefused is why the kernel
+	// would not queue, if it was asked to.
+	Inbound        string      `json:"inbound"`
+	InboundMode    InboundMode `json:"-"`
+	InboundRefused string      `json:"inbound_refused,omitempty"`
+	LinkLocal      string      `json:"link_local"`
+	Conflicts      []string    `json:"conflicts,omitempty"` // rules of others that come before ours
+	Names          Names       `json:"names"`
 }
 
 // Manager brings the machine's traffic into the TUN device and keeps it there.
@@ -91,10 +95,12 @@ type Manager struct {
 	locals  atomic.Pointer[map[netip.Addr]struct{}]
 	lan     atomic.Bool   // the newest wish for Policy.BlockLAN
 	dnsPort atomic.Uint32 // and for Policy.DNSPort
+	closed  atomic.Bool   // and for Policy.BlockInbound
 	wishes  chan struct{} // Run has not seen it yet
 	stale   chan struct{} // connection tracking may remember an old way of port 53
 	refused error         // what the kernel said to the redirect; nil: it takes it
 	put     func(Guard, []packet.Flow) error
+	queues  func(Names) (InboundMode, error)
 
 	mu     sync.Mutex // guards status only
 	status Status
@@ -127,11 +133,12 @@ func New(o Options) (*Manager, error) {
 	if o.AfterOp == nil {
 		o.AfterOp = func(Op) error { return nil }
 	}
-	m := &Manager{opts: o, put: installGuard, guard: NewGuard(o.Names, o.Policy), wishes: make(chan struct{}, 1), stale: make(chan struct{}, 1)}
+	m := &Manager{opts: o, put: installGuard, queues: queueMode, guard: NewGuard(o.Names, o.Policy), wishes: make(chan struct{}, 1), stale: make(chan struct{}, 1)}
 	m.lan.Store(o.Policy.BlockLAN)
 	m.dnsPort.Store(uint32(o.Policy.DNSPort))
+	m.closed.Store(o.Policy.BlockInbound)
 	m.locals.Store(&map[netip.Addr]struct{}{})
-	m.status = Status{Names: o.Names, Inbound: "not controlled", LinkLocal: linkLocalText(o.Policy)}
+	m.status = Status{Names: o.Names, Inbound: InboundFree.text(), LinkLocal: linkLocalText(o.Policy)}
 	return m, nil
 }
 

@@ -18,6 +18,8 @@ const (
 	DefaultMark = 0x67610000
 	// DefaultMask is the part of the packet mark that is gatun's.
 	DefaultMask = 0xffff0000
+	// QueueNumber is the queue (nfnetlink_queue) in which new inbound flows wait for their verdict.
+	QueueNumber = 26465
 	// DefaultTable is the routing table that leads into the TUN device.
 	DefaultTable = 26465
 	// RouteProtocol is the "proto" of every rule and route of ours (see rtnetlink(7)).
@@ -41,6 +43,8 @@ type Names struct {
 	NftTable     string `json:"nft_table"`
 	Mark         uint32 `json:"mark"`     // on gatun's own sockets; counts only together with their user
 	OldMark      uint32 `json:"old_mark"` // set by the guard only: this packet keeps its old path
+	InMark       uint32 `json:"in_mark"`  // on inbound flows that were accepted
+	Queue        uint16 `json:"queue"`
 	Mask         uint32 `json:"mask"`
 	Table        int    `json:"table"`
 	Protocol     int    `json:"protocol"`
@@ -54,16 +58,17 @@ type Names struct {
 func DefaultNames() Names {
 	return Names{
 		Device: DeviceName, NftTable: TableName,
-		Mark: DefaultMark, OldMark: oldMark(DefaultMark, DefaultMask), Mask: DefaultMask,
+		Mask: DefaultMask, Queue: QueueNumber,
 		Table: DefaultTable, Protocol: RouteProtocol,
 		PriorityOwn: PriorityOwn, PriorityOld: PriorityOld,
 		PriorityLink: PriorityLink, PriorityTun: PriorityTun,
-	}
+	}.WithMark(DefaultMark)
 }
 
 // WithMark returns n with another mark (core/mark). The mask stays.
 func (n Names) WithMark(mark uint32) Names {
-	n.Mark, n.OldMark = mark, oldMark(mark, n.Mask)
+	n.Mark, n.OldMark = mark, nextMark(mark, n.Mask)
+	n.InMark = nextMark(n.OldMark, n.Mask)
 	return n
 }
 
@@ -73,8 +78,8 @@ func (n Names) WithTable(table int) Names {
 	return n
 }
 
-// oldMark is the next value of the bit-field.
-func oldMark(mark, mask uint32) uint32 {
+// nextMark is the next value of the bit-field.
+func nextMark(mark, mask uint32) uint32 {
 	if mask == 0 {
 		return mark
 	}
@@ -95,8 +100,8 @@ func (n Names) Validate() error {
 		return errors.New("the names of the device and of the nftables table must not be empty")
 	case n.Mark == 0 || n.Mark&^n.Mask != 0:
 		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
-	case n.OldMark == 0 || n.OldMark == n.Mark:
-		return fmt.Errorf("core/mark: %#08x leaves no room for a second mark in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case n.OldMark == 0 || n.OldMark == n.Mark || n.InMark == 0 || n.InMark == n.Mark || n.InMark == n.OldMark:
+		return fmt.Errorf("core/mark: %#08x leaves no room for two marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
 	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
 		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
 	}

@@ -21,6 +21,11 @@ type Policy struct {
 	// programs of this machine send to port 53 is redirected; 0 leaves it on its way into the TUN
 	// device, and what they send to loopback unseen.
 	DNSPort uint16
+	// Inbound is what becomes of new inbound flows. Where the kernel cannot queue, the Manager
+	// turns InboundQueued into InboundCompat, or else into InboundDropped or InboundFree as
+	// BlockInbound says: what holds for everybody, because then no program is asked about.
+	Inbound      InboundMode
+	BlockInbound bool
 }
 
 // Plan is an ordered list of operations. Doing them from first to last brings the traffic into
@@ -198,6 +203,8 @@ func linkScope(v6 bool) []netip.Prefix {
 	}
 	return []netip.Prefix{netip.MustParsePrefix("224.0.0.0/4"), netip.MustParsePrefix("255.255.255.255/32")}
 }
+
+func linkLocal6() netip.Prefix { return netip.MustParsePrefix("fe80::/10") }
 
 // rules returns the policy rules; the one that captures comes last. What main has no route for is
 // unreachable for our own sockets and the flows on their old path, as it was without us: captured,

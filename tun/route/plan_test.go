@@ -77,6 +77,9 @@ func TestPlansAreAsWrittenDown(t *testing.T) {
 		n := DefaultNames().WithMark(0x00010000).WithTable(77)
 		golden(t, "guard-blocklan.linux", NewGuard(n, Policy{UID: 990, BlockLAN: true}).String()+"\n")
 	})
+	t.Run("inbound", func(t *testing.T) {
+		golden(t, "guard-inbound.linux", NewGuard(DefaultNames(), Policy{Inbound: InboundQueued}).String()+"\n")
+	})
 	t.Run("dns", func(t *testing.T) {
 		golden(t, "guard-dns.linux", NewGuard(DefaultNames(), Policy{DNSPort: 325}).String()+"\n")
 	})

@@ -20,6 +20,13 @@ func (m *Manager) SetDNSPort(port uint16) {
 	m.wish()
 }
 
+// SetBlockInbound changes Policy.BlockInbound; Run puts it in force. It may be called at any time
+// from any goroutine.
+func (m *Manager) SetBlockInbound(on bool) {
+	m.closed.Store(on)
+	m.wish()
+}
+
 // DNSPort is where port 53 is redirected to now, 0 if it is not.
 func (m *Manager) DNSPort() uint16 {
 	m.mu.Lock()
@@ -37,7 +44,7 @@ func (m *Manager) wish() {
 // fulfil replaces the guard in one transaction, if anything changes.
 func (m *Manager) fulfil() {
 	p := m.opts.Policy
-	p.BlockLAN, p.DNSPort = m.lan.Load(), uint16(m.dnsPort.Load())
+	p.BlockLAN, p.DNSPort, p.BlockInbound = m.lan.Load(), uint16(m.dnsPort.Load()), m.closed.Load()
 	if p == m.opts.Policy {
 		return
 	}
@@ -58,6 +65,8 @@ func (m *Manager) fulfil() {
 // only what is asked on loopback stays unseen.
 func (m *Manager) install() error {
 	p := m.opts.Policy
+	var unqueued error
+	p.Inbound, unqueued = m.inbound(p)
 	if m.refused != nil {
 		p.DNSPort = 0
 	}
@@ -77,12 +86,32 @@ func (m *Manager) install() error {
 	}
 	m.guard = guard
 	m.update(func(s *Status) {
+		s.InboundMode, s.Inbound, s.InboundRefused = p.Inbound, p.Inbound.text(), ""
+		if unqueued != nil {
+			s.InboundRefused = unqueued.Error()
+		}
 		s.DNSPort, s.DNSRefused = p.DNSPort, ""
 		if m.refused != nil {
 			s.DNSRefused = m.refused.Error()
 		}
 	})
 	return nil
+}
+
+// inbound is the mode that the kernel takes for the one that is asked for.
+func (m *Manager) inbound(p Policy) (InboundMode, error) {
+	if p.Inbound != InboundQueued {
+		return p.Inbound, nil
+	}
+	mode, err := m.queues(m.opts.Names)
+	switch {
+	case err == nil:
+		return mode, nil
+	case p.BlockInbound:
+		return InboundDropped, err
+	default:
+		return InboundFree, err
+	}
 }
 
 // mayBeStale has keepForgetting look at connection tracking.
