@@ -34,6 +34,8 @@ type daemon struct {
 	reloads int
 	reload  error
 	stopped bool
+	confirm error              // the answer to a confirmation
+	kept    int                // how often it was confirmed
 	end     context.CancelFunc // of the server
 	policy  *policy
 	server  *Server
@@ -53,6 +55,12 @@ func (d *daemon) Status() Status {
 func (d *daemon) Reload(context.Context) error {
 	d.reloads++
 	return d.reload
+}
+func (d *daemon) Confirm() error {
+	if d.confirm == nil {
+		d.kept++
+	}
+	return d.confirm
 }
 func (d *daemon) Stop() { d.stopped = true }
 
@@ -194,6 +202,24 @@ func TestReloadAndDown(t *testing.T) {
 	}
 }
 
+// A confirmation is heard once; what it cannot do is a conflict with the state of things, in words.
+func TestConfirm(t *testing.T) {
+	d := start(t)
+	var s Status
+	if err := d.client.Post(t.Context(), "/v1/confirm", &s); err != nil || d.kept != 1 || s.PID != 7 {
+		t.Errorf("%v, heard %d times, %+v", err, d.kept, s)
+	}
+	d.confirm = errors.New("nothing waits")
+	var answer *Error
+	if err := d.client.Post(t.Context(), "/v1/confirm", &s); !errors.As(err, &answer) || answer.Code != 409 || err.Error() != "nothing waits" {
+		t.Errorf("nothing waits: %v", err)
+	}
+	d.want(t, 405, "POST", "GET", "/v1/confirm", "") // who only looks does not confirm
+	if d.kept != 1 {
+		t.Errorf("confirmed %d times", d.kept)
+	}
+}
+
 func TestWhy(t *testing.T) {
 	d := start(t)
 	l := d.link(1, network.Drop)
@@ -241,7 +267,7 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 		t.Fatalf("mode %v, %v", fi.Mode(), err)
 	}
 	h := d.server.handler()
-	for _, r := range []struct{ method, path string }{{"POST", "/v1/reload"}, {"POST", "/v1/down"}, {"DELETE", "/v1/flows/1"},
+	for _, r := range []struct{ method, path string }{{"POST", "/v1/reload"}, {"POST", "/v1/down"}, {"POST", "/v1/confirm"}, {"DELETE", "/v1/flows/1"},
 		{"GET", "/v1/dns/query?name=a.example"}, {"DELETE", "/v1/dns/cache"}, {"POST", "/v1/lists/update"}} {
 		for _, who := range []struct {
 			name string
@@ -255,7 +281,7 @@ func TestOnlyRootAndTheOwnerMayChange(t *testing.T) {
 			}
 		}
 	}
-	if d.reloads != 0 || d.stopped || d.names.asked != nil || len(d.names.cache) != 3 || d.lists.updates != nil {
+	if d.reloads != 0 || d.stopped || d.kept != 0 || d.names.asked != nil || len(d.names.cache) != 3 || d.lists.updates != nil {
 		t.Error("a refused request had an effect")
 	}
 }

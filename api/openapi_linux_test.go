@@ -178,6 +178,7 @@ func TestAnswersAreAsDescribed(t *testing.T) {
 		{400, "post", "/v1/lists/update", "", `{"all":true}`},
 		{200, "get", "/metrics", "", ""},
 		{200, "post", "/v1/reload", "", ""},
+		{200, "post", "/v1/confirm", "", ""},
 		{200, "post", "/v1/down", "", ""},
 	} {
 		path := tt.path

@@ -114,6 +114,7 @@ func (s *Server) otherRoutes() []route {
 	return []route{
 		{method: get, path: "/v1/status", summary: "Whether the program is well, and what it does not control", answer: Status{}, handle: s.status},
 		{method: post, path: "/v1/reload", summary: "Read the configuration again; an error keeps the running one", answer: Status{}, codes: []int{422}, changes: true, handle: s.reload},
+		{method: post, path: "/v1/confirm", summary: "Keep what `gatun up --confirm` brought up; 409: nothing waits for it", answer: Status{}, codes: []int{409}, changes: true, handle: s.confirm},
 		{method: post, path: "/v1/down", summary: "End the program and leave the machine as it was", answer: Status{}, changes: true, handle: s.down},
 		{method: get, path: "/v1/db/{path...}", summary: "The virtual database: a record by its key (flows/7), or a list by a prefix (flows, settings/filter/)", query: records, answer: either{Record{}, RecordList{}}, codes: []int{400, 404}, handle: s.db},
 		{method: get, path: "/v1/openapi.json", summary: "This document", answer: map[string]any{}, handle: s.openAPI},

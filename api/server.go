@@ -21,6 +21,7 @@ import (
 type Daemon interface {
 	Status() Status
 	Reload(context.Context) error // an error keeps the running policy
+	Confirm() error               // `gatun confirm`; an error says why nothing waits for it
 	Stop()                        // the explicit act that leaves On: `gatun down`
 }
 
@@ -235,6 +236,14 @@ func (s *Server) reload(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		refuse(w, http.StatusUnprocessableEntity, err)
+		return
+	}
+	reply(w, s.Daemon.Status())
+}
+
+func (s *Server) confirm(w http.ResponseWriter, _ *http.Request) {
+	if err := s.Daemon.Confirm(); err != nil {
+		fail(w, http.StatusConflict, err.Error())
 		return
 	}
 	reply(w, s.Daemon.Status())

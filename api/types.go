@@ -23,6 +23,7 @@ type Status struct {
 	Rating       string               `json:"rating"`
 	RatingOrigin string               `json:"rating_origin"` // default, a place in a file, config.json, or the rule that rates
 	PausedUntil  *time.Time           `json:"paused_until"`  // null: not paused
+	Confirm      *ConfirmStatus       `json:"confirm"`       // null: nothing waits for `gatun confirm`
 	Temporary    []profiles.Temporary `json:"temporary"`     // rules that end by themselves
 	Modules      []status.Module      `json:"modules"`
 	Worst        string               `json:"worst"`   // ok, info, warning, error: the worst state of a module
@@ -47,6 +48,12 @@ type ConfigStatus struct {
 	Revision uint64   `json:"revision"`
 	Problem  string   `json:"problem"` // why the newest edit is not in force; "" if it is
 	Warnings []string `json:"warnings"`
+}
+
+// ConfirmStatus says that what `gatun up --confirm` brought up is not confirmed yet.
+type ConfirmStatus struct {
+	Until       time.Time `json:"until"` // then everything is rolled back
+	SecondsLeft int       `json:"seconds_left"`
 }
 
 // GuardStatus says whether what keeps traffic from leaking is in place.

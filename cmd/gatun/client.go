@@ -76,6 +76,9 @@ func printStatus(w io.Writer, s api.Status) error {
 	if s.Config.Problem != "" {
 		row("", "NOT IN FORCE: ", s.Config.Problem)
 	}
+	if s.Confirm != nil {
+		row("confirm", "NOT CONFIRMED", ": ", confirmText(s.Confirm))
+	}
 	if s.PausedUntil != nil {
 		row("filtering", pauseText(s.PausedUntil))
 	}

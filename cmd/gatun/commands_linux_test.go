@@ -77,6 +77,7 @@ type station struct {
 	control *control
 	names   *resolving
 	lists   *shelf
+	confirm *confirmation
 	dir     string
 	socket  string
 }
@@ -95,13 +96,17 @@ profiles:
 func (s *station) Status() api.Status {
 	st := api.Status{Schema: network.Schema, State: "on", Mode: "up", Rating: s.owner.config().String("network/rating"), RatingOrigin: s.owner.config().Value("network/rating").Origin.String()}
 	s.control.status(&st)
+	if c, note := s.confirm.status(time.Now()); c != nil {
+		st.Confirm, st.Notes = c, append(st.Notes, note)
+	}
 	return st
 }
 func (s *station) Reload(context.Context) error {
 	_, err := config.Load(s.owner.source)
 	return err
 }
-func (s *station) Stop() {}
+func (s *station) Confirm() error { return s.confirm.confirm(time.Now()) }
+func (s *station) Stop()          {}
 
 func (s *station) WhyLink(*network.Link) api.Why            { return api.Why{} }
 func (s *station) WhyDry(api.DryRun) (w api.Why, err error) { return w, err }
@@ -124,7 +129,7 @@ func newStation(t *testing.T) *station {
 	if o.store, err = profiles.NewStore(o.cfg, status.State{}, profiles.Options{}); err != nil {
 		t.Fatal(err)
 	}
-	s := &station{T: t, owner: o, names: newResolving(), lists: newShelf(), dir: dir, socket: filepath.Join(dir, "gatun.sock")}
+	s := &station{T: t, owner: o, names: newResolving(), lists: newShelf(), confirm: &confirmation{}, dir: dir, socket: filepath.Join(dir, "gatun.sock")}
 	s.control = &control{owner: o, store: o.store, asked: firewall.NewPrompts(time.Now), table: o.table, alive: func(pid int, _ time.Time) bool { return pid == 7 }, names: s.names, lists: s.lists}
 	l, err := api.Listen(s.socket)
 	if err != nil {

@@ -71,7 +71,7 @@ func newRoot(out, talk io.Writer) *cobra.Command {
 		return exitStatus{usageCode(c), fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
 	root.AddCommand(
-		runCommand(), upCommand(p), downCommand(p), statusCommand(p), flowsCommand(p), logCommand(p), whyCommand(p),
+		runCommand(), upCommand(p), confirmCommand(p), downCommand(p), statusCommand(p), flowsCommand(p), logCommand(p), whyCommand(p),
 		checkCommand(), killCommand(p), recoverCommand(p), reloadCommand(p), versionCommand(),
 		settingsCommand(p), profileCommand(p), allowCommand(p), blockCommand(p), pauseCommand(p), ratingCommand(p), promptCommand(p), schemaCommand(), completionCommand(),
 		dnsCommand(p), listCommand(p),

@@ -238,6 +238,9 @@ func (r *run) Status() api.Status {
 // Reload implements api.Daemon.
 func (r *run) Reload(context.Context) error { return r.engine.reload() }
 
+// Confirm implements api.Daemon: `run` changes nothing that could be rolled back.
+func (r *run) Confirm() error { return errNoConfirm }
+
 // Stop implements api.Daemon: it ends the command as a terminal would.
 func (r *run) Stop() { _ = r.box.Signal(terminate) }
 

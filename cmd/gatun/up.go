@@ -39,6 +39,7 @@ type up struct {
 	engine  *engine
 	manager *route.Manager
 	stop    context.CancelCauseFunc
+	confirm *confirmation
 
 	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
 	noRedirect error
@@ -46,22 +47,28 @@ type up struct {
 
 func upCommand(p *places) *cobra.Command {
 	var file string
+	var limit confirmTime
 	c := &cobra.Command{
 		Use: "up", Short: "Capture the whole machine (root; stays in the foreground)", Args: cobra.NoArgs,
+		Long: "Capture the whole machine, until `gatun down` or a signal (root; stays in the foreground).\n" +
+			"With --confirm everything is rolled back, and the exit code is 1, unless `gatun confirm` comes in time: for machines that you reach over the network only.",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if os.Geteuid() > 0 {
 				return exitStatus{exitPermission, errors.New("up changes the machine's routes: run it as root (sudo gatun up), or use `gatun run -- CMD`, which needs no root")}
 			}
-			return bringUp(c.Context(), p, file)
+			return bringUp(c.Context(), p, file, &confirmation{limit: time.Duration(limit), talk: c.ErrOrStderr()})
 		},
 	}
 	c.Flags().StringVarP(&file, "config", "c", "", "configuration file (default "+defaultConfig+")")
+	c.Flags().Var(&limit, "confirm", "roll everything back unless gatun confirm comes within this time, 1s to 24h")
+	_ = c.RegisterFlagCompletionFunc("confirm", completeConfirm) // the flag is there
 	return c
 }
 
 // bringUp runs until it is told to stop. Only an order leaves the machine open: after any
 // error the guard stays, and says so.
-func bringUp(ctx context.Context, p *places, named string) error {
+func bringUp(parent context.Context, p *places, named string, confirm *confirmation) error {
+	defer outlive()()
 	source := configSource(named)
 	source.Data = config.OpenData(p.stateDir())
 	level := zap.NewAtomicLevel()
@@ -71,15 +78,19 @@ func bringUp(ctx context.Context, p *places, named string) error {
 	}
 	policy, err := loadPolicy(source, nil, dns.SystemOptions{Stub: dns.AvoidStub, Own: ownNameserver}, log, route.DeviceName)
 	if err != nil {
-		return closedBy(ctx, p, err)
+		return closedBy(parent, p, confirm, err)
 	}
 	policy.level = &level
 	followLevel(&level, policy.cfg)
-	u := &up{policy: policy, places: p, log: log}
-	ctx, u.stop = context.WithCancelCause(ctx)
+	u := &up{policy: policy, places: p, log: log, confirm: confirm}
+	ctx, stop := context.WithCancelCause(parent)
+	u.stop = stop
 	defer u.stop(nil)
 	if err := u.run(ctx); err != nil && !errors.Is(err, errDown) {
 		if u.manager != nil && u.manager.Status().State != route.Off {
+			if confirm.open() {
+				return confirm.rollBackAfter(parent, err, u.manager.Down)
+			}
 			log.Error("traffic stays closed; start gatun again, or open the machine with `gatun recover`", zap.Error(err))
 		}
 		return err
@@ -89,7 +100,7 @@ func bringUp(ctx context.Context, p *places, named string) error {
 
 // closedBy handles a configuration that cannot be used: the machine is closed, not open with
 // defaults (safety.md). Flows that are open already go on.
-func closedBy(ctx context.Context, p *places, cause error) error {
+func closedBy(ctx context.Context, p *places, confirm *confirmation, cause error) error {
 	m, err := route.New(route.Options{StateDir: p.stateDir(), Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU}})
 	if err != nil {
 		return errors.Join(cause, err)
@@ -102,7 +113,15 @@ func closedBy(ctx context.Context, p *places, cause error) error {
 		return errors.Join(cause, err)
 	}
 	defer d.Close()
-	if err := m.Up(ctx); err != nil && !errors.Is(err, route.ErrAlreadyRunning) {
+	confirm.begin(time.Now())
+	err = m.Up(ctx)
+	if errors.Is(err, route.ErrAlreadyRunning) {
+		err = nil
+	}
+	if m.Status().State != route.Off && confirm.open() {
+		return exitStatus{exitConfig, confirm.rollBackAfter(ctx, errors.Join(cause, err), m.Down)}
+	}
+	if err != nil {
 		return errors.Join(cause, err)
 	}
 	return exitStatus{exitConfig, fmt.Errorf("%w\nthe machine is closed until this is mended and `gatun up` runs, or `gatun recover` opens it", cause)}
@@ -193,9 +212,13 @@ func (u *up) serve(ctx context.Context) error {
 	defer listener.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
+	u.confirm.begin(time.Now())
+	g.Go(func() error { return u.confirm.wait(ctx) }) // a capture that hangs is not confirmed either
 	if err := u.manager.Up(ctx); err != nil {
 		u.stop(err)
-		_ = g.Wait()
+		if waited := g.Wait(); errors.Is(waited, errUnconfirmed) {
+			return waited
+		}
 		return err
 	}
 	u.engine.fetch(ctx, g)
@@ -205,7 +228,14 @@ func (u *up) serve(ctx context.Context) error {
 	g.Go(func() error { return u.watch(ctx) })
 	g.Go(func() error { return u.signals(ctx) })
 	notifyReady()
+	if s, note := u.confirm.status(time.Now()); s != nil {
+		u.log.Warn(note)
+	}
 	err = g.Wait()
+	if errors.Is(err, errUnconfirmed) {
+		notifyStopping()
+		return rolledBack(err, u.manager.Down(context.WithoutCancel(ctx)))
+	}
 	if cause := context.Cause(ctx); errors.Is(cause, errDown) || errors.Is(err, errDown) {
 		notifyStopping()
 		return u.manager.Down(context.WithoutCancel(ctx))
@@ -245,6 +275,16 @@ func (u *up) Reload(context.Context) error {
 	return err
 }
 
+// Confirm implements api.Daemon.
+func (u *up) Confirm() error {
+	err := u.confirm.confirm(time.Now())
+	if err == nil {
+		u.log.Info("confirmed: gatun stays up")
+		u.engine.table.PublishState()
+	}
+	return err
+}
+
 // Stop implements api.Daemon.
 func (u *up) Stop() { u.stop(errDown) }
 
@@ -258,6 +298,9 @@ func (u *up) Status() api.Status {
 	s.Notes = append(s.Notes, m.Conflicts...)
 	if m.Reason != "" {
 		s.Notes = append(s.Notes, m.Reason)
+	}
+	if c, note := u.confirm.status(time.Now()); c != nil {
+		s.Confirm, s.Notes = c, append(s.Notes, note)
 	}
 	redirect := u.redirectModule(m)
 	s.Notes = append(s.Notes, redirect.Message)
