@@ -3,8 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
-	"sort"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,151 +13,273 @@ import (
 	"gatun/e2e/lab"
 )
 
-// work is one kind of load and the bar that it must reach (docs/performance.md).
-type work struct {
-	Name string
-	Unit string
-	args []string
-	key  string  // the figure of the load that counts
-	Must float64 // the ratio that binds: a floor where more is better, else a ceiling
-	cost bool    // less is better
-	bulk bool    // bytes: the processor time per gigabyte is of interest
-}
-
-func works() []work {
-	server, dns := lab.Server4, lab.Resolver4
-	return []work{
-		{Name: "tcp-up-1", Unit: "Gbit/s", args: []string{"up", server}, Must: 0.43, bulk: true},
-		{Name: "tcp-down-1", Unit: "Gbit/s", args: []string{"down", server}, Must: 0.24, bulk: true},
-		{Name: "tcp-up-8", Unit: "Gbit/s", args: []string{"-workers", "8", "up", server}, Must: 0.38, bulk: true},
-		{Name: "tcp-down-8", Unit: "Gbit/s", args: []string{"-workers", "8", "down", server}, Must: 0.40, bulk: true},
-		{Name: "connections-64", Unit: "1/s", args: []string{"-workers", "64", "conns", server}, Must: 0.23},
-		{Name: "connections-1", Unit: "1/s", args: []string{"conns", server}, Must: 0.275},
-		{Name: "connect-p50", Unit: "µs", args: []string{"conns", server}, key: "p50_us", Must: 4.1, cost: true},
-		{Name: "rtt-tcp", Unit: "µs", args: []string{"rtt-tcp", server}, key: "p50_us", Must: 4.8, cost: true},
-		{Name: "rtt-udp", Unit: "µs", args: []string{"rtt-udp", server}, key: "p50_us", Must: 3.3, cost: true},
-		{Name: "udp-64", Unit: "1/s", args: []string{"-size", "64", "pps", server}, Must: 0.25},
-		{Name: "udp-1200", Unit: "1/s", args: []string{"-size", "1200", "pps", server}, Must: 0.07},
-		{Name: "udp-flows", Unit: "1/s", args: []string{"-workers", "8", "flows", server}, Must: 0.27},
-		{Name: "http-close", Unit: "1/s", args: []string{"-workers", "16", "close", server}, Must: 0.26},
-		{Name: "http-keep", Unit: "1/s", args: []string{"-workers", "16", "keep", server}, Must: 0.31},
-		{Name: "dns-cached", Unit: "1/s", args: []string{"-workers", "8", "dns-cached", dns}, Must: 0.60},
-		{Name: "dns-distinct", Unit: "1/s", args: []string{"-workers", "8", "dns", dns}, Must: 0.20},
-	}
-}
-
-// smokeBar is the ratio that the smoke test measures against.
-func (w work) smokeBar() float64 {
-	return w.Must
-}
-
 // row is one line of the table.
 type row struct {
-	Mode   string  `json:"mode"`
-	Name   string  `json:"name"`
-	Unit   string  `json:"unit"`
-	Kernel float64 `json:"kernel"` // median of the rounds, on the twin
-	Gatun  float64 `json:"gatun"`  // and on the host
-	Ratio  float64 `json:"ratio"`  // median of the rounds' ratios
-	Min    float64 `json:"min"`
-	Max    float64 `json:"max"`
-	Must   float64 `json:"must"`
-	Cost   bool    `json:"cost"` // less is better
-	smoke  float64
-	CPU    float64 `json:"cpu_s_per_gb,omitempty"`
-	Failed float64 `json:"failed"`           // operations that failed on the host
-	Reason string  `json:"reason,omitempty"` // why the last of them did
+	Mode     string   `json:"mode"`
+	Name     string   `json:"name"`
+	Unit     string   `json:"unit"`
+	Kernel   float64  `json:"kernel"` // median of the rounds, on the twin
+	Gatun    float64  `json:"gatun"`  // and on the host
+	Figure   float64  `json:"figure"` // what the bars are for: the median of the rounds' ratios or, where absolute, of the numbers themselves
+	Min      float64  `json:"min"`
+	Max      float64  `json:"max"`
+	Rounds   int      `json:"rounds"`
+	Must     *float64 `json:"must,omitempty"`
+	Aim      *float64 `json:"aim,omitempty"`
+	Cost     bool     `json:"cost"` // less is better
+	Absolute bool     `json:"absolute"`
+	MustMet  bool     `json:"must_met"`
+	AimMet   bool     `json:"aim_met"`
+	CPU      float64  `json:"cpu"` // the daemon's processor time: seconds per GB, or microseconds per operation
+	CPUUnit  string   `json:"cpu_unit,omitempty"`
+	Crossed  *float64 `json:"tun_packets_per_flow,omitempty"` // on the device's own counters; only `up` can be seen
+	Wrong    string   `json:"wrong,omitempty"`                // why the row does not show what its mode claims
+	Failed   float64  `json:"failed"`                         // operations that failed on the host
+	Reason   string   `json:"reason,omitempty"`               // why the last of them did
+	Note     string   `json:"note,omitempty"`
 }
 
-// met says whether the row reaches its bar.
-func (r row) met() bool { return r.within(r.Must, 1) }
+// met says what the row reaches: aim, must or no.
+func (r row) met() string {
+	switch {
+	case r.Must == nil && r.Aim == nil:
+		return ""
+	case r.AimMet:
+		return "aim"
+	case r.MustMet:
+		return "must"
+	default:
+		return "no"
+	}
+}
 
 // within says whether the row reaches a bar, slack times wider.
-func (r row) within(bar, slack float64) bool {
-	if r.Cost {
-		return r.Ratio <= bar*slack
+func (r row) within(bar *float64, slack float64) bool {
+	switch {
+	case r.Wrong != "":
+		return false
+	case bar == nil:
+		return true
+	case r.Cost:
+		return r.Figure <= *bar*slack
+	default:
+		return r.Figure >= *bar/slack
 	}
-	return r.Ratio >= bar/slack
 }
 
-func measure(o options, l *lab.Lab, g *lab.Gatun, w work) (row, error) {
-	r := row{Mode: g.Mode, Name: w.Name, Unit: w.Unit, Must: w.Must, Cost: w.cost, smoke: w.smokeBar()}
-	var kernel, through, ratios, cpu []float64
-	for i := range o.rounds + 1 { // the first is the warm-up
-		fmt.Fprintf(o.talk, "\r%-4s %-16s %d/%d ", g.Mode, w.Name, i, o.rounds)
-		quiet(2 * time.Second)
-		length := o.length
+// judged returns the row with its bars applied.
+func (r row) judged() row {
+	r.MustMet, r.AimMet = r.within(r.Must, 1), r.within(r.Aim, 1)
+	return r
+}
+
+// sample is one round: the same load on both paths.
+type sample struct {
+	direct, through lab.Result
+	cpu             time.Duration // the daemon's
+	length          time.Duration
+}
+
+// measure does a work in alternation and returns its rows.
+func (b *bench) measure(l *lab.Lab, g *lab.Gatun, w work, mode string) ([]row, error) {
+	rounds := b.roundsOf(w, mode)
+	var samples []sample
+	for i := range rounds + 1 { // the first is the warm-up
+		fmt.Fprintf(b.o.talk, "\r%-5s %-16s %d/%d ", mode, w.figures[0].Name, i, rounds)
+		length := b.o.length
 		if i == 0 {
-			length = o.length / 4
+			length /= 4
 		}
-		args := append([]string{"load", "-for", length.String()}, w.args...)
-		direct, err := l.Peer(context.Background(), l.Twin, args...)
+		s, err := b.round(l, g, w, length)
 		if err != nil {
-			return r, err
+			return nil, err
 		}
-		before, err := lab.CPU(g.Process.PID)
-		if err != nil {
-			return r, err
-		}
-		gatun, err := g.Program(context.Background(), args...)
-		if err != nil {
-			return r, err
-		}
-		after, err := lab.CPU(g.Process.PID)
-		if err != nil {
-			return r, err
-		}
-		a, b := w.value(direct), w.value(gatun)
-		if a == 0 || direct.Result != "done" || gatun.Result != "done" {
-			return r, fmt.Errorf("nothing was measured: %+v, %+v", direct, gatun)
-		}
-		if i == 0 {
-			continue
-		}
-		kernel, through, ratios = append(kernel, a), append(through, b), append(ratios, b/a)
-		if n := gatun.Extra["failed"]; n > 0 {
-			r.Failed, r.Reason = r.Failed+n, gatun.Error
-		}
-		if gb := gatun.Extra["value"] * length.Seconds() / 1e9; w.bulk && gb > 0 {
-			cpu = append(cpu, (after-before).Seconds()/gb)
+		if i > 0 {
+			samples = append(samples, s)
 		}
 	}
-	r.Kernel, r.Gatun, r.Ratio, r.CPU = median(kernel), median(through), median(ratios), median(cpu)
-	sort.Float64s(ratios)
-	r.Min, r.Max = ratios[0], ratios[len(ratios)-1]
-	return r, nil
+	return w.rows(mode, samples), nil
 }
 
-// value is the figure that counts, in the row's unit.
-func (w work) value(r lab.Result) float64 {
-	if w.key != "" {
-		return r.Extra[w.key]
+func (b *bench) roundsOf(w work, mode string) int {
+	if w.long && mode == modeUp && !b.o.smoke {
+		return max(b.o.rounds, b.o.long)
 	}
-	if w.bulk {
-		return r.Extra["value"] * 8 / 1e9
-	}
-	return r.Extra["value"]
+	return b.o.rounds
 }
 
-// quiet waits, at most so long, until fewer than one task runs beside us.
-func quiet(limit time.Duration) {
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		b, err := os.ReadFile("/proc/loadavg")
-		if err != nil {
+func (b *bench) round(l *lab.Lab, g *lab.Gatun, w work, length time.Duration) (s sample, err error) {
+	args := append([]string{"load", "-for", length.String()}, w.args...)
+	s.length = length
+	b.quiet()
+	if s.direct, err = l.Peer(context.Background(), l.Twin, args...); err != nil {
+		return s, err
+	}
+	b.quiet()
+	before, err := lab.CPU(g.Process.PID)
+	if err != nil {
+		return s, err
+	}
+	if s.through, err = g.Program(context.Background(), args...); err != nil {
+		return s, err
+	}
+	after, err := lab.CPU(g.Process.PID)
+	s.cpu = after - before
+	if err == nil && (s.direct.Extra["value"] == 0 || s.direct.Result != "done" || s.through.Result != "done") {
+		err = fmt.Errorf("nothing was measured: %+v, %+v", s.direct, s.through)
+	}
+	return s, err
+}
+
+// rows are the work's figures out of all rounds.
+func (w work) rows(mode string, samples []sample) (rows []row) {
+	for _, f := range w.figures {
+		r := f.row(mode)
+		var kernel, gatun, figures, cpu []float64
+		for _, s := range samples {
+			perUnit := w.processorTime(s)
+			k, g := f.value(s.direct, 0), f.value(s.through, perUnit)
+			kernel, gatun, cpu = append(kernel, k), append(gatun, g), append(cpu, perUnit)
+			if f.absolute {
+				figures = append(figures, g)
+			} else {
+				figures = append(figures, g/k)
+			}
+			if n := s.through.Extra["failed"]; n > 0 {
+				r.Failed, r.Reason = r.Failed+n, s.through.Error
+			}
+		}
+		r.Kernel, r.Gatun, r.CPU, r.CPUUnit = median(kernel), median(gatun), median(cpu), "s/GB"
+		if w.unit == 0 {
+			r.CPU, r.CPUUnit = r.CPU*1e6, "µs/op"
+		}
+		r = r.spread(figures)
+		if mode != modeRun { // inside `gatun run` the program cannot see the device
+			r = r.crossed(mode, samples)
+		}
+		rows = append(rows, r.judged())
+	}
+	return rows
+}
+
+func (f figure) row(mode string) row {
+	bars := f.limits(mode)
+	return row{Mode: mode, Name: f.Name, Unit: f.Unit, Must: bars.must, Aim: bars.aim, Cost: f.cost, Absolute: f.absolute}
+}
+
+// spread fills in what the bars are for.
+func (r row) spread(figures []float64) row {
+	r.Figure, r.Rounds = median(figures), len(figures)
+	if len(figures) > 0 {
+		r.Min, r.Max = slices.Min(figures), slices.Max(figures)
+	}
+	return r
+}
+
+// crossed counts the packets on the device per flow, and says so where a mode does not do what it
+// claims: handed back means one packet per flow. Datagrams that the program sends while the first
+// one is decided are few of many.
+func (r row) crossed(mode string, samples []sample) row {
+	packets, flows, operations := 0.0, 0.0, 0.0
+	for _, s := range samples {
+		packets += float64(s.through.TunTX + s.through.TunRX)
+		flows += s.through.Extra["flows"]
+		operations += s.through.Extra["packets"]
+	}
+	if flows == 0 {
+		return r
+	}
+	per := packets / flows
+	r.Crossed = &per
+	back := packets <= 1.1*flows+0.01*operations+2
+	switch {
+	case mode == modeUp && !back:
+		r.Wrong = fmt.Sprintf("NOT handed back: %.0f packets of %.0f flows crossed the device", packets, flows)
+	case mode == modeRelay && back && operations > 3*flows:
+		r.Wrong = fmt.Sprintf("NOT relayed: only %.0f packets of %.0f flows crossed the device", packets, flows)
+	}
+	return r
+}
+
+// processorTime is the daemon's, in seconds per unit of work.
+func (w work) processorTime(s sample) float64 {
+	units := s.through.Extra["value"] * s.length.Seconds() / max(w.unit, 1)
+	if units <= 0 {
+		return 0
+	}
+	return s.cpu.Seconds() / units
+}
+
+// value is the figure out of a result, in its own unit.
+func (f figure) value(r lab.Result, perUnit float64) float64 {
+	if f.cpu {
+		return perUnit
+	}
+	key, scale := f.key, f.scale
+	if key == "" {
+		key = "value"
+	}
+	if scale == 0 {
+		scale = 1
+	}
+	return r.Extra[key] * scale
+}
+
+// quiet waits until fewer than one task runs beside us. The waiting has a budget for the whole
+// run; how often it did not help is told.
+func (b *bench) quiet() {
+	begin := time.Now()
+	defer func() { b.patience -= time.Since(begin) }()
+	b.waits++
+	for busy := busy(); busy; busy = busyAfter(50 * time.Millisecond) {
+		if time.Since(begin) > min(b.patience, 2*time.Second) {
+			b.busy++
 			return
 		}
-		running, _, _ := strings.Cut(strings.Fields(string(b))[3], "/")
-		if n, err := strconv.Atoi(running); err != nil || n <= 1 {
-			return
-		}
 	}
 }
 
+func busyAfter(d time.Duration) bool {
+	time.Sleep(d)
+	return busy()
+}
+
+func busy() bool {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return false
+	}
+	return running(string(text)) > 1 // who reads this runs
+}
+
+// running is the number of running tasks in the text of /proc/loadavg.
+func running(loadavg string) int {
+	f := strings.Fields(loadavg)
+	if len(f) < 4 {
+		return 0
+	}
+	number, _, _ := strings.Cut(f[3], "/")
+	n, err := strconv.Atoi(number)
+	if err != nil {
+		return 0
+	}
+	return n
+}
+
+// median is the middle of the values, and of the two in the middle the mean.
 func median(v []float64) float64 {
 	if len(v) == 0 {
 		return 0
 	}
-	s := append([]float64(nil), v...)
-	sort.Float64s(s)
-	return s[len(s)/2]
+	s := slices.Clone(v)
+	slices.Sort(s)
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// quantile is the value that a share of all does not exceed.
+func quantile(sorted []float64, share float64) float64 {
+	if len(sorted) == 0 {
+		return 0
+	}
+	return sorted[min(len(sorted)-1, int(math.Ceil(share*float64(len(sorted))))-1)]
 }

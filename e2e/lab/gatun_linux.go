@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -58,7 +59,7 @@ func (l *Lab) StartUp(config string, flags ...string) (*Gatun, error) {
 		return nil, err
 	}
 	command := append([]string{l.Bins.Gatun, "up", "-c", config}, flags...)
-	p, err := l.Start(l.Host, Spec{Env: env}, command...)
+	p, err := l.Start(l.Host, Spec{Env: append(env, l.GatunEnv...)}, command...)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +117,7 @@ func (l *Lab) Run(config string, flags ...string) (*Gatun, error) {
 	g := &Gatun{Mode: "run", lab: l, Events: filepath.Join(runtime, "events.ndjson")}
 	env := []string{"XDG_RUNTIME_DIR=" + runtime, "HOME=" + runtime, "GATUN_LOG=warn", "SSL_CERT_FILE=" + l.CAFile()}
 	command := append([]string{l.Bins.Gatun, "run", "-c", config, "--events", g.Events}, flags...)
-	g.Process, err = l.Start(l.Host, Spec{User: Nobody, Env: env, Pipe: true}, append(command, "--", l.Bins.Peer, "session")...)
+	g.Process, err = l.Start(l.Host, Spec{User: Nobody, Env: slices.Concat(env, l.GatunEnv), Pipe: true}, append(command, "--", l.Bins.Peer, "session")...)
 	if err != nil {
 		return nil, err
 	}

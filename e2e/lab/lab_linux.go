@@ -48,6 +48,10 @@ type Lab struct {
 	Server Namespace
 	Far    Namespace
 
+	// GatunEnv is added to the environment of each gatun that is started from now on, and of none
+	// of its clients.
+	GatunEnv []string
+
 	opt   Options
 	mu    sync.Mutex
 	procs []*Process

@@ -29,6 +29,8 @@ type load struct {
 	size    int
 	total   atomic.Int64 // bytes or operations
 	fails   atomic.Int64
+	dialled atomic.Int64 // sockets
+	packets atomic.Int64 // at least so many, where it is known
 	mu      sync.Mutex
 	took    []time.Duration
 	reason  string
@@ -36,7 +38,8 @@ type load struct {
 
 // loadCommand does one kind of work and reports how much per second: "load KIND ADDR". up and
 // down are bytes; conns, rtt-tcp, rtt-udp, flows, close, keep, dns, dns-cached operations;
-// pps the datagrams that arrived at the sink.
+// pps the datagrams that arrived at the sink; lossless those that arrived at the highest rate at
+// which they all did.
 func loadCommand(args []string) (result, error) {
 	l := &load{workers: 1, length: 2 * time.Second, size: 64}
 	rest, err := flags("load", args, 2, func(fs *flag.FlagSet) {
@@ -48,6 +51,9 @@ func loadCommand(args []string) (result, error) {
 		return result{}, err
 	}
 	l.addr = rest[1]
+	if rest[0] == "lossless" {
+		return l.lossless()
+	}
 	kinds := map[string]func(context.Context, int) error{
 		"up": l.up, "down": l.down, "conns": l.conns, "rtt-tcp": l.rttTCP, "rtt-udp": l.rttUDP, "flows": l.flows,
 		"close": l.httpClose, "keep": l.httpKeep, "dns": l.dnsDistinct, "dns-cached": l.dnsCached, "pps": l.datagrams,
@@ -67,6 +73,10 @@ func loadCommand(args []string) (result, error) {
 	}
 	if rest[0] == "pps" {
 		l.total.Store(after - before)
+	}
+	l.packets.Store(l.total.Load())
+	if rest[0] == "up" || rest[0] == "down" {
+		l.packets.Store(l.total.Load() >> 16) // packets of the largest size
 	}
 	return l.result(took), nil
 }
@@ -102,7 +112,8 @@ func (l *load) done(took time.Duration) {
 }
 
 func (l *load) result(took time.Duration) result {
-	extra := map[string]float64{"value": float64(l.total.Load()) / took.Seconds(), "failed": float64(l.fails.Load())}
+	extra := map[string]float64{"value": float64(l.total.Load()) / took.Seconds(), "failed": float64(l.fails.Load()),
+		"flows": float64(l.dialled.Load()), "packets": float64(l.packets.Load())}
 	if n := len(l.took); n > 0 {
 		sort.Slice(l.took, func(i, j int) bool { return l.took[i] < l.took[j] })
 		extra["p50_us"] = float64(l.took[n/2].Nanoseconds()) / 1000
@@ -143,7 +154,12 @@ func (l *load) stream(ctx context.Context, port int, step func(net.Conn, []byte)
 }
 
 func (l *load) dial(ctx context.Context, network string, port int) (net.Conn, error) {
-	return (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(l.addr, strconv.Itoa(port)))
+	return l.connect(ctx, network, net.JoinHostPort(l.addr, strconv.Itoa(port)))
+}
+
+func (l *load) connect(ctx context.Context, network, addr string) (net.Conn, error) {
+	l.dialled.Add(1)
+	return (&net.Dialer{}).DialContext(ctx, network, addr)
 }
 
 // conns: connect, one echo, close; a failure counts and the work goes on.
@@ -204,10 +220,12 @@ func (l *load) pingPong(ctx context.Context, network string) error {
 }
 
 func (l *load) httpClose(ctx context.Context, _ int) error {
-	return l.http(ctx, &http.Transport{DisableKeepAlives: true})
+	return l.http(ctx, &http.Transport{DisableKeepAlives: true, DialContext: l.connect})
 }
 
-func (l *load) httpKeep(ctx context.Context, _ int) error { return l.http(ctx, &http.Transport{}) }
+func (l *load) httpKeep(ctx context.Context, _ int) error {
+	return l.http(ctx, &http.Transport{DialContext: l.connect})
+}
 
 func (l *load) http(ctx context.Context, tr *http.Transport) error {
 	defer tr.CloseIdleConnections()
