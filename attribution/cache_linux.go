@@ -6,7 +6,7 @@ import (
 )
 
 const (
-	// maxPrograms bounds the programs that are kept, each with two open files.
+	// maxPrograms bounds the programs that are kept, each with three open files.
 	maxPrograms = 64
 	// inodeGeneration bounds the remembered places of sockets to twice as many.
 	inodeGeneration = 24 << 10

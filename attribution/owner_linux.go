@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strconv"
-	"time"
-
-	"golang.org/x/sys/unix"
 
 	"gatun/network/packet"
 	"gatun/network/state"
 )
 
-// osFinder is the Linux part of a Finder: socket diagnosis, then /proc.
+// osFinder is the Linux part of a Finder: what the kernel saw, socket diagnosis, then /proc.
 type osFinder struct {
+	witness  *witness
 	facts    *factReader
 	cache    *cache
 	tree     *tree
@@ -25,6 +22,7 @@ type osFinder struct {
 func newOSFinder(o Options) osFinder {
 	c, t := newCache(o.Proc), newTree(o.Proc)
 	return osFinder{
+		witness:  &witness{senders: o.Senders},
 		facts:    newFactReader(o.Proc),
 		cache:    c,
 		tree:     t,
@@ -33,7 +31,10 @@ func newOSFinder(o Options) osFinder {
 	}
 }
 
-func (o osFinder) compact() { o.cache.forget() }
+func (o osFinder) compact() {
+	o.cache.forget()
+	o.witness.forget()
+}
 
 func (o osFinder) close() {
 	for _, p := range o.cache.recent(maxPrograms) {
@@ -49,8 +50,19 @@ func (o osFinder) close() {
 // to one process only as far as anyone can tell in time.
 const maxSockets = 16
 
-// find asks for the sockets and names their one holder.
+// find names the process that was seen to send, or asks for the sockets and names their one
+// holder.
 func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
+	if s, found := f.sender(flow); found && s.Certain {
+		if o, sure := f.seen(s); sure {
+			return o
+		}
+	}
+	return f.search(ctx, flow)
+}
+
+// search asks for the sockets and names their one holder.
+func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 	if f.state == nil {
 		return f.findPortable(ctx, flow)
 	}
@@ -127,8 +139,7 @@ func (f *Finder) recheck(flow packet.Flow, s state.Socket, cause string) string 
 
 // holders returns the programs that hold the socket, none with a cause.
 func (f *Finder) holders(ctx context.Context, inode uint64) ([]*image, string) {
-	link := socketLink(inode)
-	p, fd := f.quick(inode, link)
+	p, fd := f.quick(inode)
 	if p == nil {
 		at, found, hidden, err := f.os.scan.find(ctx, inode)
 		switch {
@@ -139,19 +150,19 @@ func (f *Finder) holders(ctx context.Context, inode uint64) ([]*image, string) {
 		case !found:
 			return nil, CauseNoHolder
 		}
-		if p, fd = f.holder(at, link), at.fd; p == nil {
+		if p, fd = f.holder(at, inode), at.fd; p == nil {
 			return nil, CauseEnded
 		}
 	}
 	defer p.release()
-	return f.withKin(p, fd, inode, link)
+	return f.withKin(p, fd, inode)
 }
 
 // quick finds a holder without a search: where the socket was last time, or at the likely
 // descriptors of the programs that last owned one. The program is to be released.
-func (f *Finder) quick(inode uint64, link string) (*program, int) {
+func (f *Finder) quick(inode uint64) (*program, int) {
 	if at, known := f.os.cache.place(inode); known {
-		if p := f.holder(at, link); p != nil {
+		if p := f.holder(at, inode); p != nil {
 			return p, at.fd
 		}
 	}
@@ -161,7 +172,7 @@ func (f *Finder) quick(inode uint64, link string) (*program, int) {
 	at := 0
 	for i, p := range recent {
 		if owner == nil {
-			if fd, found := p.guess(link, limits[i]); found {
+			if fd, found := p.guess(f.os.cache, inode, limits[i]); found {
 				owner, at = p, fd
 				continue
 			}
@@ -173,9 +184,9 @@ func (f *Finder) quick(inode uint64, link string) (*program, int) {
 
 // holder returns the program at a place if it is seen to hold the socket there, to be
 // released.
-func (f *Finder) holder(at place, link string) *program {
+func (f *Finder) holder(at place, inode uint64) *program {
 	p := f.os.cache.cached(at.pid)
-	if p != nil && p.holds(at.fd, link) {
+	if p != nil && p.holds(at.fd, inode) {
 		return p
 	}
 	if p != nil {
@@ -192,7 +203,7 @@ func (f *Finder) holder(at place, link string) *program {
 	if err != nil {
 		return nil
 	}
-	if !p.holds(at.fd, link) {
+	if !p.holds(at.fd, inode) {
 		p.release()
 		return nil
 	}
@@ -200,18 +211,17 @@ func (f *Finder) holder(at place, link string) *program {
 }
 
 // withKin returns the image of p and of all others that are found to hold the socket.
-func (f *Finder) withKin(p *program, fd int, inode uint64, link string) ([]*image, string) {
-	f.os.tree.update()
-	own, err := p.image(f.os.facts)
+func (f *Finder) withKin(p *program, fd int, inode uint64) ([]*image, string) {
+	r := p.round(f.look)
 	switch {
-	case err == errChanging:
+	case r.err == errChanging:
 		return nil, CauseExec
-	case err != nil:
+	case r.err != nil:
 		return nil, CauseEnded
 	}
-	holders := []*image{own}
-	for _, at := range f.sharers(p, fd, inode, link) {
-		q := f.holder(at, link)
+	holders := []*image{r.own}
+	for _, at := range f.sharers(r, place{p.pid, fd}, inode) {
+		q := f.holder(at, inode)
 		if q == nil {
 			continue
 		}
@@ -219,153 +229,55 @@ func (f *Finder) withKin(p *program, fd int, inode uint64, link string) ([]*imag
 		switch {
 		case err == nil:
 			holders = append(holders, other)
-		case q.holds(at.fd, link):
+		case q.holds(at.fd, inode):
 			// It holds the socket and cannot be known: not the same program as any.
 			holders = append(holders, &image{process: &Process{PID: at.pid, Kind: KindProgram}})
 		}
 		q.release()
 	}
 	// The facts are those of a moment at which p still held the socket.
-	if !p.holds(fd, link) {
+	if !p.holds(fd, inode) {
 		return nil, CauseEnded
 	}
 	f.os.cache.use(p)
 	f.os.cache.remember(inode, place{p.pid, fd})
-	p.found(fd)
+	p.found(fd, inode)
 	if len(holders) > 1 && f.os.tree.init != 0 {
 		holders = slices.DeleteFunc(holders, func(h *image) bool { return h.process.PID == f.os.tree.init })
 	}
 	return holders, ""
 }
 
-// sharers returns where other processes hold the socket of p: those that the last survey saw,
-// and those of p's kin that got it by fork or had it passed to them.
-func (f *Finder) sharers(p *program, fd int, inode uint64, link string) []place {
+// sharers returns where other processes hold the socket of own: those that the last survey saw,
+// and those of its kin that got it by fork or had it passed to them.
+func (f *Finder) sharers(r *round, own place, inode uint64) []place {
 	root := f.os.cache.root
 	var found []place
-	try := func(pid, at int) {
-		known := slices.ContainsFunc(found, func(q place) bool { return q.pid == pid })
-		if at >= 0 && pid != p.pid && !known && holdsAt(root, pid, at, link) {
+	try := func(pid, at int) bool {
+		if slices.ContainsFunc(found, func(q place) bool { return q.pid == pid }) {
+			return true
+		}
+		holds := at >= 0 && pid != own.pid && holdsAt(root, pid, at, inode)
+		if holds {
 			found = append(found, place{pid, at})
 		}
+		return holds
 	}
 	for _, at := range f.os.surveyor.holders(inode) {
 		try(at.pid, at.fd)
 	}
-	budget := tablesPerLookup
-	for _, pid := range p.turn(f.os.tree, f.os.surveyor) {
-		seen := f.os.tree.tableOf(pid)
-		more, good := seen.growth(root, pid)
-		if !good && budget > 0 {
-			budget--
-			at := -1
-			seen, at = readTable(root, pid, inode)
-			f.os.tree.setTable(pid, seen)
-			try(pid, at)
-			continue
+	isIt := func(h held) bool { return h.inode == inode }
+	for _, k := range r.kin {
+		if i := slices.IndexFunc(k.seen.sockets, isIt); i >= 0 && !try(k.pid, k.seen.sockets[i].fd) {
+			_, at := readTable(root, k.pid, inode) // it has moved
+			try(k.pid, at)
 		}
-		if !good {
-			try(pid, fd) // fork keeps the number
-		}
-		if slices.Contains(seen.sockets, inode) {
-			_, at := readTable(root, pid, inode)
-			try(pid, at)
-		}
-		for _, next := range seen.free[:min(more, len(seen.free))] {
-			try(pid, next) // passed to it
+		switch i := slices.IndexFunc(k.fresh, isIt); {
+		case i >= 0:
+			try(k.pid, k.fresh[i].fd)
+		case !k.known:
+			try(k.pid, own.fd) // fork keeps the number
 		}
 	}
 	return found
-}
-
-const (
-	nearKin         = 8                      // kin that every look-up tries
-	farKin          = 2                      // and how many of the others, in turns
-	tablesPerLookup = 8                      // descriptor tables that one look-up reads
-	tableAge        = 250 * time.Millisecond // how long what was read is good
-	tableLimit      = 256                    // descriptors of a table that are read
-	tableSmall      = 32                     // a table of this size is read again when it changes
-	tableGrowth     = 8                      // in a greater one as many new descriptors are tried
-)
-
-// growth compares t with the process now: whether t may still be used, and how many of its
-// free numbers may have become descriptors since. One may always have, in place of another.
-func (t *table) growth(root string, pid int) (more int, good bool) {
-	if time.Since(t.read) > tableAge {
-		return 0, false
-	}
-	grown := tableSize(root, pid) - t.size
-	switch {
-	case grown != 0 && t.size <= tableSmall:
-		return 0, false
-	case len(t.sockets) == 0 && grown == 0:
-		return 0, true // nothing can be passed to a process without a socket
-	}
-	return int(min(max(grown, 0)+1, tableGrowth)), true
-}
-
-// turn returns the kin of p to try now.
-func (p *program) turn(t *tree, s *surveyor) []int {
-	p.mu.Lock()
-	had := p.kin.version
-	p.mu.Unlock()
-	if had == 0 || t.current() != had {
-		pids, version := t.kinOf(p.pid)
-		partners := s.partners(p.pid)
-		for _, pid := range pids {
-			if !slices.Contains(partners, pid) {
-				partners = append(partners, pid)
-			}
-		}
-		p.mu.Lock()
-		p.kin.members, p.kin.version = partners, version
-		p.mu.Unlock()
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	all := p.kin.members
-	near := min(len(all), nearKin)
-	members := slices.Clone(all[:near])
-	rest := all[near:]
-	for range min(len(rest), farKin) {
-		p.kin.turn++
-		members = append(members, rest[p.kin.turn%len(rest)])
-	}
-	return members
-}
-
-// readTable reads the descriptors of a process. at is the one that is the socket, -1 if none is.
-func readTable(root string, pid int, inode uint64) (seen table, at int) {
-	seen, at = table{read: time.Now(), size: tableSize(root, pid)}, -1
-	p, err := openProgram(root, pid)
-	if err != nil {
-		return seen, at
-	}
-	defer p.release()
-	var used bitset
-	count := 0
-	err = eachFD(p.dir, func(fds, fd int) bool {
-		used.add(fd)
-		count++
-		if found, isSocket := socketAt(fds, fd); isSocket {
-			seen.sockets = append(seen.sockets, found)
-			if found == inode {
-				at = fd
-			}
-		}
-		return count < tableLimit
-	})
-	if err == nil {
-		seen.free = used.free(tableGrowth)
-	}
-	return seen, at
-}
-
-// tableSize is the number of descriptors of the process. Linux before 6.2 always says 0.
-func tableSize(root string, pid int) int64 {
-	var st unix.Stat_t
-	if unix.Stat(root+"/"+strconv.Itoa(pid)+"/fd", &st) != nil {
-		return -1
-	}
-	return st.Size
 }

@@ -19,14 +19,17 @@ import (
 type program struct {
 	pid int
 	dir int
+	fds atomic.Int32 // a handle on the directory of its descriptors; 0 until it owned a socket
 
 	refs atomic.Int64 // the cache's and one per user; the last one closes
 
 	mu     sync.Mutex
 	now    *running
-	recent []int  // fd numbers at which sockets were found, newest first
+	likely likely
 	known  bitset // fd numbers that a sweep has seen
 	kin    kin
+	next   *round // look-ups that begin now wait for it; see kin_linux.go
+	turns  chan struct{}
 }
 
 // running is one image of a program with what shows that it is still the one that runs.
@@ -38,16 +41,12 @@ type running struct {
 	cmdline []byte   // compared instead where environ cannot tell
 }
 
-// recentFDs is how many descriptor numbers are tried before a whole table is read. Programs
-// get the lowest free number, so that new sockets come back to the numbers of closed ones.
-const recentFDs = 64
-
 func openProgram(root string, pid int) (*program, error) {
 	dir, err := unix.Open(root+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
-	p := &program{pid: pid, dir: dir}
+	p := &program{pid: pid, dir: dir, turns: make(chan struct{}, 1)}
 	p.refs.Store(1)
 	return p, nil
 }
@@ -58,6 +57,9 @@ func (p *program) release() {
 		return
 	}
 	unix.Close(p.dir)
+	if fds := p.fds.Load(); fds != 0 {
+		unix.Close(int(fds))
+	}
 	p.mu.Lock()
 	now := p.now
 	p.now = nil
@@ -78,57 +80,37 @@ func (p *program) ended() bool {
 }
 
 // holds reports whether p's descriptor fd is the socket.
-func (p *program) holds(fd int, link string) bool {
+func (p *program) holds(fd int, inode uint64) bool {
+	at, isSocket := p.socketAt(fd)
+	return isSocket && at == inode
+}
+
+// socketAt returns the inode of p's descriptor fd, if it is a socket.
+func (p *program) socketAt(fd int) (uint64, bool) {
 	if fd < 0 {
-		return false
+		return 0, false
 	}
-	var buf [32]byte
-	n, err := unix.Readlinkat(p.dir, "fd/"+strconv.Itoa(fd), buf[:])
-	return err == nil && string(buf[:n]) == link
+	if fds := p.fds.Load(); fds != 0 {
+		return socketAt(int(fds), strconv.Itoa(fd))
+	}
+	return socketAt(p.dir, "fd/"+strconv.Itoa(fd))
 }
 
-// guess tries the likeliest descriptor numbers of p for the socket, at most limit.
-func (p *program) guess(link string, limit int) (fd int, found bool) {
-	var numbers [recentFDs + 2]int
-	n := 0
-	newest := p.lastFD()
+// found notes that the socket was at fd.
+func (p *program) found(fd int, inode uint64) {
+	p.saw(fd, inode)
 	p.mu.Lock()
-	if len(p.recent) > 0 {
-		numbers[0], numbers[1] = p.recent[0], p.recent[0]+1 // counts up if it never closes
-		numbers[2] = newest
-		n = 3 + copy(numbers[3:], p.recent[1:])
-	}
-	p.mu.Unlock()
-	for _, fd := range numbers[:min(n, limit)] {
-		if p.holds(fd, link) {
-			return fd, true
-		}
-	}
-	return 0, false
-}
-
-// lastFD is the highest descriptor of p if it has no gaps: the newest, because the lowest free
-// number is given away first. The kernel shows the number of descriptors as the size of the
-// directory, since Linux 6.2.
-func (p *program) lastFD() int {
-	var st unix.Stat_t
-	if unix.Fstatat(p.dir, "fd", &st, 0) != nil {
-		return -1
-	}
-	return int(st.Size) - 1
-}
-
-// found notes that a socket was at fd.
-func (p *program) found(fd int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.known.add(fd)
-	if i := slices.Index(p.recent, fd); i >= 0 {
-		p.recent = slices.Delete(p.recent, i, i+1)
-	} else if len(p.recent) == recentFDs {
-		p.recent = p.recent[:recentFDs-1]
+	opened := p.fds.Load() != 0
+	p.mu.Unlock()
+	if opened {
+		return
 	}
-	p.recent = slices.Insert(p.recent, 0, fd)
+	// A name less to resolve for each descriptor that is looked at from now on.
+	fds, err := unix.Openat(p.dir, "fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil && !p.fds.CompareAndSwap(0, int32(fds)) {
+		unix.Close(fds)
+	}
 }
 
 // image returns what p runs now. It fails with errChanging in the middle of exec, and when p
@@ -159,17 +141,27 @@ func (r *running) stillRuns(dir int) bool {
 	if unix.Fstat(dir, &st) != nil || st.Uid != r.uid {
 		return false
 	}
-	var buf [4096]byte
-	n, err := unix.Readlinkat(dir, "exe", buf[:])
-	if err != nil || string(buf[:n]) != r.exe {
+	if !linkIs(dir, "exe", r.exe) {
 		return false
 	}
 	if r.environ != nil {
-		n, err := r.environ.ReadAt(buf[:1], 0)
+		var one [1]byte
+		n, err := r.environ.ReadAt(one[:], 0)
 		return n == 1 && err == nil
 	}
 	text, err := readAt(dir, "cmdline", maxArgs)
 	return err == nil && string(text) == string(r.cmdline)
+}
+
+// linkIs reports whether a link below dir names target.
+func linkIs(dir int, name, target string) bool {
+	var short [256]byte // a large one would make the stack of every new goroutine grow
+	buf := short[:]
+	if len(target) >= len(short) {
+		buf = make([]byte, len(target)+1)
+	}
+	n, err := unix.Readlinkat(dir, name, buf)
+	return err == nil && string(buf[:n]) == target
 }
 
 // bitset is a set of small numbers.
@@ -247,17 +239,16 @@ func eachFD(dir int, visit func(fds, fd int) bool) error {
 	}
 }
 
-// socketAt returns the inode of descriptor fd of the directory handle fds, if it is a socket.
-func socketAt(fds, fd int) (uint64, bool) {
+// socketAt returns the inode of the descriptor name below the directory handle dir, if it is a
+// socket.
+func socketAt(dir int, name string) (uint64, bool) {
 	var buf [32]byte
-	n, err := unix.Readlinkat(fds, strconv.Itoa(fd), buf[:])
+	n, err := unix.Readlinkat(dir, name, buf[:])
 	if err != nil {
 		return 0, false
 	}
 	return parseSocketLink(buf[:n])
 }
-
-func socketLink(inode uint64) string { return "socket:[" + strconv.FormatUint(inode, 10) + "]" }
 
 // forbidden reports whether err says that this user may not look at a process.
 func forbidden(err error) bool {

@@ -3,6 +3,7 @@ package attribution
 import (
 	"context"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -93,7 +94,7 @@ func (s *scanner) search(pass *scan) {
 		visited[p.pid] = true
 		alive = append(alive, p)
 	}
-	for _, step := range []func(*program, *scan){s.guess, s.sweepUnknown, s.sweepKnown} {
+	for _, step := range []func(*program, *scan){s.likely, s.sweepUnknown, s.sweepKnown} {
 		for _, p := range alive {
 			if step(p, pass); len(pass.want) == 0 {
 				return
@@ -105,13 +106,33 @@ func (s *scanner) search(pass *scan) {
 	s.visit(pass, pids, visited)
 }
 
-// guess tries all likely descriptors of p.
-func (s *scanner) guess(p *program, pass *scan) {
+// likely tries all likely descriptors of p, and those where another look-up has met a socket that
+// is wanted.
+func (s *scanner) likely(p *program, pass *scan) {
 	for inode := range pass.want {
-		if fd, found := p.guess(socketLink(inode), recentFDs); found {
-			pass.found[inode] = place{p.pid, fd}
+		if at, known := s.cache.place(inode); known && at.pid == p.pid && p.holds(at.fd, inode) {
+			pass.found[inode] = at
 			delete(pass.want, inode)
 		}
+	}
+	for _, fd := range p.all() {
+		if len(pass.want) == 0 {
+			return
+		}
+		if inode, isSocket := p.socketAt(fd); isSocket {
+			p.saw(fd, inode)
+			s.met(p, fd, inode, pass)
+		}
+	}
+}
+
+// met notes where a socket is.
+func (s *scanner) met(p *program, fd int, inode uint64, pass *scan) {
+	at := place{p.pid, fd}
+	s.cache.remember(inode, at)
+	if pass.want[inode] {
+		pass.found[inode] = at
+		delete(pass.want, inode)
 	}
 }
 
@@ -144,13 +165,11 @@ func (s *scanner) sweepPID(pid int, pass *scan) (complete bool) {
 }
 
 // match looks at one descriptor.
-func (pass *scan) match(pid, fds, fd int) (inode uint64, isSocket bool) {
-	inode, isSocket = socketAt(fds, fd)
-	if isSocket && pass.want[inode] {
+func (pass *scan) match(pid, fds, fd int) {
+	if inode, isSocket := socketAt(fds, strconv.Itoa(fd)); isSocket && pass.want[inode] {
 		pass.found[inode] = place{pid, fd}
 		delete(pass.want, inode)
 	}
-	return inode, isSocket
 }
 
 // sweepUnknown reads those descriptors of p that were never read, all of them, and remembers
@@ -165,8 +184,8 @@ func (s *scanner) sweepUnknown(p *program, pass *scan) {
 			return true
 		}
 		seen = append(seen, fd)
-		if inode, isSocket := pass.match(p.pid, fds, fd); isSocket {
-			s.cache.remember(inode, place{p.pid, fd})
+		if inode, isSocket := socketAt(fds, strconv.Itoa(fd)); isSocket {
+			s.met(p, fd, inode, pass)
 		}
 		return true
 	})
@@ -180,8 +199,8 @@ func (s *scanner) sweepUnknown(p *program, pass *scan) {
 // sweepKnown reads all descriptors of p again, until nothing more is wanted.
 func (s *scanner) sweepKnown(p *program, pass *scan) {
 	eachFD(p.dir, func(fds, fd int) bool {
-		if inode, isSocket := pass.match(p.pid, fds, fd); isSocket {
-			s.cache.remember(inode, place{p.pid, fd})
+		if inode, isSocket := socketAt(fds, strconv.Itoa(fd)); isSocket {
+			s.met(p, fd, inode, pass)
 		}
 		return len(pass.want) > 0
 	})

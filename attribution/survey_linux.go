@@ -92,7 +92,7 @@ func (s *surveyor) look(pid int, seen map[uint64]place, shared map[uint64][]plac
 	defer p.release()
 	sockets := false
 	err = eachFD(p.dir, func(fds, fd int) bool {
-		inode, isSocket := socketAt(fds, fd)
+		inode, isSocket := socketAt(fds, strconv.Itoa(fd))
 		if !isSocket {
 			return true
 		}
@@ -131,8 +131,7 @@ func (s *surveyor) partners(pid int) []int {
 
 // holdsAt reports whether descriptor fd of the process is the socket. Who the process is does
 // not matter: it holds the socket.
-func holdsAt(root string, pid, fd int, link string) bool {
-	var buf [32]byte
-	n, err := unix.Readlink(root+"/"+strconv.Itoa(pid)+"/fd/"+strconv.Itoa(fd), buf[:])
-	return err == nil && string(buf[:n]) == link
+func holdsAt(root string, pid, fd int, inode uint64) bool {
+	at, isSocket := socketAt(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/fd/"+strconv.Itoa(fd))
+	return isSocket && at == inode
 }

@@ -42,9 +42,9 @@ type node struct {
 // table is what a process had open when it was last looked at as somebody's kin.
 type table struct {
 	read    time.Time
-	size    int64    // how many descriptors there were, as the kernel counts them
-	sockets []uint64 // inodes
-	free    []int    // the numbers that the next descriptors will get
+	size    int64 // how many descriptors there were, as the kernel counts them
+	sockets []held
+	free    []int // the numbers that the next descriptors will get
 }
 
 const (
