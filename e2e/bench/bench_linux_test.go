@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"math"
 	"strings"
 	"testing"
@@ -143,6 +144,33 @@ func TestCrossed(t *testing.T) {
 		if (c.wrong == "") != (r.Wrong == "") || !strings.Contains(r.Wrong, c.wrong) {
 			t.Errorf("%s: %q", c.name, r.Wrong)
 		}
+	}
+}
+
+// TestServed: queries reach the built-in server in more than one way.
+func TestServed(t *testing.T) {
+	s := sample{direct: result(1, 0), through: result(1, 0, 8, 4000), length: time.Second}
+	figures := []figure{{Name: "names"}}
+	if r := (work{figures: figures, served: true}).rows(modeRelay, []sample{s})[0]; r.Wrong != "" {
+		t.Error(r.Wrong)
+	}
+	if r := (work{figures: figures}).rows(modeRelay, []sample{s})[0]; r.Wrong == "" {
+		t.Error("a relay that no packet crosses passed")
+	}
+}
+
+// TestFailed: what could not be measured has not met anything.
+func TestFailed(t *testing.T) {
+	w := work{figures: []figure{{Name: "a", back: bars(0, 0)}, {Name: "b"}}}
+	rows := w.failed(modeUp, errors.New("no such thing"))
+	if len(rows) != 2 || rows[0].met() != "no" || !strings.Contains(rows[1].Wrong, "no such thing") || smoke(rows) == nil {
+		t.Errorf("%+v", rows)
+	}
+}
+
+func TestEach(t *testing.T) {
+	if got := (crowd{n: 1024, memory: 5 << 20}).each(3 << 20); got != 2 {
+		t.Errorf("%v KiB", got)
 	}
 }
 

@@ -229,7 +229,7 @@ func (b *bench) measureMode(mode string) (rows []row, err error) {
 		fmt.Fprintf(b.o.talk, "\r%-5s %-16s     ", mode, w.figures[0].Name)
 		r, err := w.special(b, w, mode)
 		if err != nil {
-			return rows, fmt.Errorf("%s: %w", w.figures[0].Name, err)
+			r = w.failed(mode, err)
 		}
 		rows = append(rows, r...)
 	}
@@ -254,7 +254,7 @@ func (b *bench) measureLoads(loads []work, mode string) (rows []row, err error) 
 	for _, w := range loads {
 		r, err := b.measure(l, g, w, mode)
 		if err != nil {
-			return rows, fmt.Errorf("%s: %w", w.figures[0].Name, err)
+			r = w.failed(mode, err)
 		}
 		rows = append(rows, r...)
 	}

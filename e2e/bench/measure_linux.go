@@ -154,7 +154,7 @@ func (w work) rows(mode string, samples []sample) (rows []row) {
 			r.CPU, r.CPUUnit = r.CPU*1e6, "µs/op"
 		}
 		r = r.spread(figures)
-		if mode != modeRun { // inside `gatun run` the program cannot see the device
+		if mode != modeRun && !w.served { // inside `gatun run` the program cannot see the device
 			r = r.crossed(mode, samples)
 		}
 		rows = append(rows, r.judged())
@@ -165,6 +165,16 @@ func (w work) rows(mode string, samples []sample) (rows []row) {
 func (f figure) row(mode string) row {
 	bars := f.limits(mode)
 	return row{Mode: mode, Name: f.Name, Unit: f.Unit, Must: bars.must, Aim: bars.aim, Cost: f.cost, Absolute: f.absolute}
+}
+
+// failed are the work's rows where it could not be measured: the others are worth having.
+func (w work) failed(mode string, err error) (rows []row) {
+	for _, f := range w.figures {
+		r := f.row(mode)
+		r.Wrong = "NOT measured: " + err.Error()
+		rows = append(rows, r.judged())
+	}
+	return rows
 }
 
 // spread fills in what the bars are for.

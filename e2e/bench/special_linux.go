@@ -164,11 +164,11 @@ func measureMemory(b *bench, w work, mode string) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	tcp, note, err := held(l, g, "held", idleFlows, "hold", "-n", strconv.Itoa(idleFlows), lab.Server4+":7")
+	tcp, err := held(l, g, "held", idleFlows, "hold", "-n", strconv.Itoa(idleFlows), lab.Server4+":7")
 	if err != nil {
 		return nil, err
 	}
-	udp, noteUDP, err := held(l, g, "answered", pairSockets*pairPeers, "pairs", "-peers", strconv.Itoa(pairPeers), "198.18.0.1:6000")
+	udp, err := held(l, g, "answered", pairSockets*pairPeers, "pairs", "-peers", strconv.Itoa(pairPeers), "198.18.0.1:6000")
 	if err != nil {
 		return nil, err
 	}
@@ -178,8 +178,11 @@ func measureMemory(b *bench, w work, mode string) (rows []row, err error) {
 	if err != nil {
 		return nil, err
 	}
-	values := []float64{mib(tcp), mib(tcp-before) * 1024 / idleFlows, mib(udp-before) * 1024 / (pairSockets * pairPeers), float64(after) / float64(before)}
-	notes := []string{note, fmt.Sprintf("%.1f MiB at the start", mib(before)), noteUDP, fmt.Sprintf("%s after the last flow: %.1f MiB, at the start %.1f", later, mib(after), mib(before))}
+	values := []float64{mib(tcp.memory), tcp.each(before), udp.each(before), float64(after) / float64(before)}
+	notes := []string{
+		fmt.Sprintf("%.0f held", tcp.n), fmt.Sprintf("%.1f MiB at the start", mib(before)), fmt.Sprintf("%.0f (socket, peer) pairs", udp.n),
+		fmt.Sprintf("%s after the last flow: %.1f MiB, at the start %.1f", later, mib(after), mib(before)),
+	}
 	for i, f := range w.figures {
 		r := f.row(mode).spread(values[i : i+1])
 		r.Gatun, r.Note = r.Figure, notes[i]
@@ -190,23 +193,32 @@ func measureMemory(b *bench, w work, mode string) (rows []row, err error) {
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
-// held runs a program that holds n things, and returns the daemon's memory with all of them.
-func held(l *lab.Lab, g *lab.Gatun, key string, n int, command ...string) (memory int64, note string, err error) {
+// crowd is the daemon's memory with n things held.
+type crowd struct {
+	n      float64
+	memory int64
+}
+
+// each is what one of them costs, in KiB.
+func (c crowd) each(before int64) float64 { return float64(c.memory-before) / 1024 / c.n }
+
+// held runs a program that holds n things, nearly all of which must come about.
+func held(l *lab.Lab, g *lab.Gatun, key string, n int, command ...string) (c crowd, err error) {
 	p, err := l.Start(l.Host, lab.Spec{User: lab.Nobody, Pipe: true}, append([]string{l.Bins.Peer}, command...)...)
 	if err != nil {
-		return 0, "", err
+		return c, err
 	}
 	defer p.Kill()
 	var r lab.Result
 	if err := json.NewDecoder(p.Stdout).Decode(&r); err != nil {
-		return 0, "", fmt.Errorf("%v: %w", command, err)
+		return c, fmt.Errorf("%v: %w", command, err)
 	}
-	if r.Extra[key] < 0.999*float64(n) {
-		return 0, "", fmt.Errorf("%v: %.0f of %d: %s", command, r.Extra[key], n, r.Error)
+	if c.n = r.Extra[key]; c.n < 0.9*float64(n) {
+		return c, fmt.Errorf("%v: %.0f of %d: %s", command, c.n, n, r.Error)
 	}
 	time.Sleep(2 * time.Second) // buffers of the last ones go back
-	memory, err = lab.Memory(g.Process.PID)
-	return memory, fmt.Sprintf("%.0f of %d", r.Extra[key], n), err
+	c.memory, err = lab.Memory(g.Process.PID)
+	return c, err
 }
 
 // fresh starts gatun in a lab of its own; end ends both.
