@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -202,6 +203,15 @@ func (c *resetServer) Write([]byte) (int, error) {
 	return 0, os.NewSyscallError("write", syscall.ECONNRESET)
 }
 
+func (c *resetServer) Broken() bool {
+	select {
+	case <-c.wrote:
+		return true
+	default:
+		return false
+	}
+}
+
 func (c *resetServer) Fill(get func() []byte, _ func([]byte)) ([]byte, int, error) {
 	<-c.wrote
 	if len(c.answers) == 0 {
@@ -213,15 +223,27 @@ func (c *resetServer) Fill(get func() []byte, _ func([]byte)) ([]byte, int, erro
 	return b, n, nil
 }
 
-// writer is a program that sends one request and notes what it sees.
-type writer struct{ saw []string }
+// writer is a program that sends one request and notes what it sees: of several resets only the
+// first one.
+type writer struct {
+	mu  sync.Mutex
+	saw []string
+}
+
+func (p *writer) note(what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.saw, "RST") {
+		p.saw = append(p.saw, what)
+	}
+}
 
 func (p *writer) WaitReadable(context.Context) error { return nil }
 func (p *writer) Read(b []byte) (int, error)         { return copy(b, "request"), nil }
-func (p *writer) Write(b []byte) (int, error)        { p.saw = append(p.saw, string(b)); return len(b), nil }
-func (p *writer) CloseWrite() error                  { p.saw = append(p.saw, "FIN"); return nil }
+func (p *writer) Write(b []byte) (int, error)        { p.note(string(b)); return len(b), nil }
+func (p *writer) CloseWrite() error                  { p.note("FIN"); return nil }
 func (p *writer) Close() error                       { return nil }
-func (p *writer) Abort()                             { p.saw = append(p.saw, "RST") }
+func (p *writer) Abort()                             { p.note("RST") }
 func (p *writer) Broken() bool                       { return false }
 func (p *writer) Interrupt()                         {}
 func (p *writer) Park(func())                        {}

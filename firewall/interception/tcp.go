@@ -255,20 +255,19 @@ func (t *tcpRelay) send(b []byte) bool {
 	t.sending.Store(true)
 	t.stay()
 	n, err := t.up.Write(b)
-	t.sending.Store(false)
-	t.link.Sent(n)
-	if err == nil {
-		return true
-	}
-	if isReset(err) && !t.aborted() {
+	reset := isReset(err) && !t.aborted()
+	if reset {
 		// What the server sent before its reset may still be on the way to the program. The
 		// other direction delivers it and then resets.
 		t.note(causeServerReset)
 		t.serverRST.Store(true)
-		return false
 	}
-	t.abort(serverCause(err))
-	return false
+	t.sending.Store(false) // not before: see serverClosed
+	t.link.Sent(n)
+	if err != nil && !reset {
+		t.abort(serverCause(err))
+	}
+	return err == nil
 }
 
 // copyDown carries the server's bytes to the program.
@@ -308,9 +307,10 @@ func (t *tcpRelay) clientClosed() {
 	t.upDone.Store(true)
 }
 
-// serverClosed passes the server's FIN on, or the reset that a write has met before.
+// serverClosed passes the server's FIN on, or the reset that a write has met before: it has taken
+// the socket's error, and may not have said so yet.
 func (t *tcpRelay) serverClosed() {
-	if t.serverRST.Load() {
+	if t.sending.Load() && t.up.Broken() || t.serverRST.Load() {
 		t.abort(causeServerReset)
 		return
 	}
