@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -41,7 +42,18 @@ func TestMain(m *testing.M) {
 	case "foreground":
 		foreground()
 	default:
+		endIgnored()
 		os.Exit(m.Run())
+	}
+}
+
+// endIgnored lets our children begin with every signal at its default: a shell starts what is in
+// its background with SIGINT ignored, and what is ignored stays so by design.
+func endIgnored() {
+	for _, sig := range relayed() {
+		if signal.Ignored(sig) {
+			signal.Notify(make(chan os.Signal, 1), sig)
+		}
 	}
 }
 
