@@ -36,6 +36,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"lab":        cmdLab,        // lab [late-v6]: build the network
 		"start":      cmdStart,      // start up|run FILE [FLAG…]: bring gatun up and wait until it is on
 		"down":       cmdDown,       // down: end it; its exit code must be 0
+		"exits":      cmdExits,      // exits CODE TEXT: gatun ends by itself within a minute, with that code and that text in its last line
 		"sigkill":    cmdSigkill,    // sigkill: end it with SIGKILL
 		"program":    cmdProgram,    // program COMMAND…: run the helper as nobody under gatun
 		"direct":     cmdDirect,     // direct COMMAND…: the same on the twin, which has no gatun
@@ -131,6 +132,21 @@ func cmdDown(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(err)
 	if code != 0 {
 		ts.Fatalf("gatun %s ended with %d: %s", s.gatun.Mode, code, s.gatun.Tail())
+	}
+	s.gatun = nil
+}
+
+func cmdExits(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "exits CODE TEXT")
+	s := of(ts)
+	select {
+	case <-s.gatun.Process.Done():
+	case <-time.After(time.Minute):
+		ts.Fatalf("gatun %s goes on", s.gatun.Mode)
+	}
+	said := strings.TrimSpace(s.gatun.Tail())
+	if code := s.gatun.Process.ExitCode(); strconv.Itoa(code) != args[0] || !strings.Contains(said[strings.LastIndex(said, "\n")+1:], args[1]) {
+		ts.Fatalf("gatun %s ended with %d, want %s and %q at the end of:\n%s", s.gatun.Mode, code, args[0], args[1], said)
 	}
 	s.gatun = nil
 }

@@ -171,11 +171,10 @@ func (c *confirmation) rollBackAfter(ctx context.Context, cause error, down func
 }
 
 // outlive keeps the end of the terminal, or of whoever reads the log, from ending us: the one whose
-// session has hung up is the one whom the roll-back is for.
-func outlive() (stop func()) {
+// session has hung up is the one whom the roll-back is for. It holds until the last line is written.
+func outlive() {
 	ends := make(chan os.Signal, 1) // nobody reads it: that it is there replaces what they do by default
 	signal.Notify(ends, syscall.SIGHUP, syscall.SIGPIPE)
-	return func() { signal.Stop(ends) }
 }
 
 // status is what the API says of it, nil if nothing waits, with a sentence for people.

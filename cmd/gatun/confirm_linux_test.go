@@ -12,8 +12,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+
 	"gatun/api"
 	"gatun/config"
+	"gatun/network"
 )
 
 var noon = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
@@ -232,5 +235,22 @@ func TestConfirmCommand(t *testing.T) {
 func TestRunIsNotConfirmed(t *testing.T) {
 	if err := (&run{}).Confirm(); !errors.Is(err, errNoConfirm) {
 		t.Error(err)
+	}
+}
+
+// Who watches the state learns of a confirmation, and not of one that changes nothing.
+func TestConfirmationIsAnEvent(t *testing.T) {
+	u := &up{log: zap.NewNop(), engine: &engine{table: network.NewTable(time.Now)}, confirm: &confirmation{limit: time.Hour}}
+	w := u.engine.table.Watch(0)
+	defer w.Close()
+	if err := u.Confirm(); !errors.Is(err, errNoConfirm) || len(w.Events()) != 0 {
+		t.Errorf("%v, %d events", err, len(w.Events()))
+	}
+	u.confirm.begin(time.Now())
+	if err := u.Confirm(); err != nil || len(w.Events()) != 1 || (<-w.Events()).Type != network.EventState {
+		t.Errorf("%v, %d events", err, len(w.Events()))
+	}
+	if err := u.Confirm(); err == nil || len(w.Events()) != 0 {
+		t.Errorf("%v, %d events", err, len(w.Events()))
 	}
 }

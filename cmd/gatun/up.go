@@ -68,7 +68,7 @@ func upCommand(p *places) *cobra.Command {
 // bringUp runs until it is told to stop. Only an order leaves the machine open: after any
 // error the guard stays, and says so.
 func bringUp(parent context.Context, p *places, named string, confirm *confirmation) error {
-	defer outlive()()
+	outlive()
 	source := configSource(named)
 	source.Data = config.OpenData(p.stateDir())
 	level := zap.NewAtomicLevel()
