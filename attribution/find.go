@@ -13,8 +13,9 @@ import (
 )
 
 // The causes: the closed set of phrases that Owner.Cause (owner_cause in JSON) can have. The
-// first three name a process, the others do not.
+// first four name a process, the others do not.
 const (
+	CauseSeen      = "the kernel saw the process send"
 	CauseOne       = "one process holds the socket"
 	CauseInherited = "a process and its descendants of the same program share the socket"
 	CauseSelf      = "the socket is gatun's own"
@@ -38,11 +39,23 @@ type Sockets interface {
 	Find(dst []state.Socket, f packet.Flow) ([]state.Socket, error)
 }
 
+// Senders know who sent the packets of a flow, because the kernel saw it. *state.Owners is the
+// real one.
+type Senders interface {
+	// Sender returns who was seen; found is false if nobody was, or more than one.
+	Sender(packet.Flow) (s state.Sender, found bool)
+	// Image returns what was noted of a program image while it sent.
+	Image(state.ImageID) (*state.Image, bool)
+}
+
 // Options configure a Finder. The zero value looks at this machine through the portable,
 // slow source only.
 type Options struct {
 	// State is asked for the sockets of a flow. nil: the portable source.
 	State Sockets
+	// Senders is asked first. nil: nobody sees who sends (no root, no cgroup hooks). Only
+	// Linux has it.
+	Senders Senders
 	// Proc is the mount point of the proc file system, "/proc" if empty.
 	Proc string
 	// Self is the process whose flows are KindSelf; 0 is this process.

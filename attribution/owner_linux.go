@@ -9,8 +9,9 @@ import (
 	"gatun/network/state"
 )
 
-// osFinder is the Linux part of a Finder: socket diagnosis, then /proc.
+// osFinder is the Linux part of a Finder: what the kernel saw, socket diagnosis, then /proc.
 type osFinder struct {
+	witness  *witness
 	facts    *factReader
 	cache    *cache
 	tree     *tree
@@ -21,6 +22,7 @@ type osFinder struct {
 func newOSFinder(o Options) osFinder {
 	c, t := newCache(o.Proc), newTree(o.Proc)
 	return osFinder{
+		witness:  &witness{senders: o.Senders},
 		facts:    newFactReader(o.Proc),
 		cache:    c,
 		tree:     t,
@@ -29,7 +31,10 @@ func newOSFinder(o Options) osFinder {
 	}
 }
 
-func (o osFinder) compact() { o.cache.forget() }
+func (o osFinder) compact() {
+	o.cache.forget()
+	o.witness.forget()
+}
 
 func (o osFinder) close() {
 	for _, p := range o.cache.recent(maxPrograms) {
@@ -45,8 +50,19 @@ func (o osFinder) close() {
 // to one process only as far as anyone can tell in time.
 const maxSockets = 16
 
-// find asks for the sockets and names their one holder.
+// find names the process that was seen to send, or asks for the sockets and names their one
+// holder.
 func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
+	if s, found := f.sender(flow); found && s.Certain {
+		if o, sure := f.seen(s); sure {
+			return o
+		}
+	}
+	return f.search(ctx, flow)
+}
+
+// search asks for the sockets and names their one holder.
+func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 	if f.state == nil {
 		return f.findPortable(ctx, flow)
 	}

@@ -1,0 +1,353 @@
+package state
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"gatun/network/packet"
+)
+
+// Owners knows who sends, because programs in the kernel (cgroup hooks) note it in the system
+// call itself. They only take notes: every packet and call goes on as if they were not there,
+// and other programs at the same hooks keep running. They go when Owners is closed or its
+// process ends, however it ends. Methods may be called from any goroutine.
+type Owners struct {
+	hooks  hooks
+	links  []link.Link
+	cgroup *os.File // the version 2 hierarchy
+	local  func(netip.Addr) bool
+	own    imageRecord
+	told   told
+}
+
+// hooks are the tables in the kernel that the programs share.
+type hooks struct {
+	claims, flows, images, blank *ebpf.Map
+	netns                        uint64
+}
+
+// OpenOwners attaches the hooks, which needs root. The error wraps ErrNoHooks and says why
+// they cannot be had.
+func OpenOwners(opt OwnersOptions) (*Owners, error) {
+	root := opt.Root
+	if root == "" {
+		var err error
+		if root, err = cgroupRoot(); err != nil {
+			return nil, noHooks("%w", err)
+		}
+	}
+	l, err := readLayout()
+	if err != nil {
+		return nil, noHooks("%w", err)
+	}
+	o := &Owners{local: opt.Local}
+	if err := o.open(root, l); err != nil {
+		return nil, noHooks("%w", errors.Join(err, o.Close()))
+	}
+	if err := o.check(); err != nil {
+		return nil, noHooks("%w", errors.Join(err, o.Close()))
+	}
+	return o, nil
+}
+
+func (o *Owners) open(root string, l *layout) (err error) {
+	if o.cgroup, err = os.Open(root); err != nil {
+		return err
+	}
+	if o.hooks.netns, err = ownNetNS(); err != nil {
+		return err
+	}
+	if err := o.hooks.makeMaps(); err != nil {
+		return fmt.Errorf("tables for the cgroup hooks: %w", err)
+	}
+	claim := o.hooks.claimProgram(l)
+	for _, p := range []*ebpf.ProgramSpec{
+		{Name: "gatun_connect4", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, Instructions: claim},
+		{Name: "gatun_connect6", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet6Connect, Instructions: claim},
+		{Name: "gatun_sendmsg4", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupUDP4Sendmsg, Instructions: claim},
+		{Name: "gatun_sendmsg6", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupUDP6Sendmsg, Instructions: claim},
+		{Name: "gatun_create", Type: ebpf.CGroupSock, AttachType: ebpf.AttachCGroupInetSockCreate, Instructions: o.hooks.createProgram(l)},
+		{Name: "gatun_egress", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, Instructions: o.hooks.egressProgram(l)},
+	} {
+		if err := o.attach(root, p); err != nil {
+			return fmt.Errorf("hook %s: %w", strings.TrimPrefix(p.Name, "gatun_"), err)
+		}
+	}
+	return nil
+}
+
+// attach loads a program and links it beside those that others have there.
+func (o *Owners) attach(root string, spec *ebpf.ProgramSpec) error {
+	spec.License = "Dual MIT/GPL" // what the kernel asks of programs that read its structures
+	p, err := ebpf.NewProgram(spec)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	l, err := link.AttachCgroup(link.CgroupOptions{Path: root, Attach: spec.AttachType, Program: p})
+	if err != nil {
+		return err
+	}
+	o.links = append(o.links, l)
+	return nil
+}
+
+func (h *hooks) makeMaps() error {
+	word := &btf.Int{Name: "int", Size: 4, Encoding: btf.Signed}
+	bytes := &btf.Int{Name: "char", Size: 1}
+	for _, m := range []struct {
+		to   **ebpf.Map
+		spec ebpf.MapSpec
+	}{
+		{&h.claims, ebpf.MapSpec{Name: "gatun_claims", Type: ebpf.SkStorage, KeySize: 4, ValueSize: claimSize, Flags: unix.BPF_F_NO_PREALLOC,
+			Key: word, Value: &btf.Array{Index: word, Type: bytes, Nelems: claimSize}}},
+		{&h.flows, ebpf.MapSpec{Name: "gatun_flows", Type: ebpf.LRUHash, KeySize: keySize, ValueSize: recSize, MaxEntries: maxFlows}},
+		{&h.images, ebpf.MapSpec{Name: "gatun_images", Type: ebpf.LRUHash, KeySize: idSize, ValueSize: imgSize, MaxEntries: maxImages}},
+		{&h.blank, ebpf.MapSpec{Name: "gatun_blank", Type: ebpf.Array, KeySize: 4, ValueSize: imgSize, MaxEntries: 1}},
+	} {
+		made, err := ebpf.NewMap(&m.spec)
+		if err != nil {
+			return err
+		}
+		*m.to = made
+	}
+	return nil
+}
+
+// Close detaches the hooks.
+func (o *Owners) Close() error {
+	var errs []error
+	for _, l := range o.links {
+		errs = append(errs, l.Close())
+	}
+	for _, m := range []*ebpf.Map{o.hooks.claims, o.hooks.flows, o.hooks.images, o.hooks.blank} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
+	}
+	if o.cgroup != nil {
+		errs = append(errs, o.cgroup.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// freshness is how old the last packet of a flow may be for its record to count. A look-up
+// comes with the first packet; what is older may be another flow with the same addresses.
+const freshness = 10 * time.Second
+
+// Sender returns who sent the packets of flow f lately: from this network namespace, or from
+// another one if f begins at an address that is not this machine's. found is false if nobody
+// was seen, or if there was more than one.
+//
+// The same addresses may serve two senders one after the other. As long as the one before may
+// be meant, which is until he was asked for or a look-up can no longer have waited that long,
+// nobody is found.
+func (o *Owners) Sender(f packet.Flow) (s Sender, found bool) {
+	s, found = o.sender(f, here)
+	if !found && o.local != nil && !o.local(f.Local.Addr()) {
+		return o.sender(f, elsewhere)
+	}
+	return s, found
+}
+
+func (o *Owners) sender(f packet.Flow, from uint8) (s Sender, found bool) {
+	key := keyOf(f, from)
+	var r flowRecord
+	if err := o.hooks.flows.Lookup(&key, &r); err != nil {
+		return s, false
+	}
+	now := monotonic()
+	if r.Last < now && now-r.Last > uint64(freshness) {
+		return s, false
+	}
+	other := teller{r.OtherCookie, r.OtherID}
+	if r.Other != 0 && now-r.Other < uint64(o.told.doubt(key, other)) {
+		return s, false
+	}
+	o.told.add(key, teller{r.Cookie, r.ID})
+	return Sender{ImageID: r.ID, UID: r.UID, Cookie: r.Cookie, NetNS: r.NetNS, Certain: r.Sure != 0}, true
+}
+
+func keyOf(f packet.Flow, from uint8) flowKey {
+	k := flowKey{Proto: uint8(f.Proto), Here: from, Local: f.Local.Addr().As16(), Remote: f.Remote.Addr().As16()}
+	binary.BigEndian.PutUint16(k.LocalPort[:], f.Local.Port())
+	binary.BigEndian.PutUint16(k.RemPort[:], f.Remote.Port())
+	return k
+}
+
+// monotonic is the clock of the hooks.
+func monotonic() uint64 {
+	var t unix.Timespec
+	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &t) != nil {
+		return 0
+	}
+	return uint64(t.Nano())
+}
+
+// Image returns what the kernel said about a program image while it was sending.
+func (o *Owners) Image(id ImageID) (*Image, bool) {
+	var r imageRecord
+	if err := o.hooks.images.Lookup(&id, &r); err != nil || r.Ready == 0 {
+		return nil, false
+	}
+	i := &Image{
+		Path: r.path(), Inode: r.Inode, Device: unix.Mkdev(r.Device>>20, r.Device&(1<<20-1)),
+		Elsewhere: r.MountNS != o.own.MountNS, Jailed: r.RootEntry != o.own.RootEntry,
+		Comm: unix.ByteSliceToString(r.Comm[:]), Parent: int(r.Parent), Layout: r.Layout, CGroup: o.cgroupPath(r.CGroup),
+	}
+	if r.ArgsLen <= argsRoom {
+		i.Args = slices.Clone(r.Args[:r.ArgsLen])
+	}
+	return i, true
+}
+
+// path puts the names together, "" if they do not lead to the root.
+func (r *imageRecord) path() string {
+	if r.PathDone == 0 || r.PathLen == 0 || r.PathLen > pathLimit {
+		return ""
+	}
+	names := strings.Split(string(r.Path[:r.PathLen-1]), "\x00")
+	slices.Reverse(names)
+	return "/" + strings.Join(names, "/")
+}
+
+// check lets this process connect a socket to itself, which sends nothing, and compares what
+// the hooks say with what it knows: a kernel that keeps things elsewhere than it says, or
+// numbers processes in another way than /proc, is found out here.
+func (o *Owners) check() error {
+	id, err := o.claimOf(netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 9))
+	if err != nil {
+		return err
+	}
+	if id.PID != uint32(os.Getpid()) {
+		return errors.New("this process has another number for the kernel: it runs in a PID namespace of its own")
+	}
+	if err := o.hooks.images.Lookup(&id, &o.own); err != nil || o.own.Ready == 0 {
+		return fmt.Errorf("the hooks did not see this process: %w", err)
+	}
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	args, err := os.ReadFile("/proc/self/cmdline")
+	if err != nil {
+		return err
+	}
+	stat, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return err
+	}
+	own, _ := o.Image(id)
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	const start, third = 22, 3
+	switch {
+	case own.Path != exe && !strings.HasSuffix(exe, " (deleted)") && len(exe) < pathLimit:
+		return fmt.Errorf("the hooks read the path %q of %q", own.Path, exe)
+	case own.Args != nil && string(own.Args) != string(args):
+		return errors.New("the hooks read other arguments than this process has")
+	case own.Parent != os.Getppid():
+		return fmt.Errorf("the hooks read the parent %d, which is %d", own.Parent, os.Getppid())
+	case len(fields) < start || fmt.Sprint(id.Start/10_000_000) != fields[start-third]:
+		return errors.New("this process started at another time for the kernel: it runs in a time namespace of its own")
+	}
+	return nil
+}
+
+// claimOf connects a socket and returns who did, as the hooks say.
+func (o *Owners) claimOf(to netip.AddrPort) (id ImageID, err error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return id, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}); err != nil {
+		return id, err
+	}
+	var claim struct {
+		ID   ImageID
+		Rest [claimSize - idSize]byte
+	}
+	if err := o.hooks.claims.Lookup(uint32(fd), &claim); err != nil {
+		return id, fmt.Errorf("the hooks did not see this process: it is outside of the control group that was found (%w)", err)
+	}
+	return claim.ID, nil
+}
+
+func ownNetNS() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("this kernel does not number network namespaces (Linux 5.14 does): %w", err)
+	}
+	return cookie, nil
+}
+
+// cgroupRoot finds where the version 2 hierarchy is mounted as a whole.
+func cgroupRoot() (string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	return parseCgroupMount(string(text))
+}
+
+// parseCgroupMount reads mountinfo: "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 …".
+func parseCgroupMount(text string) (string, error) {
+	part := ""
+	for line := range strings.Lines(text) {
+		before, after, found := strings.Cut(line, " - ")
+		fields := strings.Fields(before)
+		if !found || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
+			continue
+		}
+		if fields[3] == "/" {
+			return unescape(fields[4]), nil
+		}
+		part = fields[4]
+	}
+	if part != "" {
+		return "", fmt.Errorf("only a part of the control groups is visible (%s): this process runs in a container", part)
+	}
+	return "", errors.New("no version 2 control groups are mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+}
+
+// unescape undoes the octal escapes of mountinfo.
+func unescape(path string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
+}
+
+// cgroupPath returns the path of a control group, "" if it is gone.
+func (o *Owners) cgroupPath(id uint64) string {
+	const kernfs = 0xfe // FILEID_KERNFS
+	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(int(o.cgroup.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	full, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil || strings.HasSuffix(full, " (deleted)") {
+		return ""
+	}
+	rel, err := filepath.Rel(o.cgroup.Name(), full)
+	if err != nil {
+		return ""
+	}
+	return filepath.Join("/", rel)
+}
