@@ -35,7 +35,9 @@ type Explainer interface {
 type Server struct {
 	Daemon Daemon
 	Flows  *network.Table
-	Why    Explainer
+	// Refresh brings the counters of flows up to date that somebody else carries; nil: there are none.
+	Refresh func()
+	Why     Explainer
 	// Control reads and changes the policy.
 	Control Control
 	Names   Names
@@ -178,6 +180,7 @@ type FlowList struct {
 
 func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
+	s.refresh()
 	links := s.Flows.All()
 	if q.Get("live") != "" {
 		links = s.Flows.Live()
@@ -195,7 +198,14 @@ func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
 	reply(w, list)
 }
 
+func (s *Server) refresh() {
+	if s.Refresh != nil {
+		s.Refresh()
+	}
+}
+
 func (s *Server) flow(w http.ResponseWriter, r *http.Request) {
+	s.refresh()
 	if l := s.link(w, r.PathValue("id")); l != nil {
 		reply(w, l.Report())
 	}

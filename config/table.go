@@ -12,8 +12,7 @@ const (
 	needsTunnels    = "tunnels"
 	needsGateway    = "the gateway mode"
 
-	needsTCPAPI   = "the API over TCP"
-	needsHandback = "hand-back to the kernel"
+	needsTCPAPI = "the API over TCP"
 )
 
 // Table returns every setting, in the order of the settings reference. The caller owns the
@@ -64,8 +63,8 @@ func filterTable() []Setting {
 			Description: "Permits names that belong to the program's maker."},
 		{Key: "filter/requireEncryption", Name: "Require encryption", Type: TypeGrade, Default: Off, PerApp: true, Missing: needsInspection,
 			Description: "Blocks connections that turn out not to be encrypted."},
-		{Key: "filter/permanentVerdicts", Name: "Permanent verdicts", Type: TypeBool, Default: true, Expertise: Developer, Release: Experimental, Missing: needsHandback,
-			Description: "A verdict that cannot change any more is remembered for all packets of the link."},
+		{Key: "filter/permanentVerdicts", Name: "Permanent verdicts", Type: TypeBool, Default: true, Expertise: Developer, Release: Experimental,
+			Description: "Permitted TCP and UDP flows whose bytes nobody needs are handed back to the system's kernel, which carries them at its own speed; `up` on Linux. A change of the policy takes them back."},
 		{Key: "filter/dnsQueryInterception", Name: "Intercept DNS queries", Type: TypeBool, Default: true, Expertise: Developer, Release: Experimental,
 			Description: "Every query on port 53 is answered by the built-in nameserver, whatever server was asked."},
 		{Key: "filter/reevaluate", Name: "Decide live connections again", Type: TypeBool, Default: true, Expertise: Expert,
@@ -129,8 +128,8 @@ func otherTable() []Setting {
 			Description: "How long ended connections are kept."},
 		{Key: "inspection/domainConflict", Name: "Conflicting names", Type: TypeString, Default: "prefer-dns", Expertise: Expert, Missing: needsInspection,
 			Description: "What counts where the connection names another host than DNS did.", PossibleValues: []string{"prefer-dns", "prefer-sni", "block"}},
-		{Key: "handback/afterCrash", Name: "Handed-back connections after a crash", Type: TypeString, Default: "keep", Expertise: Expert, RestartRequired: true, Missing: needsHandback,
-			Description: "Whether the kernel keeps carrying them.", PossibleValues: []string{"keep", "kill"}},
+		{Key: "handback/afterCrash", Name: "Handed-back connections after a crash", Type: TypeString, Default: "keep", Expertise: Expert, RestartRequired: true,
+			Description: "keep: the kernel goes on carrying them. kill: they end within 20 s.", PossibleValues: []string{"keep", "kill"}},
 	}
 }
 

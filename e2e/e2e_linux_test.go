@@ -47,12 +47,15 @@ func TestVerdicts(t *testing.T) {
 			t.Run(mode+"/"+family, func(t *testing.T) {
 				t.Parallel()
 				vars := addresses(family)
-				vars["MODE"] = mode
+				vars["MODE"], vars["ACCEPT"] = mode, accepted[mode]
 				testscript.Run(t, params(t, "testdata/story", vars))
 			})
 		}
 	}
 }
+
+// accepted is the verdict that permits: `up` hands such flows back to the kernel, `run` carries them.
+var accepted = map[string]string{"run": "accept", "up": "permanent-accept"}
 
 // TestControl tells two stories without gatun: what they compare must be equal there, or they
 // would say nothing about gatun.

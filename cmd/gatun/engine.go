@@ -50,6 +50,7 @@ type engineOptions struct {
 	// namesForAll knows the programs whose names count for everybody; nil: none.
 	namesForAll func(attribution.Owner) bool
 	redirect    *route.DNSListener          // port 53 comes here too; nil: it does not
+	kernel      interception.Kernel         // carries permitted flows; nil: all are relayed
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
 	inForce     func()           // a new policy is in force; may be nil
@@ -98,8 +99,9 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.followProbe(o.cfg)
 	e.gate = &interception.Gate{
 		Table: e.table, Firewall: e.master, Prompts: e.prompts, Owners: o.owners, Names: e.names, Nameserver: e.server,
-		Relay: e.relay, Log: o.log, Clock: time.Now,
+		Relay: e.relay, Kernel: o.kernel, Log: o.log, Clock: time.Now,
 	}
+	e.master.HandsBack = o.kernel != nil
 	if err := e.restoreTemporaries(); err != nil {
 		return nil, err
 	}
@@ -107,7 +109,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Logger: o.log})
+	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Elsewhere: e.gate.CarriedElsewhere, Logger: o.log})
 	return e, err
 }
 
@@ -183,6 +185,9 @@ func (e *engine) status() api.Status {
 	s.Modules = e.modules(&s)
 	return s
 }
+
+// permanent reports whether permitted flows are to be handed back.
+func (e *engine) permanent() bool { return e.config().Bool("filter/permanentVerdicts") }
 
 // modules says how the engine's parts are.
 func (e *engine) modules(s *api.Status) []status.Module {

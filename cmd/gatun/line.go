@@ -17,9 +17,12 @@ import (
 // if known, verdict, reason.
 func line(r *network.Report) string {
 	return strings.Join([]string{
-		r.Started.Local().Format("15:04:05.000"), protoOf(r), programOf(r), remoteOf(r) + placeOf(r), strings.ToUpper(r.Verdict), reasonOf(r),
+		r.Started.Local().Format("15:04:05.000"), protoOf(r), programOf(r), remoteOf(r) + placeOf(r), verdictWord(r.Verdict), reasonOf(r),
 	}, " ")
 }
+
+// verdictWord is the verdict for people, who need not know for how long it holds.
+func verdictWord(v string) string { return strings.ToUpper(strings.TrimPrefix(v, "permanent-")) }
 
 // placeOf is where the other end is, behind a blank: " DE/AS64496".
 func placeOf(r *network.Report) string {
@@ -97,7 +100,7 @@ func printWhy(out io.Writer, w api.Why) error {
 	if err := json.Unmarshal(w.Trail, &trail); err != nil {
 		return err
 	}
-	_, _ = fmt.Fprintf(out, "%s: %s\n", strings.ToUpper(w.Verdict), w.Reason)
+	_, _ = fmt.Fprintf(out, "%s: %s\n", verdictWord(w.Verdict), w.Reason)
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	for _, s := range trail {
 		rule := ""

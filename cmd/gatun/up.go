@@ -21,10 +21,12 @@ import (
 	"gatun/attribution"
 	"gatun/config"
 	"gatun/dns"
+	"gatun/firewall/interception"
 	"gatun/network/state"
 	"gatun/profiles"
 	"gatun/status"
 	"gatun/tun"
+	"gatun/tun/handback"
 	"gatun/tun/route"
 )
 
@@ -41,7 +43,7 @@ type up struct {
 	stop    context.CancelCauseFunc
 	confirm *confirmation
 
-	witnesses  *witnesses
+	carrier    *carrier
 	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
 	noRedirect error
 }
@@ -90,7 +92,7 @@ func bringUp(parent context.Context, p *places, named string, confirm *confirmat
 	if err := u.run(ctx); err != nil && !errors.Is(err, errDown) {
 		if u.manager != nil && u.manager.Status().State != route.Off {
 			if confirm.open() {
-				return confirm.rollBackAfter(parent, err, u.manager.Down)
+				return confirm.rollBackAfter(parent, err, u.down)
 			}
 			log.Error("traffic stays closed; start gatun again, or open the machine with `gatun recover`", zap.Error(err))
 		}
@@ -180,8 +182,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	if err != nil {
 		return err
 	}
-	u.witnesses = &witnesses{local: u.manager.IsLocal, log: u.log}
-	finder := attribution.New(attribution.Options{State: sockets, Senders: u.witnesses, Self: os.Getpid(), Logger: u.log})
+	finder := attribution.New(attribution.Options{State: sockets, Self: os.Getpid(), Logger: u.log})
 	closings, err := state.OpenClosings()
 	if err != nil {
 		return err
@@ -191,6 +192,8 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o.dialer = &route.Dialer{Mark: n.Mark, BindSource: true}
 	o.namesForAll, o.redirect = u.namesForAll, u.redirect
 	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
+	u.carrier = openCarrier(o.cfg, n, func() *interception.Gate { return u.engine.gate }, u.log)
+	o.kernel = u.carrier.kernel()
 	o.inForce = func() {
 		u.manager.SetBlockLAN(blocksLAN(o.store))
 		u.manager.SetDNSPort(u.dnsPort())
@@ -214,18 +217,23 @@ func (u *up) serve(ctx context.Context) error {
 	defer listener.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
-	g.Go(func() error { return u.witnesses.Run(ctx) })
 	u.confirm.begin(time.Now())
 	g.Go(func() error { return u.confirm.wait(ctx) }) // a capture that hangs is not confirmed either
+	g.Go(func() error { return u.carrier.run(ctx) })
 	if err := u.manager.Up(ctx); err != nil {
 		u.stop(err)
+		if u.manager.Status().State == route.Off {
+			err = errors.Join(err, u.carrier.close())
+		}
 		if waited := g.Wait(); errors.Is(waited, errUnconfirmed) {
 			return waited
 		}
 		return err
 	}
+	g.Go(func() error { u.engine.gate.Adopt(ctx, u.carrier.adopted); return nil })
 	u.engine.fetch(ctx, g)
 	server := u.engine.serve(u)
+	server.Refresh = func() { u.carrier.refresh(u.engine.gate) }
 	g.Go(func() error { return server.Serve(ctx, listener) })
 	g.Go(func() error { return u.manager.Run(ctx) })
 	g.Go(func() error { return u.watch(ctx) })
@@ -237,13 +245,19 @@ func (u *up) serve(ctx context.Context) error {
 	err = g.Wait()
 	if errors.Is(err, errUnconfirmed) {
 		notifyStopping()
-		return rolledBack(err, u.manager.Down(context.WithoutCancel(ctx)))
+		return rolledBack(err, u.down(context.WithoutCancel(ctx)))
 	}
 	if cause := context.Cause(ctx); errors.Is(cause, errDown) || errors.Is(err, errDown) {
 		notifyStopping()
-		return u.manager.Down(context.WithoutCancel(ctx))
+		return u.down(context.WithoutCancel(ctx))
 	}
 	return err
+}
+
+// down leaves the machine as it was. The routes go first: what the kernel carries then needs us no
+// more.
+func (u *up) down(ctx context.Context) error {
+	return errors.Join(u.manager.Down(ctx), u.carrier.close())
 }
 
 // signals turns signals into orders: TERM and INT are `down`, HUP is `reload`.
@@ -307,7 +321,7 @@ func (u *up) Status() api.Status {
 	}
 	redirect := u.redirectModule(m)
 	s.Notes = append(s.Notes, redirect.Message)
-	s.Modules = append(s.Modules, captureModule(m), redirect, u.witnesses.module())
+	s.Modules = append(s.Modules, captureModule(m), redirect, u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
@@ -378,7 +392,7 @@ func recoverCommand(p *places) *cobra.Command {
 			if os.Geteuid() > 0 {
 				return exitStatus{exitPermission, errors.New("recover changes the machine's routes: run it as root")}
 			}
-			return route.Recover(p.stateDir(), route.DefaultNames())
+			return errors.Join(route.Recover(p.stateDir(), route.DefaultNames()), handback.Recover(handback.Options{}))
 		},
 	}
 }

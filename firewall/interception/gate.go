@@ -211,7 +211,7 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 // without a goroutine of ours.
 func (g *Gate) HandleUDP(f *stack.UDPFlow) {
 	if g.CarriedElsewhere(f.Flow()) {
-		g.follow(f, 0)
+		g.follow(f)
 		return
 	}
 	l := g.fresh(f.Flow())

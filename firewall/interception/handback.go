@@ -18,8 +18,10 @@ type Kernel interface {
 	// Accept gives the flow to the system's kernel, and the held packet first. After an error the
 	// flow is as it was.
 	Accept(f packet.Flow, held []byte) error
-	// Follow sends a packet that was on its way here when its flow was accepted. It fails where the
-	// flow is not accepted any more.
+	// Send sends a packet that was held behind the first, also where its flow is over meanwhile.
+	Send(f packet.Flow, held []byte) error
+	// Follow sends a packet that came here all the same. It fails where the flow is not accepted any
+	// more.
 	Follow(f packet.Flow, held []byte) error
 	// Revoke takes the flow back and ends the program's socket.
 	Revoke(f packet.Flow) error
@@ -88,24 +90,25 @@ func (g *Gate) handBackUDP(f *stack.UDPFlow, l *network.Link) bool {
 	if g.Kernel == nil || !g.handBack(l, f.FirstPacket()) {
 		return false
 	}
+	first := true
+	f.AcceptPackets(func(b []byte) {
+		if !first {
+			_ = g.Kernel.Send(l.Flow, b) // datagrams may get lost
+		}
+		first = false
+	})
+	f.Forget()
 	if g.sockets.settle(l) { // its closing came too early for the kernel's side to see it
 		g.forget(l, causeSocketClosed)
 	}
 	g.sockets.remove(l)
-	g.follow(f, 1)
 	return true
 }
 
-// follow sends the held datagrams of a flow that the kernel carries, but for the first skip ones, and
-// lets the stack forget it.
-func (g *Gate) follow(f *stack.UDPFlow, skip int) {
+// follow sends the datagrams of a flow that the kernel carries and that strayed in here.
+func (g *Gate) follow(f *stack.UDPFlow) {
 	flow := f.Flow()
-	f.AcceptPackets(func(b []byte) {
-		if skip--; skip >= 0 {
-			return
-		}
-		_ = g.Kernel.Follow(flow, b) // a flow that is over meanwhile: datagrams may get lost
-	})
+	f.AcceptPackets(func(b []byte) { _ = g.Kernel.Follow(flow, b) })
 	f.Forget()
 }
 
@@ -170,6 +173,9 @@ func (g *Gate) KernelEnded(f packet.Flow, sent, received uint64, cause string) {
 		return
 	}
 	l.SetBytes(sent, received)
+	if received > 0 && g.Relay.Dialed != nil {
+		g.Relay.Dialed(f.Remote, nil)
+	}
 	if cause != "" {
 		g.Ended(l, cause)
 	}

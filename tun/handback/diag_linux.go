@@ -23,6 +23,13 @@ const (
 	anyState     = 0xffffffff
 	timeWait     = 6 // TCP_TIME_WAIT
 	openStates   = anyState &^ (1 << timeWait)
+	attrInfo     = 2 // INET_DIAG_INFO: struct tcp_info
+	wantInfo     = 1 << (attrInfo - 1)
+	// Offsets in struct tcp_info (linux/tcp.h; Linux 4.19).
+	infoReceived = 128
+	infoSent     = 200
+	infoAgain    = 208
+	infoSize     = 216
 	// Multicast groups of destroyed sockets, as bits: SKNLGRP_INET_TCP_DESTROY and so on.
 	groupsTCP = 1<<(1-1) | 1<<(3-1)
 	groupsUDP = 1<<(2-1) | 1<<(4-1)
@@ -32,11 +39,14 @@ const (
 
 // socket writes the question for, or the order about, the socket of f.
 func (w *wire) socket(typ, flags uint16, states uint32, proto packet.Proto, is6 bool, local, remote netip.AddrPort) {
-	family := byte(unix.AF_INET)
+	family, extensions := byte(unix.AF_INET), byte(0)
 	if is6 {
 		family = unix.AF_INET6
 	}
-	at := w.begin(typ, flags, [4]byte{family, byte(proto)})
+	if flags&unix.NLM_F_DUMP != 0 && proto == packet.TCP {
+		extensions = wantInfo
+	}
+	at := w.begin(typ, flags, [4]byte{family, byte(proto), extensions})
 	w.out = binary.NativeEndian.AppendUint32(w.out, states)
 	w.out = binary.BigEndian.AppendUint16(w.out, local.Port())
 	w.out = binary.BigEndian.AppendUint16(w.out, remote.Port())
@@ -66,6 +76,23 @@ func parseSocket(proto packet.Proto, b []byte) (f packet.Flow, ok bool) {
 	}
 	return packet.Flow{Proto: proto, Local: netip.AddrPortFrom(local, binary.BigEndian.Uint16(id)),
 		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(id[2:]))}, true
+}
+
+// trafficOf reads what a TCP socket has sent and received, from the attributes behind struct
+// inet_diag_msg. known is false where the kernel does not say.
+func trafficOf(b []byte) (t Traffic, known bool) {
+	for b = b[min(len(b), diagMessage):]; len(b) >= 4; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < 4 || size > len(b) {
+			return t, false
+		}
+		if info := b[4:size]; binary.NativeEndian.Uint16(b[2:]) == attrInfo && len(info) >= infoSize {
+			at := func(offset int) uint64 { return binary.NativeEndian.Uint64(info[offset:]) }
+			return Traffic{Sent: at(infoSent) - at(infoAgain), Received: at(infoReceived)}, true
+		}
+		b = b[min(len(b), (size+3)&^3):]
+	}
+	return t, false
 }
 
 // ask sends what was written as the last message and returns its answer: the socket, or the error.
@@ -126,13 +153,27 @@ func (w *wire) destroy(f packet.Flow) error {
 	return nil
 }
 
+// socket is a socket that there is, or was.
+type socket struct {
+	packet.Flow
+	traffic Traffic
+	known   bool // the traffic
+}
+
+func readSocket(proto packet.Proto, b []byte) (s socket, ok bool) {
+	if s.Flow, ok = parseSocket(proto, b); ok && proto == packet.TCP {
+		s.traffic, s.known = trafficOf(b)
+	}
+	return s, ok
+}
+
 // sockets passes every socket of proto that somebody has.
-func (w *wire) sockets(proto packet.Proto, each func(packet.Flow)) error {
+func (w *wire) sockets(proto packet.Proto, each func(socket)) error {
 	for _, is6 := range []bool{false, true} {
 		w.socket(diagByFamily, unix.NLM_F_DUMP, openStates, proto, is6, netip.AddrPort{}, netip.AddrPort{})
 		err := w.dump(func(body []byte) {
-			if f, ok := parseSocket(proto, body); ok {
-				each(f)
+			if s, ok := readSocket(proto, body); ok {
+				each(s)
 			}
 		})
 		if err != nil && !errors.Is(err, unix.ENOENT) {
@@ -202,14 +243,14 @@ func openEvents(proto packet.Proto) (*events, error) {
 
 // run passes what was gone at once as one batch, until ctx ends. lost is called where the kernel had
 // to throw events away.
-func (e *events) run(ctx context.Context, gone func([]packet.Flow), lost func()) error {
+func (e *events) run(ctx context.Context, gone func([]socket), lost func()) error {
 	defer context.AfterFunc(ctx, e.close)()
 	raw, err := e.f.SyscallConn()
 	if err != nil {
 		return fmt.Errorf("listen for closed sockets: %w", err)
 	}
 	buf := make([]byte, 8<<10)
-	var batch []packet.Flow
+	var batch []socket
 	for {
 		batch = batch[:0]
 		overrun := false
@@ -228,8 +269,11 @@ func (e *events) run(ctx context.Context, gone func([]packet.Flow), lost func())
 					return true
 				}
 				if n > netlinkHeader {
-					if f, ok := parseSocket(e.proto, buf[netlinkHeader:n]); ok {
-						batch = append(batch, f)
+					if s, ok := readSocket(e.proto, buf[netlinkHeader:n]); ok {
+						if s.known && s.traffic.Received > 0 {
+							s.traffic.Received-- // the other side's FIN counts as a byte
+						}
+						batch = append(batch, s)
 					}
 				}
 			}

@@ -127,6 +127,9 @@ func (o Options) timeout(p packet.Proto) time.Duration {
 // Counter is what the program has sent over a flow, IP headers included.
 type Counter struct{ Packets, Bytes uint64 }
 
+// Traffic is what a flow has carried, in bytes of payload. Sent counts no retransmission.
+type Traffic struct{ Sent, Received uint64 }
+
 // Cause is why an accepted flow is over.
 type Cause uint8
 
@@ -155,6 +158,32 @@ type End struct {
 	Flow  packet.Flow
 	Sent  Counter
 	Cause Cause
+	// Traffic is exact for TCP that the program has closed; else Received is 0 and Sent what Counter
+	// stands for. A connection that was reset has received a byte more than it says.
+	Traffic Traffic
+}
+
+// Sizes of the headers of an ordinary packet: IP without options, TCP with time stamps.
+const (
+	headers4   = 20
+	headers6   = 40
+	headersTCP = 32
+	headersUDP = 8
+)
+
+// payload is how many bytes of payload a counter of whole packets stands for: exact for UDP, close
+// for TCP.
+func (c Counter) payload(f packet.Flow) uint64 {
+	headers := uint64(headers4)
+	if f.Is6() {
+		headers = headers6
+	}
+	if f.Proto == packet.TCP {
+		headers += headersTCP
+	} else {
+		headers += headersUDP
+	}
+	return c.Bytes - min(c.Bytes, c.Packets*headers)
 }
 
 // keySize6 is the longest key: two addresses, the protocol and two ports, padded to four bytes.

@@ -29,6 +29,9 @@ func (*Table) Accept(packet.Flow, []byte) error { return ErrUnsupported }
 // Follow implements the contract of Linux.
 func (*Table) Follow(packet.Flow, []byte) error { return ErrUnsupported }
 
+// Send implements the contract of Linux.
+func (*Table) Send(packet.Flow, []byte) error { return ErrUnsupported }
+
 // Forget implements the contract of Linux.
 func (*Table) Forget(packet.Flow) error { return ErrUnsupported }
 
@@ -46,6 +49,9 @@ func (*Table) Revoke(packet.Flow) error { return ErrUnsupported }
 
 // Counters implements the contract of Linux.
 func (*Table) Counters(func(packet.Flow, Counter)) error { return ErrUnsupported }
+
+// Traffic implements the contract of Linux.
+func (*Table) Traffic(func(packet.Flow, Traffic)) error { return ErrUnsupported }
 
 // Restore implements the contract of Linux.
 func (*Table) Restore() error { return ErrUnsupported }

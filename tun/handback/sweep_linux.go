@@ -120,6 +120,23 @@ func (t *Table) Counters(each func(packet.Flow, Counter)) error {
 	return err
 }
 
+// Traffic passes what every accepted flow has carried to each: TCP as the sockets have counted it, of
+// UDP what was sent.
+func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
+	err := t.Counters(func(f packet.Flow, c Counter) {
+		if f.Proto == packet.UDP {
+			each(f, Traffic{Sent: c.payload(f)})
+		}
+	})
+	return errors.Join(err, t.lent(t.diags, func(w *wire) error {
+		return w.sockets(packet.TCP, func(s socket) {
+			if s.known && t.accepted(s.Flow) {
+				each(s.Flow, s.traffic)
+			}
+		})
+	}))
+}
+
 func sum(a, b Counter) Counter {
 	return Counter{Packets: a.Packets + b.Packets, Bytes: a.Bytes + b.Bytes}
 }
@@ -272,14 +289,14 @@ func (t *Table) reconcile() error {
 		return nil
 	}
 	err := t.lent(t.diags, func(w *wire) error {
-		if err := w.sockets(packet.TCP, func(s packet.Flow) { delete(orphans, s) }); err != nil {
+		if err := w.sockets(packet.TCP, func(s socket) { delete(orphans, s.Flow) }); err != nil {
 			return err
 		}
-		return w.sockets(packet.UDP, func(s packet.Flow) {
+		return w.sockets(packet.UDP, func(s socket) {
 			t.mu.Lock()
 			defer t.mu.Unlock()
-			for _, f := range t.ports[portOf(s)] {
-				if mayCarry(s, f) {
+			for _, f := range t.ports[portOf(s.Flow)] {
+				if mayCarry(s.Flow, f) {
 					delete(orphans, f)
 				}
 			}

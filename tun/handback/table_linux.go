@@ -48,6 +48,8 @@ type entry struct {
 	since time.Time // when it entered the set, or again
 	base  Counter   // sent before the entry was renewed
 	sent  Counter   // when last read, base included
+
+	traffic Traffic // of a TCP socket that was closed
 }
 
 const diagWires = 2
@@ -233,13 +235,19 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	return nil
 }
 
-// Follow sends a packet of an accepted flow that came to userspace all the same: a retransmission
-// that was on its way, or the datagrams that were held behind the first. It fails with ErrOver where
-// the flow is not accepted any more; nothing was sent then.
+// Follow sends a packet of an accepted flow that came to userspace all the same, as a retransmission
+// that was on its way. It fails with ErrOver where the flow is not accepted any more; nothing was
+// sent then.
 func (t *Table) Follow(f packet.Flow, held []byte) error {
 	if !t.accepted(f) {
 		return fmt.Errorf("%s: %w", f, ErrOver)
 	}
+	return t.Send(f, held)
+}
+
+// Send sends a packet that was held behind the first of its flow. The socket may be closed by now,
+// and the flow over.
+func (t *Table) Send(f packet.Flow, held []byte) error {
 	b, err := repair(f, held)
 	if err != nil {
 		return err
@@ -404,7 +412,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	t.mu.Lock()
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause}, e.base})
+			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.traffic}, e.base})
 		}
 	}
 	t.mu.Unlock()
@@ -426,6 +434,9 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		}
 	}
 	for _, e := range ended {
+		if e.Traffic == (Traffic{}) {
+			e.Traffic.Sent = e.Sent.payload(e.Flow)
+		}
 		t.o.Ended(e.End)
 	}
 	return errors.Join(errs...)
@@ -433,17 +444,21 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 
 // gone is told of sockets that do not exist any more. A connection that was refused may have lost
 // its own address and the remote port by then: such flows are over if they have no socket.
-func (t *Table) gone(sockets []packet.Flow) {
+func (t *Table) gone(sockets []socket) {
 	var flows, doubtful []packet.Flow
 	t.mu.Lock()
 	for _, s := range sockets {
-		if _, ok := t.flows[s]; ok {
-			flows = append(flows, s)
+		if e, ok := t.flows[s.Flow]; ok {
+			if s.known {
+				e.traffic = s.traffic
+				t.flows[s.Flow] = e
+			}
+			flows = append(flows, s.Flow)
 			continue
 		}
-		for _, f := range t.ports[portOf(s)] {
+		for _, f := range t.ports[portOf(s.Flow)] {
 			switch {
-			case !mayCarry(s, f):
+			case !mayCarry(s.Flow, f):
 			case s.Proto == packet.TCP:
 				doubtful = append(doubtful, f)
 			default:

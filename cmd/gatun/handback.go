@@ -1,0 +1,129 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"gatun/config"
+	"gatun/firewall/interception"
+	"gatun/network/packet"
+	"gatun/status"
+	"gatun/tun/handback"
+	"gatun/tun/route"
+)
+
+// carrier is the kernel as it carries flows for `up`. The nil carrier carries none.
+type carrier struct {
+	table   *handback.Table // nil: absent says why
+	absent  error
+	adopted []packet.Flow // carried since before this process
+
+	mu      sync.Mutex
+	counted time.Time
+}
+
+// shortLease is how long the kernel carries a flow without hearing of us, where flows are to end
+// with us (handback/afterCrash: kill).
+const shortLease = 20 * time.Second
+
+// openCarrier puts the kernel's side of handing back in, or adopts what a crash has left.
+func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, log *zap.Logger) *carrier {
+	o := handback.Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, Logger: log}
+	o.Ended = func(e handback.End) {
+		cause := endCause(e.Cause)
+		gate().KernelEnded(e.Flow, e.Traffic.Sent, e.Traffic.Received, cause)
+	}
+	c := &carrier{}
+	if cfg.String("handback/afterCrash") == "kill" {
+		o.TCPTimeout, o.UDPTimeout, o.Sweep = shortLease, shortLease, shortLease/4
+		if c.absent = handback.Recover(o); c.absent != nil {
+			return c
+		}
+	}
+	if c.table, c.absent = handback.Open(o); c.absent != nil {
+		log.Warn("permitted flows are relayed, not handed back to the kernel", zap.Error(c.absent))
+		return c
+	}
+	c.absent = c.table.Counters(func(f packet.Flow, _ handback.Counter) { c.adopted = append(c.adopted, f) })
+	return c
+}
+
+// kernel is what the Gate gets; nil where there is none.
+func (c *carrier) kernel() interception.Kernel {
+	if c == nil || c.table == nil {
+		return nil
+	}
+	return c.table
+}
+
+// endCause is "" where somebody else ends the link.
+func endCause(c handback.Cause) string {
+	switch c {
+	case handback.Closed:
+		return "closed"
+	case handback.Expired:
+		return "idle"
+	default:
+		return ""
+	}
+}
+
+// countEvery is how fresh the counters of handed-back flows are at least when somebody looks.
+const countEvery = time.Second
+
+// refresh reads the counters of the flows that the kernel carries.
+func (c *carrier) refresh(gate *interception.Gate) {
+	if c.kernel() == nil {
+		return
+	}
+	c.mu.Lock()
+	due := time.Since(c.counted) >= countEvery
+	if due {
+		c.counted = time.Now()
+	}
+	c.mu.Unlock()
+	if due {
+		_ = c.table.Traffic(func(f packet.Flow, n handback.Traffic) { gate.KernelCounted(f, n.Sent, n.Received) })
+	}
+}
+
+// run looks after the flows that the kernel carries until ctx ends.
+func (c *carrier) run(ctx context.Context) error {
+	if c.kernel() == nil {
+		return nil
+	}
+	return c.table.Run(ctx)
+}
+
+// close takes the kernel's side away; the routes into the device are gone by then.
+func (c *carrier) close() error {
+	if c.kernel() == nil {
+		return nil
+	}
+	return c.table.Close()
+}
+
+// module says in `status` how permitted flows are carried.
+func (c *carrier) module(wanted bool, refused uint64) status.Module {
+	m := status.Module{Name: "handback"}
+	switch {
+	case c.kernel() == nil:
+		m.State, m.Message = status.Warning, "permitted flows are relayed: "+c.absent.Error()
+		if errors.Is(c.absent, handback.ErrUnsupported) {
+			m.State = status.Info
+		}
+	case !wanted:
+		m.Message = "permitted flows are relayed (filter/permanentVerdicts is off)"
+	default:
+		m.Message = fmt.Sprintf("%d flows carried by the kernel", c.table.Len())
+		if refused > 0 {
+			m.State, m.Message = status.Info, m.Message+fmt.Sprintf(", %d relayed because the kernel did not take them", refused)
+		}
+	}
+	return m
+}
