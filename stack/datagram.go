@@ -25,13 +25,15 @@ const (
 // datagrams is what UDPFlow and PingFlow have in common.
 //
 // The packet path takes mu for the queue and the quote only; an accepted flow's datagrams go to
-// the sink without it. deliver is set once, before the state says accepted.
+// the sink without it. deliver is set once, before the state says accepted. Its header is that of
+// each of the packets; echo requests come one at a time, because each has its own.
 type datagrams struct {
 	s       *Stack
 	flow    packet.Flow
 	state   atomic.Int32
 	last    atomic.Int64 // nanoseconds since 1970
-	deliver func(h *packet.Header, b []byte)
+	deliver func(h *packet.Header, parts [][]byte)
+	part    part
 	forget  func()
 
 	mu       sync.Mutex
@@ -41,6 +43,21 @@ type datagrams struct {
 	quoted   int
 	quote    [quoteLen]byte
 	user     any
+}
+
+// part is what of a packet is delivered.
+type part uint8
+
+const (
+	payloadOnly part = iota
+	wholePacket
+)
+
+func (p part) of(h *packet.Header, b []byte) []byte {
+	if p == wholePacket {
+		return b
+	}
+	return b[h.HeaderLen:h.TotalLen]
 }
 
 // Flow returns the flow's name; Local is the program.
@@ -108,13 +125,13 @@ func (d *datagrams) takeQueue() [][]byte {
 
 // accept delivers the held packets in order. Packets that arrive meanwhile queue behind them,
 // so the sink sees all of them once, in order, and never two at a time.
-func (d *datagrams) accept(deliver func(h *packet.Header, b []byte)) {
+func (d *datagrams) accept(p part, deliver func(h *packet.Header, parts [][]byte)) {
 	d.mu.Lock()
 	if d.state.Load() != stateHeld {
 		d.mu.Unlock()
 		return
 	}
-	d.deliver = deliver
+	d.deliver, d.part = deliver, p
 	d.state.Store(stateFlushing)
 	for d.state.Load() == stateFlushing {
 		q := d.takeQueue()
@@ -133,7 +150,7 @@ func (d *datagrams) accept(deliver func(h *packet.Header, b []byte)) {
 
 func (d *datagrams) deliverHeld(b []byte) {
 	if h, err := d.parse(b); err == nil {
-		d.deliver(&h, b)
+		d.deliver(&h, [][]byte{d.part.of(&h, b)})
 	}
 }
 
@@ -145,8 +162,8 @@ func (d *datagrams) parse(b []byte) (packet.Header, error) {
 	return h, err
 }
 
-// packet takes one packet on the packet path.
-func (d *datagrams) packet(h *packet.Header, b []byte) {
+// packet takes one packet on the packet path, and reports whether it is to be delivered.
+func (d *datagrams) packet(h *packet.Header, b []byte) (accepted bool) {
 	d.last.Store(d.s.now.Load())
 	d.mu.Lock()
 	d.quoted = copy(d.quote[:], b)
@@ -156,7 +173,7 @@ func (d *datagrams) packet(h *packet.Header, b []byte) {
 		d.mu.Unlock()
 	case stateAccepted:
 		d.mu.Unlock()
-		d.deliver(h, b)
+		return true
 	case stateRejected:
 		e := d.rejected
 		d.mu.Unlock()
@@ -164,6 +181,7 @@ func (d *datagrams) packet(h *packet.Header, b []byte) {
 	default:
 		d.mu.Unlock()
 	}
+	return false
 }
 
 // hold queues a copy of b. When the queue is full the newest is lost: a program's first

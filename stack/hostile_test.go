@@ -296,7 +296,7 @@ func TestEndlessFragments(t *testing.T) {
 // mayFragment records what each datagram says of fragmentation.
 type mayFragment chan bool
 
-func (c mayFragment) Datagram(_ *UDPFlow, d Datagram) { c <- !d.DontFragment }
+func (c mayFragment) Datagrams(_ *UDPFlow, t Train) { c <- !t.DontFragment }
 
 // TestFragmentsAllowFragments: who sent fragments allows them, also while the datagram was held;
 // over IPv6 nothing but the fragments said so.

@@ -32,9 +32,11 @@ func (d *nullDevice) Close() error   { close(d.closed); return nil }
 
 type countingSink struct{ n atomic.Int64 }
 
-func (s *countingSink) Datagram(f *UDPFlow, d Datagram) {
-	s.n.Add(1)
-	f.Reply(d.Payload, d.TOS)
+func (s *countingSink) Datagrams(f *UDPFlow, t Train) {
+	for _, b := range t.Payloads {
+		s.n.Add(1)
+		f.Reply(b, t.TOS)
+	}
 }
 
 // pathLab is a Stack whose reader is driven by the test, in its own goroutine.

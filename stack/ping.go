@@ -41,7 +41,9 @@ func echoOf(h *packet.Header, b []byte) Echo {
 
 // Accept sends the held requests to sink, in order, and every later one.
 func (f *PingFlow) Accept(sink PingSink) {
-	f.accept(func(h *packet.Header, b []byte) { sink.Echo(f, echoOf(h, b)) })
+	f.accept(payloadOnly, func(h *packet.Header, payloads [][]byte) {
+		sink.Echo(f, Echo{Seq: h.ICMPSeq, Payload: payloads[0], TTL: h.TTL, TOS: h.TOS})
+	})
 }
 
 // Reply sends an echo reply to the program. ttl is what the program shall see.
@@ -92,7 +94,9 @@ func patchSeq(icmp []byte, seq uint16) {
 func (s *Stack) echo(h *packet.Header, b []byte) {
 	f := s.pings.get(&h.Flow)
 	if f != nil {
-		f.packet(h, b)
+		if f.packet(h, b) {
+			f.deliver(h, [][]byte{f.part.of(h, b)})
+		}
 		return
 	}
 	if s.ctx.Err() != nil {

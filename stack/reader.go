@@ -18,6 +18,7 @@ type reader struct {
 	unsummed bool // the packet at hand has no transport checksum yet
 	h        packet.Header
 	frags    reassembler
+	trains   trains
 	source   netip.Addr // the last source that was found to be local, within one batch
 	now      time.Time
 	looked   time.Time // when the netstacks were looked at
@@ -45,6 +46,7 @@ func (s *Stack) newReader() *reader {
 		r.bufs[i] = make([]byte, s.dev.MaxPacket())
 	}
 	r.frags.init(s.limits.FragmentBytes)
+	r.trains.init(n)
 	return r
 }
 
@@ -59,6 +61,7 @@ func (r *reader) batch(n int) {
 		r.packet(r.bufs[i][:size])
 	}
 	r.s.nets.flush()
+	r.trains.flush()
 	if r.now.Sub(r.looked) >= r.s.nets.every {
 		r.looked = r.now
 		r.s.turnOver()
@@ -133,6 +136,7 @@ func (r *reader) fragment(b []byte) {
 	c.reassembled.Add(1)
 	h.DontFragment = false // whoever sent fragments allows them
 	r.whole(whole[:h.TotalLen])
+	r.trains.flush() // its buffer is used again
 }
 
 // whole hands a checked packet to its protocol.
@@ -146,7 +150,7 @@ func (r *reader) whole(b []byte) {
 	case h.Flow.Proto == packet.TCP:
 		s.tcp(h, b)
 	case h.Flow.Proto == packet.UDP:
-		s.datagram(h, b)
+		r.datagram(h, b)
 	case h.IsEcho():
 		s.echo(h, b)
 	case h.Flow.Proto.IsICMP():

@@ -13,10 +13,18 @@ type Datagram struct {
 	DontFragment bool
 }
 
+// Train is one or more datagrams of a flow, in order, that differ in nothing but their payload:
+// whoever sends them may do it at once.
+type Train struct {
+	Payloads     [][]byte
+	TTL, TOS     uint8
+	DontFragment bool
+}
+
 // UDPSink takes the datagrams of accepted flows. It is called in order, on the packet path: it
-// must not block and must not keep d.Payload.
+// must not block and must not keep t.Payloads.
 type UDPSink interface {
-	Datagram(f *UDPFlow, d Datagram)
+	Datagrams(f *UDPFlow, t Train)
 }
 
 // UDPFlow is one (socket, peer) pair of a program. Its datagrams are held, in a bounded queue,
@@ -46,7 +54,9 @@ func datagramOf(h *packet.Header, b []byte) Datagram {
 // Accept sends the held datagrams to sink, in order, and every later one. Only the first call
 // on a held flow has an effect.
 func (f *UDPFlow) Accept(sink UDPSink) {
-	f.accept(func(h *packet.Header, b []byte) { sink.Datagram(f, datagramOf(h, b)) })
+	f.accept(payloadOnly, func(h *packet.Header, payloads [][]byte) {
+		sink.Datagrams(f, Train{Payloads: payloads, TTL: h.TTL, TOS: h.TOS, DontFragment: h.DontFragment})
+	})
 }
 
 // FirstPacket returns the first held datagram whole, with its IP header, or nil where there was
@@ -58,7 +68,11 @@ func (f *UDPFlow) FirstPacket() []byte {
 
 // AcceptPackets is Accept for whole packets: sink must not block and must not keep b.
 func (f *UDPFlow) AcceptPackets(sink func(b []byte)) {
-	f.accept(func(_ *packet.Header, b []byte) { sink(b) })
+	f.accept(wholePacket, func(_ *packet.Header, packets [][]byte) {
+		for _, b := range packets {
+			sink(b)
+		}
+	})
 }
 
 // Reply sends a datagram from Flow().Remote to the program, fragmented where it is longer than
@@ -89,10 +103,13 @@ func (f *UDPFlow) Error(e *packet.ICMPError) {
 }
 
 // datagram takes a UDP packet on the packet path.
-func (s *Stack) datagram(h *packet.Header, b []byte) {
+func (r *reader) datagram(h *packet.Header, b []byte) {
+	s := r.s
 	f := s.udp.get(&h.Flow)
 	if f != nil {
-		f.packet(h, b)
+		if f.packet(h, b) {
+			r.trains.add(f, h, f.part.of(h, b))
+		}
 		return
 	}
 	if s.ctx.Err() != nil {

@@ -17,19 +17,24 @@ type recorder struct {
 	mu   sync.Mutex
 	busy atomic.Bool
 	got  []string
-	last Datagram
+	last Train
+
+	trains []int // how many came at once
 }
 
-func (r *recorder) Datagram(_ *UDPFlow, d Datagram) {
+func (r *recorder) Datagrams(_ *UDPFlow, t Train) {
 	if !r.busy.CompareAndSwap(false, true) {
 		panic("two calls at a time")
 	}
 	defer r.busy.Store(false)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.got = append(r.got, string(d.Payload))
-	r.last = d
-	r.last.Payload = nil
+	for _, b := range t.Payloads {
+		r.got = append(r.got, string(b))
+	}
+	r.trains = append(r.trains, len(t.Payloads))
+	r.last = t
+	r.last.Payloads = nil
 }
 
 func (r *recorder) all() []string {
@@ -84,9 +89,9 @@ func TestUDPHoldKeepsOrder(t *testing.T) {
 // slowSink makes the flush slow, so that packets arrive in the middle of it.
 type slowSink struct{ recorder }
 
-func (s *slowSink) Datagram(f *UDPFlow, d Datagram) {
+func (s *slowSink) Datagrams(f *UDPFlow, t Train) {
 	time.Sleep(time.Millisecond)
-	s.recorder.Datagram(f, d)
+	s.recorder.Datagrams(f, t)
 }
 
 func TestUDPFlushRace(t *testing.T) {

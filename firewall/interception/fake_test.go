@@ -99,6 +99,7 @@ type fakeUDP struct {
 	once    sync.Once
 	end     chan struct{}
 	sendErr error
+	refused map[string]error // by payload
 	sent    chan sentDatagram
 
 	mu       sync.Mutex
@@ -106,20 +107,25 @@ type fakeUDP struct {
 	report   func(netip.AddrPort, *packet.ICMPError)
 }
 
-func (s *fakeUDP) Send(b []byte, to netip.AddrPort, ttl, tos uint8, df bool) error {
+func (s *fakeUDP) Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool) (int, error) {
 	select {
 	case <-s.end:
-		return os.ErrClosed
+		return 0, os.ErrClosed
 	default:
 	}
 	if s.sendErr != nil {
-		return s.sendErr
+		return 0, s.sendErr
 	}
-	select {
-	case s.sent <- sentDatagram{string(b), to, ttl, tos, df}:
-	default:
+	for i := range b {
+		if s.refused[string(b[i])] != nil {
+			return i, s.refused[string(b[i])]
+		}
+		select {
+		case s.sent <- sentDatagram{string(b[i]), to, ttl, tos, df}:
+		default:
+		}
 	}
-	return nil
+	return len(b), nil
 }
 
 func (s *fakeUDP) Serve(datagram func([]byte, netip.AddrPort, uint8), report func(netip.AddrPort, *packet.ICMPError)) error {
@@ -223,8 +229,20 @@ func (f *fakeFlow) send(b string) {
 	s := f.sink
 	f.mu.Unlock()
 	if s != nil {
-		s.Datagram(nil, stack.Datagram{Payload: []byte(b), TTL: 64, TOS: 4, DontFragment: true})
+		s.Datagrams(nil, stack.Train{Payloads: [][]byte{[]byte(b)}, TTL: 64, TOS: 4, DontFragment: true})
 	}
+}
+
+// sendAll is what the program sent at once.
+func (f *fakeFlow) sendAll(payloads ...string) {
+	t := stack.Train{TTL: 64, TOS: 4, DontFragment: true}
+	for _, p := range payloads {
+		t.Payloads = append(t.Payloads, []byte(p))
+	}
+	f.mu.Lock()
+	s := f.sink
+	f.mu.Unlock()
+	s.Datagrams(nil, t)
 }
 
 // rig is a Relay on a fakeNet. Its clock is the test's: Run is not running.

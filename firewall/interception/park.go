@@ -123,14 +123,20 @@ type querySink struct {
 	owner attribution.Owner
 }
 
-// Datagram implements stack.UDPSink: it only starts the query.
-func (s *querySink) Datagram(f *stack.UDPFlow, d stack.Datagram) {
+// Datagrams implements stack.UDPSink: it only starts the queries.
+func (s *querySink) Datagrams(f *stack.UDPFlow, t stack.Train) {
+	for _, b := range t.Payloads {
+		s.ask(f, b)
+	}
+}
+
+func (s *querySink) ask(f *stack.UDPFlow, payload []byte) {
 	g := s.gate
 	if g.queries.Add(1) > maxQueries {
 		g.queries.Add(-1)
 		return
 	}
-	query := append([]byte(nil), d.Payload...)
+	query := append([]byte(nil), payload...)
 	go func() {
 		defer g.queries.Add(-1)
 		defer g.survive("dns query")

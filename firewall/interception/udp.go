@@ -3,6 +3,7 @@ package interception
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -76,19 +77,36 @@ func (u *udpRelay) refuse(p *pair, err error) {
 	u.end(p, err.Error())
 }
 
-// Datagram implements stack.UDPSink: it sends at once, or drops.
-func (p *pair) Datagram(_ *stack.UDPFlow, d stack.Datagram) {
+// Datagrams implements stack.UDPSink: it sends at once, or drops.
+func (p *pair) Datagrams(_ *stack.UDPFlow, t stack.Train) {
 	r := p.s.u.r
 	p.lastOut.Store(r.now.Load())
-	err := p.s.sock.Send(d.Payload, p.peer, d.TTL, d.TOS, d.DontFragment)
-	if err == nil {
-		p.l.Sent(len(d.Payload))
-		return
+	for rest := t.Payloads; len(rest) > 0; {
+		n, err := p.s.sock.Send(rest, p.peer, t.TTL, t.TOS, t.DontFragment)
+		size := 0
+		for _, b := range rest[:n] {
+			size += len(b)
+		}
+		p.l.Sent(size)
+		if rest = rest[n:]; err == nil {
+			return
+		}
+		rest = p.dropped(rest, err)
 	}
-	r.counts.udpSendDropped.Add(1)
+}
+
+// dropped counts those of the datagrams that are lost for the error, and returns the others: what
+// is wrong with one may not be wrong with the next, but a full buffer stays full.
+func (p *pair) dropped(rest [][]byte, err error) [][]byte {
+	lost := 1
+	if errors.Is(err, syscall.EAGAIN) || errors.Is(err, os.ErrClosed) {
+		lost = len(rest)
+	}
+	p.s.u.r.counts.udpSendDropped.Add(uint64(lost))
 	if icmp := localError(err); icmp != nil {
 		p.f.Error(icmp)
 	}
+	return rest[lost:]
 }
 
 // idleLimit is how many ticks the pair may be silent, by its kind.

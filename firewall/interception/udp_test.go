@@ -342,13 +342,39 @@ func TestUDPChurn(t *testing.T) {
 	}
 }
 
+// What is wrong with one datagram of a train costs no other; a full buffer costs the rest.
+func TestUDPTrainGoesOnBehindALostOne(t *testing.T) {
+	r := newRig(t)
+	f, l := r.udpPair(1, "10.0.0.2:1", "192.0.2.1:1000")
+	s := r.net.sockets()[0]
+	s.refused = map[string]error{"large": packet.TooBig(netip.Addr{}, 1400), "full": os.NewSyscallError("sendmsg", syscall.EAGAIN)}
+	f.sendAll("a", "large", "bc", "full", "never")
+	close(s.sent)
+	var sent []string
+	for d := range s.sent {
+		sent = append(sent, d.b)
+	}
+	if !slices.Equal(sent, []string{"a", "bc"}) {
+		t.Errorf("sent %q", sent)
+	}
+	if out, _ := l.Bytes(); out != 3 {
+		t.Errorf("%d bytes counted as sent, want 3", out)
+	}
+	if n := r.Counters().UDPSendDropped; n != 3 {
+		t.Errorf("%d counted as lost, want 3", n)
+	}
+	if len(f.errs) != 1 || f.errs[0].MTU != 1400 {
+		t.Errorf("the program was told %v", f.errs)
+	}
+}
+
 func BenchmarkUDPDatagram(b *testing.B) {
 	r := newRig(b)
 	f, _ := r.udpPair(1, "10.0.0.2:1", "192.0.2.1:1000")
-	payload := []byte("hello")
+	train := stack.Train{Payloads: [][]byte{[]byte("hello")}, TTL: 64}
 	b.ReportAllocs()
 	for b.Loop() {
-		f.sink.Datagram(nil, stack.Datagram{Payload: payload, TTL: 64})
+		f.sink.Datagrams(nil, train)
 	}
 }
 

@@ -27,7 +27,9 @@ type Upstream interface {
 
 // UDPUpstream is our unconnected socket for one socket of a program. *route.UDPSocket is one.
 type UDPUpstream interface {
-	Send(b []byte, to netip.AddrPort, ttl, tos uint8, df bool) error // never blocks
+	// Send sends datagrams in order until one fails, and returns how many it has sent. It never
+	// blocks.
+	Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool) (sent int, err error)
 	// Serve blocks until Close. The slice is valid during the call only.
 	Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(peer netip.AddrPort, e *packet.ICMPError)) error
 	Close() error

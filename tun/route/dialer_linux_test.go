@@ -244,7 +244,7 @@ func TestDialerRefusesOwnAddress(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		udp := s.Send([]byte("x"), a, 64, 0, false)
+		udp := sendOne(s, []byte("x"), a, 64, 0, false)
 		s.Close()
 		for _, err := range []error{tcp, ctx, echo, udp} {
 			if !errors.Is(err, ErrOwnAddress) {

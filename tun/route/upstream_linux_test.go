@@ -61,6 +61,12 @@ func (l *dialLab) listenUDP(t testing.TB, d *Dialer, local string) *udpUnderTest
 	return u
 }
 
+// sendOne sends one datagram.
+func sendOne(s *UDPSocket, b []byte, to netip.AddrPort, ttl, tos uint8, df bool) error {
+	_, err := s.Send([][]byte{b}, to, ttl, tos, df)
+	return err
+}
+
 func within[T any](t testing.TB, c <-chan T, what string) (v T) {
 	t.Helper()
 	select {
@@ -148,7 +154,7 @@ func TestUDPSocketExchange(t *testing.T) {
 			to, arrived := l.serveUDP(t, fam.server)
 			other, _ := l.serveUDP(t, fam.second)
 			u := l.listenUDP(t, &Dialer{Mark: 7, BindSource: true}, fam.local)
-			if err := u.Send([]byte("ping"), to, 9, 0xb8, true); err != nil {
+			if err := sendOne(u.UDPSocket, []byte("ping"), to, 9, 0xb8, true); err != nil {
 				t.Fatal(err)
 			}
 			if s := within(t, arrived, "datagram at the server"); s.ttl != 8 || s.tos != 0xb8 || s.from != netip.AddrPortFrom(addr(fam.local), u.LocalPort()) {
@@ -158,7 +164,7 @@ func TestUDPSocketExchange(t *testing.T) {
 			if got := within(t, u.got, "reply"); got != want {
 				t.Errorf("got %+v, want %+v", got, want)
 			}
-			if err := u.Send([]byte("again"), other, 64, 0, false); err != nil { // one socket, another peer
+			if err := sendOne(u.UDPSocket, []byte("again"), other, 64, 0, false); err != nil { // one socket, another peer
 				t.Fatal(err)
 			}
 			if got := within(t, u.got, "second peer's reply"); got.from != other {
@@ -169,7 +175,7 @@ func TestUDPSocketExchange(t *testing.T) {
 			}
 			big := bytes.Repeat([]byte("x"), 60_000) // fragments both ways
 			for range 2 {                            // over IPv6 the first only teaches our kernel the path's MTU
-				if err := u.Send(big, to, 64, 0, false); err != nil {
+				if err := sendOne(u.UDPSocket, big, to, 64, 0, false); err != nil {
 					t.Fatal(err)
 				}
 				time.Sleep(20 * time.Millisecond)
@@ -180,7 +186,7 @@ func TestUDPSocketExchange(t *testing.T) {
 				t.Errorf("%d bytes came back, want %d", len(got.b), len(big))
 			}
 			for range 3*batchSize + 1 { // several batches
-				if err := u.Send(nil, to, 64, 0, false); err != nil { // empty datagrams are datagrams
+				if err := sendOne(u.UDPSocket, nil, to, 64, 0, false); err != nil { // empty datagrams are datagrams
 					t.Fatal(err)
 				}
 			}
@@ -214,7 +220,7 @@ func TestUDPSocketErrors(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			u := l.listenUDP(t, &Dialer{}, tc.local)
-			if err := u.Send(make([]byte, tc.size), addrport(tc.to), tc.ttl, 0, true); err != nil {
+			if err := sendOne(u.UDPSocket, make([]byte, tc.size), addrport(tc.to), tc.ttl, 0, true); err != nil {
 				t.Fatal(err)
 			}
 			got := within(t, u.errs, "ICMP error")
@@ -227,8 +233,8 @@ func TestUDPSocketErrors(t *testing.T) {
 				good = to6
 			}
 			for range 5 {
-				_ = u.Send([]byte("x"), addrport(tc.to), tc.ttl, 0, false)
-				if err := u.Send([]byte("after"), good, 64, 0, false); err != nil {
+				_ = sendOne(u.UDPSocket, []byte("x"), addrport(tc.to), tc.ttl, 0, false)
+				if err := sendOne(u.UDPSocket, []byte("after"), good, 64, 0, false); err != nil {
 					t.Errorf("send after an error: %v", err)
 				}
 				for within(t, u.got, "reply after an error").b != "after" {
@@ -244,11 +250,11 @@ func TestUDPSocketTooBigForOurLink(t *testing.T) {
 	u := l.listenUDP(t, &Dialer{}, "10.78.1.2")
 	var icmp *packet.ICMPError
 	var err error
-	l.in(t, l.client, func() { err = u.Send(make([]byte, 3000), to, 64, 0, true) }) // it asks for the MTU by a new socket
+	l.in(t, l.client, func() { err = sendOne(u.UDPSocket, make([]byte, 3000), to, 64, 0, true) }) // it asks for the MTU by a new socket
 	if !errors.As(err, &icmp) || icmp.MTU != 1500 || !errors.Is(err, syscall.EMSGSIZE) {
 		t.Fatalf("%v, want too big with the link's 1500", err)
 	}
-	if err := u.Send(make([]byte, 3000), to, 64, 0, false); err != nil { // without DF it goes in fragments
+	if err := sendOne(u.UDPSocket, make([]byte, 3000), to, 64, 0, false); err != nil { // without DF it goes in fragments
 		t.Fatal(err)
 	}
 	if got := within(t, u.got, "reply"); len(got.b) != 3000 {
@@ -271,8 +277,8 @@ func TestUDPSendDoesNotAllocate(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	b := make([]byte, 100)
-	if n := testing.AllocsPerRun(200, func() { _ = s.Send(b, to, 64, 0, false) }); n > 0 {
+	train := [][]byte{make([]byte, 100), make([]byte, 100), make([]byte, 9)}
+	if n := testing.AllocsPerRun(200, func() { _, _ = s.Send(train, to, 64, 0, false) }); n > 0 {
 		t.Errorf("%v allocations per datagram", n)
 	}
 }
@@ -425,6 +431,6 @@ func BenchmarkUDPSend(b *testing.B) {
 	p := make([]byte, 64)
 	b.ReportAllocs()
 	for b.Loop() {
-		_ = s.Send(p, to, 64, 0, false)
+		_ = sendOne(s, p, to, 64, 0, false)
 	}
 }

@@ -90,13 +90,18 @@ func (d *Dialer) listenUDP(local netip.Addr) (*UDPSocket, error) {
 	return &UDPSocket{d: d, c: c}, nil
 }
 
-// Send sends one datagram; ttl, tos and df are not passed on.
-func (s *UDPSocket) Send(b []byte, to netip.AddrPort, _, _ uint8, _ bool) error {
+// Send sends datagrams until one fails, and returns how many it has sent; ttl, tos and df are not
+// passed on.
+func (s *UDPSocket) Send(b [][]byte, to netip.AddrPort, _, _ uint8, _ bool) (sent int, err error) {
 	if err := s.d.check(to.Addr()); err != nil {
-		return err
+		return 0, err
 	}
-	_, err := s.c.WriteToUDPAddrPort(b, to)
-	return err
+	for i := range b {
+		if _, err := s.c.WriteToUDPAddrPort(b[i], to); err != nil {
+			return i, err
+		}
+	}
+	return len(b), nil
 }
 
 // Serve calls datagram for each datagram that arrives until the socket is closed; then it

@@ -23,6 +23,7 @@ type UDPSocket struct {
 	fam     family
 	defTTL  uint8
 	probing atomic.Bool // how mtuDiscover is set; see setDF
+	single  atomic.Bool // no trains: this kernel, or the way out, does not take them
 }
 
 func (d *Dialer) listenUDP(local netip.Addr) (*UDPSocket, error) {
@@ -81,117 +82,6 @@ func bindUDP(fd int, fam family, source netip.Addr) error {
 		unspecified = netip.IPv6Unspecified()
 	}
 	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(unspecified, 0))))
-}
-
-// sendOp is one sendmsg call with all the memory that it needs; Dialer pools them.
-type sendOp struct {
-	hdr  unix.Msghdr
-	iov  unix.Iovec
-	name unix.RawSockaddrInet6 // also holds a RawSockaddrInet
-	oob  [2 * cmsgIntSpace]byte
-	err  syscall.Errno
-	send func(fd uintptr) bool
-}
-
-const cmsgIntSpace = 24 // unix.CmsgSpace(4) on 64-bit; enough on 32-bit
-
-func (d *Dialer) sendOp() *sendOp {
-	if op, ok := d.sends.Get().(*sendOp); ok {
-		return op
-	}
-	op := new(sendOp)
-	op.send = op.try
-	return op
-}
-
-func (op *sendOp) try(fd uintptr) bool {
-	_, _, op.err = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&op.hdr)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	return true
-}
-
-// Send sends one datagram and never waits: EAGAIN means that the send buffer is full. A
-// datagram that is too big for its path is a *packet.ICMPError with the path's MTU. What
-// happens to it on the way comes back through Serve.
-func (s *UDPSocket) Send(b []byte, to netip.AddrPort, ttl, tos uint8, df bool) error {
-	if err := s.d.check(to.Addr()); err != nil {
-		return err
-	}
-	if s.probing.Load() != df {
-		s.setDF(df)
-	}
-	op := s.d.sendOp()
-	op.fill(b, to, s.fam, ttl, tos, s.defTTL)
-	err := s.raw.Write(op.send)
-	errno := op.err
-	if err == nil && pendingError(errno) {
-		// The kernel may have reported the error of an earlier datagram, perhaps to another
-		// peer, and sent nothing; it is in the error queue as well, where Serve finds it.
-		err = s.raw.Write(op.send)
-		errno = op.err
-	}
-	op.iov.Base = nil
-	s.d.sends.Put(op)
-	switch {
-	case err != nil:
-		return closedError(err)
-	case errno == 0:
-		return nil
-	case errno == unix.EMSGSIZE:
-		return packet.TooBig(netip.Addr{}, s.d.pathMTU(s.fam, to))
-	default:
-		return os.NewSyscallError("sendmsg", errno)
-	}
-}
-
-// pendingError reports whether sendmsg may have failed for an ICMP message that came earlier.
-func pendingError(e syscall.Errno) bool {
-	switch e {
-	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EPROTO, unix.EMSGSIZE,
-		unix.EACCES, unix.ENOPROTOOPT, unix.EOPNOTSUPP, unix.EHOSTDOWN, unix.ENONET:
-		return true
-	default:
-		return false
-	}
-}
-
-func (op *sendOp) fill(b []byte, to netip.AddrPort, fam family, ttl, tos, defTTL uint8) {
-	op.hdr = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&op.name)), Iov: &op.iov}
-	op.hdr.SetIovlen(1)
-	op.iov.Base = unsafe.SliceData(b)
-	op.iov.SetLen(len(b))
-	op.hdr.Namelen = putSockaddr(&op.name, to)
-	n := 0
-	if ttl != 0 && ttl != defTTL {
-		n += putCmsg(op.oob[n:], fam.level, fam.cmsgTTL, ttl)
-	}
-	if tos != 0 {
-		n += putCmsg(op.oob[n:], fam.level, int32(fam.tos), tos)
-	}
-	if n > 0 {
-		op.hdr.Control = &op.oob[0]
-		op.hdr.SetControllen(n)
-	}
-}
-
-func putSockaddr(sa *unix.RawSockaddrInet6, to netip.AddrPort) uint32 {
-	port := to.Port()
-	if addr := to.Addr(); addr.Is4() {
-		sa4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
-		*sa4 = unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: addr.As4()}
-		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa4.Port))[:], port)
-		return unix.SizeofSockaddrInet4
-	}
-	*sa = unix.RawSockaddrInet6{Family: unix.AF_INET6, Addr: to.Addr().As16()}
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&sa.Port))[:], port)
-	return unix.SizeofSockaddrInet6
-}
-
-func putCmsg(b []byte, level int, typ int32, v uint8) int {
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-	h.Level, h.Type = int32(level), typ
-	h.SetLen(unix.CmsgLen(4))
-	binary.NativeEndian.PutUint32(b[unix.CmsgLen(0):], uint32(v))
-	return unix.CmsgSpace(4)
 }
 
 // setDF changes a property of the whole socket, since IPv4 has no control message for it. A
