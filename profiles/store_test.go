@@ -370,7 +370,7 @@ func TestCacheIsBounded(t *testing.T) {
 }
 
 func BenchmarkFor(b *testing.B) {
-	for _, n := range []int{10, 5000} {
+	for _, n := range []int{10, 500, 5000} {
 		s := manyPrograms(b, n)
 		b.Run(fmt.Sprintf("cached/%d", n), func(b *testing.B) {
 			o := owner(attribution.Process{Path: "/usr/bin/p5"})
