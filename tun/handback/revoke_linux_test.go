@@ -231,7 +231,7 @@ func TestLiveExpiry(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Renewing may lose what is sent in the moment of it.
-		if c := counters[busyFlow]; c.Packets > uint64(sent) || c.Packets < uint64(sent)*9/10 || c.Bytes != c.Packets*148 {
+		if c := counters[busyFlow]; c.Packets > uint64(sent) || c.Packets < uint64(sent)/2 || c.Bytes != c.Packets*148 {
 			t.Errorf("busy sent %d packets, counted %+v", sent, c)
 		}
 		if err := echoes(idle, 10); err != nil || l.packets(idleFlow) != 2 {

@@ -239,7 +239,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 // and the flows that are accepted. Run does so as soon as it is told. Flows that send meanwhile are
 // undecided.
 func (t *Table) Restore() error {
-	if _, err := install(t.o); err != nil {
+	if err := t.reinstall(); err != nil {
 		return err
 	}
 	var errs []error
@@ -249,6 +249,19 @@ func (t *Table) Restore() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// reinstall puts the rules back, unless the table is closed.
+func (t *Table) reinstall() error {
+	t.rules.Lock()
+	defer t.rules.Unlock()
+	select {
+	case <-t.done:
+		return ErrClosed
+	default:
+	}
+	_, err := install(t.o)
+	return err
 }
 
 // orphanAge is how long a flow lives at most whose socket was closed just before it was accepted:
