@@ -73,6 +73,9 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 
 		"mmdb":         cmdMMDB,        // mmdb FILE PREFIX=CC|ASN…: write a MaxMind file
 		"names":        cmdNames,       // names FILE N: write a list of N names and ads.example.net
+		"doorman":      cmdDoorman,     // doorman NAME PORT…: a server in the host namespace that prints whoever reaches it
+		"heard":        cmdHeard,       // heard NAME tcp|udp ==|> N: how often it was reached
+		"outside":      cmdOutside,     // outside s|t COMMAND…: the helper on the server or the twin, for something from the host
 		"list-is":      cmdListIs,      // list-is ID KEY=VALUE… KEY~PART: `gatun list` says so, or will within 10 s
 		"stamp-server": cmdStampServer, // stamp-server: a name server and a server of intelligence and lists
 		"stamped":      cmdStamped,     // stamped asked|stamped|fetched VALUE == N: what that server was asked

@@ -43,6 +43,7 @@ type up struct {
 	stop    context.CancelCauseFunc
 	confirm *confirmation
 
+	inbound    *inboundControl
 	carrier    *carrier
 	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
 	noRedirect error
@@ -104,7 +105,7 @@ func bringUp(parent context.Context, p *places, named string, confirm *confirmat
 // closedBy handles a configuration that cannot be used: the machine is closed, not open with
 // defaults (safety.md). Flows that are open already go on.
 func closedBy(ctx context.Context, p *places, confirm *confirmation, cause error) error {
-	m, err := route.New(route.Options{StateDir: p.stateDir(), Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU}})
+	m, err := route.New(route.Options{StateDir: p.stateDir(), Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, Inbound: route.InboundDropped}})
 	if err != nil {
 		return errors.Join(cause, err)
 	}
@@ -151,10 +152,13 @@ func (u *up) run(ctx context.Context) error {
 	n := names(u.policy.cfg)
 	u.openRedirect()
 	defer u.closeRedirect()
+	u.inbound = openInbound(n, u.log)
+	defer u.inbound.close()
 	var err error
 	u.manager, err = route.New(route.Options{
 		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
-		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort()},
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort(),
+			Inbound: u.inbound.mode(), BlockInbound: blocksInbound(u.policy.store)},
 	})
 	if err != nil {
 		return err
@@ -197,9 +201,13 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o.inForce = func() {
 		u.manager.SetBlockLAN(blocksLAN(o.store))
 		u.manager.SetDNSPort(u.dnsPort())
+		u.manager.SetBlockInbound(blocksInbound(o.store))
 	}
-	u.engine, err = newEngine(o)
-	return err
+	if u.engine, err = newEngine(o); err != nil {
+		return err
+	}
+	u.inbound.attach(u.engine)
+	return nil
 }
 
 // ownNameserver names addresses that lead back to us; in `up` the nameserver has none of its
@@ -217,6 +225,7 @@ func (u *up) serve(ctx context.Context) error {
 	defer listener.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
+	u.inbound.start(ctx, g)
 	u.confirm.begin(time.Now())
 	g.Go(func() error { return u.confirm.wait(ctx) }) // a capture that hangs is not confirmed either
 	g.Go(func() error { return u.carrier.run(ctx) })
@@ -310,7 +319,7 @@ func (u *up) Status() api.Status {
 	s := u.engine.status()
 	m := u.manager.Status()
 	s.State = m.State.String()
-	s.Inbound = m.Inbound
+	inbound := u.inbound.status(&s, m)
 	s.Notes = append(s.Notes, m.LinkLocal)
 	s.Notes = append(s.Notes, m.Conflicts...)
 	if m.Reason != "" {
@@ -321,7 +330,7 @@ func (u *up) Status() api.Status {
 	}
 	redirect := u.redirectModule(m)
 	s.Notes = append(s.Notes, redirect.Message)
-	s.Modules = append(s.Modules, captureModule(m), redirect, u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
+	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,

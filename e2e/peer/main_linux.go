@@ -55,6 +55,8 @@ func main() {
 		exitOn(forward(os.Args[2:]))
 	case "hostile":
 		exitOn(hostileServer(os.Args[2:]))
+	case "doorman":
+		exitOn(doorman(os.Args[2:]))
 	case "portal":
 		exitOn(portal(os.Args[2:]))
 	case "stamp":

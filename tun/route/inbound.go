@@ -13,6 +13,9 @@ const (
 	InboundQueued
 	// InboundCompat is the same by the target of xtables, for kernels without the native one.
 	InboundCompat
+	// InboundForAll is for who has no reader of the queue: InboundDropped or InboundFree, as
+	// Policy.BlockInbound says.
+	InboundForAll
 	// InboundDropped refuses them, whoever waits for them.
 	InboundDropped
 )
@@ -26,6 +29,8 @@ func (m InboundMode) String() string {
 		return "queued"
 	case InboundCompat:
 		return "queued (xtables)"
+	case InboundForAll:
+		return "for all"
 	case InboundDropped:
 		return "dropped"
 	}

@@ -100,13 +100,19 @@ func (m *Manager) install() error {
 
 // inbound is the mode that the kernel takes for the one that is asked for.
 func (m *Manager) inbound(p Policy) (InboundMode, error) {
-	if p.Inbound != InboundQueued {
+	var err error
+	switch p.Inbound {
+	case InboundQueued:
+		mode, failed := m.queues(m.opts.Names)
+		if failed == nil {
+			return mode, nil
+		}
+		err = failed
+	case InboundForAll:
+	default:
 		return p.Inbound, nil
 	}
-	mode, err := m.queues(m.opts.Names)
 	switch {
-	case err == nil:
-		return mode, nil
 	case p.BlockInbound:
 		return InboundDropped, err
 	default:
