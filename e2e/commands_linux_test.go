@@ -43,6 +43,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"sees":       cmdSees,       // sees RESULT [DATA]: what the last program saw
 		"within":     cmdWithin,     // within MILLISECONDS: and how soon
 		"tun-moved":  cmdTunMoved,   // tun-moved: packets went into the TUN while it ran
+		"tun":        cmdTun,        // tun IN OUT: as many packets went into the TUN, and came out, while it ran
 		"dns-moved":  cmdDNSMoved,   // dns-moved: what it asked went into the TUN in `run`, and past it, redirected to us, in `up`
 		"flow":       cmdFlow,       // flow KEY=VALUE…: `gatun flows --json` has it; mine = pid, start and path of the last program
 		"router":     cmdRouter,     // router [-twin] PROTO DST ==|> N: what the router has counted
@@ -219,6 +220,15 @@ func cmdWithin(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	if ms := of(ts).saw.MS; ms > limit {
 		ts.Fatalf("it took %.1f ms, want at most %.0f", ms, limit)
+	}
+}
+
+// cmdTun wants as many packets in the TUN, in and out, while the program worked.
+func cmdTun(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "tun IN OUT")
+	saw := of(ts).saw
+	if in, out := strconv.Itoa(saw.TunTX), strconv.Itoa(saw.TunRX); in != args[0] || out != args[1] {
+		ts.Fatalf("%s packets went into the TUN, %s came out; want %s and %s", in, out, args[0], args[1])
 	}
 }
 

@@ -83,15 +83,16 @@ func echo(c net.Conn, say string) error {
 // talkCommand keeps one connection and echoes a line every 50 ms, like somebody at a shell; every
 // line must come back, within -patience.
 func talkCommand(args []string) (result, error) {
-	length, patience := 5*time.Second, 10*time.Second
+	length, patience, network := 5*time.Second, 10*time.Second, "tcp"
 	rest, err := flags("talk", args, 1, func(fs *flag.FlagSet) {
 		fs.DurationVar(&length, "for", length, "how long")
 		fs.DurationVar(&patience, "patience", patience, "for one line")
+		fs.StringVar(&network, "net", network, "tcp or udp")
 	})
 	if err != nil {
 		return result{}, err
 	}
-	c, err := net.DialTimeout("tcp", rest[0], patience)
+	c, err := net.DialTimeout(network, rest[0], patience)
 	if err != nil {
 		return failed(err), nil
 	}
