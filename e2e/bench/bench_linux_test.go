@@ -133,6 +133,7 @@ func TestCrossed(t *testing.T) {
 		{"one packet per flow", modeUp, 1000, 1000, 1000, ""},
 		{"a stream", modeUp, 1, 1, 20000, ""},
 		{"datagrams while the first is decided", modeUp, 300, 3, 100_000, ""},
+		{"too many of them", modeUp, 6000, 3, 100_000, "NOT handed back"},
 		{"a relayed stream", modeUp, 9000, 1, 20000, "NOT handed back"},
 		{"relayed connections", modeUp, 10_000, 1000, 1000, "NOT handed back"},
 		{"relayed, as it says", modeRelay, 9000, 1, 20000, ""},
@@ -267,7 +268,7 @@ func TestRunning(t *testing.T) {
 }
 
 func TestPolicyText(t *testing.T) {
-	if text := policyText(modeRelay, true); !strings.Contains(text, "permanentVerdicts: off") {
+	if text := policyText(modeRelay, true); !strings.Contains(text, "permanentVerdicts: off") || !strings.Contains(text, "releaseLevel: experimental") {
 		t.Errorf("relay: %s", text)
 	}
 	for _, text := range []string{policyText(modeUp, true), policyText(modeRun, true), policyText(modeRelay, false)} {

@@ -201,7 +201,7 @@ func (r row) crossed(mode string, samples []sample) row {
 	}
 	per := packets / flows
 	r.Crossed = &per
-	back := packets <= 1.1*flows+0.01*operations+2
+	back := packets <= 1.1*flows+0.05*operations+2
 	switch {
 	case mode == modeUp && !back:
 		r.Wrong = fmt.Sprintf("NOT handed back: %.0f packets of %.0f flows crossed the device", packets, flows)
