@@ -123,7 +123,9 @@ func closedBy(ctx context.Context, p *places, confirm *confirmation, cause error
 		err = nil
 	}
 	if m.Status().State != route.Off && confirm.open() {
-		return exitStatus{exitConfig, confirm.rollBackAfter(ctx, errors.Join(cause, err), m.Down)}
+		return exitStatus{exitConfig, confirm.rollBackAfter(ctx, errors.Join(cause, err), func(ctx context.Context) error {
+			return errors.Join(m.Down(ctx), handback.Recover(handback.Options{})) // a crash may have left both
+		})}
 	}
 	if err != nil {
 		return errors.Join(cause, err)
