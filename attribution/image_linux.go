@@ -16,6 +16,7 @@ const maxArgs = 32 << 10
 
 // factReader reads the facts of processes.
 type factReader struct {
+	proc string // where proc is mounted
 	boot time.Time
 	root unix.Stat_t // our root directory: a process with another one is in a sandbox
 
@@ -26,7 +27,7 @@ type factReader struct {
 // newFactReader reads the boot time once: it is computed from the clock, and a start time that
 // moved with the clock would make one process two.
 func newFactReader(root string) *factReader {
-	r := &factReader{users: make(map[uint32]string)}
+	r := &factReader{proc: root, users: make(map[uint32]string)}
 	if text, err := os.ReadFile(root + "/stat"); err == nil {
 		seconds, _ := parseBootTime(text)
 		r.boot = time.Unix(seconds, 0)

@@ -53,12 +53,16 @@ const maxSockets = 16
 // find names the process that was seen to send, or asks for the sockets and names their one
 // holder.
 func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
-	if s, found := f.sender(flow); found && s.Certain {
+	s, found := f.sender(flow)
+	if !found {
+		return f.search(ctx, flow)
+	}
+	if s.Certain {
 		if o, sure := f.seen(s); sure {
 			return o
 		}
 	}
-	return f.search(ctx, flow)
+	return f.weigh(f.search(ctx, flow), s)
 }
 
 // search asks for the sockets and names their one holder.

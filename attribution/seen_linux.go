@@ -1,8 +1,10 @@
 package attribution
 
 import (
+	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -95,6 +97,30 @@ func (f *Finder) sender(flow packet.Flow) (state.Sender, bool) {
 	return f.os.witness.senders.Sender(flow)
 }
 
+// weigh compares who holds the socket with who was seen to send, but could not be named by that
+// alone. A holder must not stand in for a sender that is gone.
+func (f *Finder) weigh(o Owner, s state.Sender) Owner {
+	if o.Confidence < Inherited {
+		return o
+	}
+	stat, running := f.os.facts.stat(int(s.PID))
+	running = running && !stat.ended && stat.start == s.Start/nanosecondsPerTick
+	if o.Process.PID == int(s.PID) && running {
+		if _, noted := f.os.witness.senders.Image(s.ImageID); noted && s.Certain {
+			return Unidentified(CauseExec) // what runs now is not what sent
+		}
+		return o
+	}
+	switch {
+	case s.Certain, !running:
+		return Unidentified(CauseEnded)
+	case stat.parent == o.Process.PID:
+		return ambiguous(CauseShared) // inherited, used and closed
+	default:
+		return o // a stranger who queues packets sends them on for everybody
+	}
+}
+
 // witnessed takes the facts of the image that sent: from /proc as long as it runs, else from
 // what the kernel noted. nil: neither is enough to be sure.
 func (f *Finder) witnessed(s state.Sender) *image {
@@ -131,6 +157,16 @@ func (f *Finder) running(s state.Sender, noted *state.Image) *image {
 	then := *img.process // it was another user while it sent
 	then.UID, then.User = s.UID, f.os.facts.user(s.UID)
 	return &image{process: &then, start: img.start, layout: img.layout}
+}
+
+// stat reads the state of a process.
+func (r *factReader) stat(pid int) (stat, bool) {
+	text, err := os.ReadFile(r.proc + "/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return stat{}, false
+	}
+	s, err := parseStat(text)
+	return s, err == nil
 }
 
 // departed puts the facts of an image together that does not run any more. nil: something is

@@ -221,3 +221,176 @@ func TestSeenFireAndForget(t *testing.T) {
 		})
 	}
 }
+
+// exchange is a lab whose datagrams are looked up as they arrive; each carries the words that
+// its sender gave it.
+type exchange struct {
+	*lab
+	f     *Finder
+	to    netip.AddrPort
+	found chan finding
+}
+
+type finding struct {
+	text string
+	flow packet.Flow
+	o    Owner
+}
+
+func newExchange(t *testing.T) *exchange {
+	x := &exchange{lab: newLab(t), found: make(chan finding, 64)}
+	x.f, _ = x.finder(x.sender)
+	x.to = x.receive(func(text string, flow packet.Flow) {
+		x.found <- finding{text, flow, x.f.Find(context.Background(), flow)}
+	})
+	return x
+}
+
+// peer is how a Python program writes the receiver's address.
+func (x *exchange) peer() string { return fmt.Sprintf("(%q, %d)", x.to.Addr(), x.to.Port()) }
+
+// next waits for the owner of the next datagram.
+func (x *exchange) next() finding {
+	x.t.Helper()
+	select {
+	case got := <-x.found:
+		return got
+	case <-time.After(10 * time.Second):
+		x.t.Fatal("no datagram arrived")
+		return finding{}
+	}
+}
+
+// expect wants the next datagram to be from the process whose number it carries.
+func (x *exchange) expect(cause string) *Process {
+	x.t.Helper()
+	got := x.next()
+	if strconv.Itoa(got.o.Process.PID) != got.text || got.o.Confidence != Exact || got.o.Cause != cause {
+		x.t.Errorf("%s from %s: got %+v, %s, %q", got.flow, got.text, got.o.Process, got.o.Confidence, got.o.Cause)
+	}
+	return got.o.Process
+}
+
+// TestSeenForkShared sends through one socket from a process and its forks, of which one ends
+// at once: each datagram is that of its sender.
+func TestSeenForkShared(t *testing.T) {
+	x := newExchange(t)
+	h := x.script(fmt.Sprintf(`
+for connected in (True, False):
+    wait()
+    s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    if connected: s.connect(%[1]s)
+    else: s.bind(("10.203.7.1", 0))
+    def send():
+        text = str(os.getpid()).encode()
+        s.send(text) if connected else s.sendto(text, %[1]s)
+    if os.fork() == 0: send(); os._exit(0)
+    os.wait(); say("sent")
+    wait(); send()
+    wait()
+    child = os.fork()
+    if child == 0: send(); time.sleep(60); os._exit(0)
+    wait(); os.kill(child, 9); os.wait(); s.close()
+wait()`, x.peer()))
+	for range 2 {
+		h.tell("fork")
+		if p := x.expect(CauseSeen); p.Parent != h.pid() {
+			t.Errorf("the child of %d is %+v", h.pid(), p)
+		}
+		h.line()
+		time.Sleep(shared) // so that the two are not taken for each other
+		h.tell("send")
+		if p := x.expect(CauseSeen); p.PID != h.pid() {
+			t.Errorf("the parent %d is %+v", h.pid(), p)
+		}
+		time.Sleep(shared)
+		h.tell("fork")
+		x.expect(CauseSeen)
+		h.tell("end")
+	}
+}
+
+// shared is more than what a packet may be on its way while its flow has two senders.
+const shared = 100 * time.Millisecond
+
+// TestSeenPassedOn lets another program send through a socket that its maker keeps: the flow
+// belongs to both, and so to neither.
+func TestSeenPassedOn(t *testing.T) {
+	x := newExchange(t)
+	shell := shells(t)[0]
+	h := x.script(fmt.Sprintf(`
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(%s); s.set_inheritable(True)
+fd = s.fileno()
+child = os.posix_spawn(%q, ["x", "-c", "echo $$ >&%%d; read line" %% fd], os.environ)
+wait()`, x.peer(), shell))
+	_ = h
+	if got := x.next(); got.o.Confidence >= Inherited {
+		t.Errorf("named %+v, %s, %q", got.o.Process, got.o.Confidence, got.o.Cause)
+	}
+}
+
+// TestSeenThenExec sends and executes another program: the flow is that of the first.
+func TestSeenThenExec(t *testing.T) {
+	sleep, err := filepath.EvalSymlinks("/bin/sleep")
+	if err != nil {
+		t.Skip("needs /bin/sleep")
+	}
+	x := newExchange(t)
+	gate := make(chan struct{})
+	real := needPython(t)
+	find := x.f
+	x.f = nil
+	to := x.receive(func(text string, flow packet.Flow) {
+		<-gate
+		x.found <- finding{text, flow, find.Find(context.Background(), flow)}
+	})
+	h := x.script(fmt.Sprintf(`
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.set_inheritable(True); s.connect(("%s", %d))
+s.send(str(os.getpid()).encode()); os.execv("/bin/sleep", ["sleep", "60"])`, to.Addr(), to.Port()))
+	waitFor(t, func() bool { return strings.Contains(readFile(h.pid(), "cmdline"), "sleep\x0060") })
+	close(gate)
+	if p := x.expect(CauseSeen); p.Path != real || p.Path == sleep {
+		t.Errorf("path %q, want %q", p.Path, real)
+	}
+}
+
+// TestSeenSetuid gives up root between opening and sending.
+func TestSeenSetuid(t *testing.T) {
+	x := newExchange(t)
+	x.script(fmt.Sprintf(`
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(%s)
+os.setuid(65534); s.send(str(os.getpid()).encode()); wait()`, x.peer()))
+	got := x.next()
+	if strconv.Itoa(got.o.Process.PID) != got.text || got.o.Process.UID != 65534 {
+		t.Errorf("%s: got %+v, %q", got.text, got.o.Process, got.o.Cause)
+	}
+}
+
+// TestSeenSharedPort lets two programs send from one port at the same time, which socket
+// tables cannot tell apart.
+func TestSeenSharedPort(t *testing.T) {
+	x := newExchange(t)
+	body := fmt.Sprintf(`
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+s.bind(("10.203.7.1", 40404))
+while wait(): s.sendto(str(os.getpid()).encode(), %s)`, x.peer())
+	one, two := x.script(body), x.script(body)
+	for range 3 {
+		for _, h := range []*helper{one, two} {
+			h.tell("send")
+			if p := x.expect(CauseSeen); p.PID != h.pid() {
+				t.Errorf("got %d, want %d", p.PID, h.pid())
+			}
+			time.Sleep(shared)
+		}
+	}
+	for range 20 { // at once: right or not named
+		one.tell("send")
+		two.tell("send")
+		for range 2 {
+			if got := x.next(); got.o.Confidence >= Inherited && strconv.Itoa(got.o.Process.PID) != got.text {
+				t.Errorf("%s was taken for %d", got.text, got.o.Process.PID)
+			}
+		}
+	}
+}

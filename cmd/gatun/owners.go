@@ -25,7 +25,7 @@ type witnesses struct {
 
 // Run loads the hooks and takes them away when ctx ends.
 func (w *witnesses) Run(ctx context.Context) error {
-	o, err := state.OpenOwners(state.OwnersOptions{Local: w.local})
+	o, err := state.OpenOwners(state.OwnersOptions{Local: w.local, Ours: true})
 	if err != nil {
 		w.missing.Store(&err)
 		w.log.Info("owners of flows are looked up after their first packet", zap.Error(err))

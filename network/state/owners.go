@@ -62,4 +62,6 @@ type OwnersOptions struct {
 	// and may be that of a process in another network namespace; one from a local address is
 	// never: anybody may use that address in a namespace of his own. nil: all are local.
 	Local func(netip.Addr) bool
+	// Ours leaves the sockets of this process alone, which saves what the hooks cost it.
+	Ours bool
 }

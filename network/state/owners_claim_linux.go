@@ -19,6 +19,7 @@ func (h *hooks) claimProgram(l *layout) asm.Instructions {
 	c := &code{}
 	c.add(asm.Mov.Reg(asm.R6, asm.R1))
 	c.current(l)
+	h.unlessOurs(c)
 	c.add(asm.LoadMem(asm.R2, asm.R6, sockAddrSocket, asm.DWord))
 	h.claim(c, l)
 	c.allow()
@@ -40,10 +41,26 @@ func (h *hooks) createProgram(l *layout) asm.Instructions {
 	)
 	c.at("wanted")
 	c.current(l)
+	h.unlessOurs(c)
 	c.add(asm.Mov.Reg(asm.R2, asm.R6))
 	h.claim(c, l)
 	c.allow()
 	return c.ins
+}
+
+// unlessOurs ends the program if the task in the frame is ourselves: what we relay is nobody's
+// question, and costs nothing more this way.
+func (h *hooks) unlessOurs(c *code) {
+	c.add(asm.StoreImm(asm.RFP, framePeek, 0, asm.Word))
+	c.frame(asm.R2, framePeek)
+	c.add(
+		asm.LoadMapPtr(asm.R1, h.ours.FD()),
+		asm.FnMapLookupElem.Call(),
+		asm.JEq.Imm(asm.R0, 0, "allow"),
+	)
+	c.unlessSame(asm.R0, 0, asm.RFP, frameID+idPID, asm.Word, "theirs")
+	c.add(asm.Ja.Label("allow"))
+	c.at("theirs")
 }
 
 // claim keeps the running task with the socket in R2; R6 is the context, R7 the task.

@@ -48,6 +48,14 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	h.sender(c, l)
 	h.key(c)
 	h.note(c)
+	// Somebody else's socket: is it a fork of the one who connected it?
+	c.at("known")
+	c.add(
+		asm.LoadMem(asm.R1, asm.RFP, frameRec+recSure, asm.Word),
+		asm.JNE.Imm(asm.R1, 0, "allow"),
+	)
+	c.current(l)
+	h.capture(c, l)
 	c.allow()
 	return c.ins
 }
@@ -171,6 +179,7 @@ func (h *hooks) ports(c *code) {
 // note enters the record under the key, unless it is there.
 func (h *hooks) note(c *code) {
 	c.zero(asm.RFP, frameRec+recOther, 4)
+	c.zero(asm.RFP, frameRec+recMany, 2)
 	c.add(
 		asm.FnKtimeGetNs.Call(),
 		asm.StoreMem(asm.RFP, frameRec+recSince, asm.R0, asm.DWord),
@@ -195,7 +204,12 @@ func (h *hooks) note(c *code) {
 		asm.Mov.Reg(asm.R9, asm.R0),
 	)
 	c.unlessSender("replace")
-	c.add(asm.StoreMem(asm.R9, recLast, asm.R7, asm.DWord), asm.Ja.Label("noted"))
+	c.add(
+		asm.StoreMem(asm.R9, recLast, asm.R7, asm.DWord),
+		asm.StoreMem(asm.R9, recMany, asm.R7, asm.DWord),
+	)
+	c.copy(asm.R8, claimKey, asm.RFP, frameKey, keySize/8)
+	c.add(asm.StoreMem(asm.R8, claimSeen, asm.R7, asm.DWord), asm.Ja.Label("known"))
 	c.at("replace")
 	c.add(
 		asm.LoadMem(asm.R1, asm.R9, recLast, asm.DWord),
@@ -203,6 +217,7 @@ func (h *hooks) note(c *code) {
 	)
 	c.copy(asm.RFP, frameRec+recOtherCookie, asm.R9, recCookie, 1)
 	c.copy(asm.RFP, frameRec+recOtherID, asm.R9, recID, 2)
+	c.copy(asm.RFP, frameRec+recOtherMany, asm.R9, recMany, 1)
 	c.add(asm.Mov.Imm(asm.R4, 2)) // BPF_EXIST
 	c.at("enter")
 	c.add(asm.LoadMapPtr(asm.R1, h.flows.FD()))
@@ -212,12 +227,11 @@ func (h *hooks) note(c *code) {
 	h.record(c) // somebody else may have been faster, or just after us
 	c.add(asm.JEq.Imm(asm.R0, 0, "allow"), asm.Mov.Reg(asm.R9, asm.R0))
 	c.unlessSender("clash")
-	c.at("noted")
-	c.copy(asm.R8, claimKey, asm.RFP, frameKey, keySize/8)
-	c.add(asm.StoreMem(asm.R8, claimSeen, asm.R7, asm.DWord), asm.Ja.Label("allow"))
+	c.add(asm.Ja.Label("known")) // the next packet is noted too: from the third on they are many
 	c.at("clash")
 	c.copy(asm.R9, recOtherCookie, asm.RFP, frameRec+recCookie, 1)
 	c.copy(asm.R9, recOtherID, asm.RFP, frameRec+recID, 2)
+	c.zero(asm.R9, recOtherMany, 1)
 	c.add(asm.StoreMem(asm.R9, recOther, asm.R7, asm.DWord))
 }
 

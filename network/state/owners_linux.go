@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -26,7 +25,7 @@ import (
 type Owners struct {
 	hooks  hooks
 	links  []link.Link
-	cgroup *os.File // the version 2 hierarchy
+	groups groups // of the version 2 hierarchy
 	local  func(netip.Addr) bool
 	own    imageRecord
 	told   told
@@ -35,6 +34,7 @@ type Owners struct {
 // hooks are the tables in the kernel that the programs share.
 type hooks struct {
 	claims, flows, images, blank *ebpf.Map
+	ours                         *ebpf.Map // the process whose sockets are left alone, 0: none
 	netns                        uint64
 }
 
@@ -59,11 +59,14 @@ func OpenOwners(opt OwnersOptions) (*Owners, error) {
 	if err := o.check(); err != nil {
 		return nil, noHooks("%w", errors.Join(err, o.Close()))
 	}
-	return o, nil
+	if opt.Ours {
+		err = o.hooks.ours.Put(uint32(0), uint32(os.Getpid()))
+	}
+	return o, err
 }
 
 func (o *Owners) open(root string, l *layout) (err error) {
-	if o.cgroup, err = os.Open(root); err != nil {
+	if o.groups.root, err = os.Open(root); err != nil {
 		return err
 	}
 	if o.hooks.netns, err = ownNetNS(); err != nil {
@@ -116,6 +119,7 @@ func (h *hooks) makeMaps() error {
 		{&h.flows, ebpf.MapSpec{Name: "gatun_flows", Type: ebpf.LRUHash, KeySize: keySize, ValueSize: recSize, MaxEntries: maxFlows}},
 		{&h.images, ebpf.MapSpec{Name: "gatun_images", Type: ebpf.LRUHash, KeySize: idSize, ValueSize: imgSize, MaxEntries: maxImages}},
 		{&h.blank, ebpf.MapSpec{Name: "gatun_blank", Type: ebpf.Array, KeySize: 4, ValueSize: imgSize, MaxEntries: 1}},
+		{&h.ours, ebpf.MapSpec{Name: "gatun_ours", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}},
 	} {
 		made, err := ebpf.NewMap(&m.spec)
 		if err != nil {
@@ -126,19 +130,15 @@ func (h *hooks) makeMaps() error {
 	return nil
 }
 
-// Close detaches the hooks.
+// Close detaches the hooks. Look-ups that still run, or come later, find what was noted before.
+// The tables are given back with o itself.
 func (o *Owners) Close() error {
 	var errs []error
 	for _, l := range o.links {
 		errs = append(errs, l.Close())
 	}
-	for _, m := range []*ebpf.Map{o.hooks.claims, o.hooks.flows, o.hooks.images, o.hooks.blank} {
-		if m != nil {
-			errs = append(errs, m.Close())
-		}
-	}
-	if o.cgroup != nil {
-		errs = append(errs, o.cgroup.Close())
+	if o.groups.root != nil {
+		errs = append(errs, o.groups.root.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -172,12 +172,22 @@ func (o *Owners) sender(f packet.Flow, from uint8) (s Sender, found bool) {
 	if r.Last < now && now-r.Last > uint64(freshness) {
 		return s, false
 	}
-	other := teller{r.OtherCookie, r.OtherID}
-	if r.Other != 0 && now-r.Other < uint64(o.told.doubt(key, other)) {
+	if r.Other != 0 && now-min(r.Other, now) < uint64(o.told.doubt(key, &r)) {
 		return s, false
 	}
-	o.told.add(key, teller{r.Cookie, r.ID})
-	return Sender{ImageID: r.ID, UID: r.UID, Cookie: r.Cookie, NetNS: r.NetNS, Certain: r.Sure != 0}, true
+	o.told.add(key, teller{r.Cookie, r.ID}, now)
+	certain := r.Sure != 0 || o.forked(r.ID, r.Claimer)
+	return Sender{ImageID: r.ID, UID: r.UID, Cookie: r.Cookie, NetNS: r.NetNS, Certain: certain}, true
+}
+
+// forked reports whether the two run the same image: one that came from the other by fork
+// alone. Exec gives each image a memory layout of its own.
+func (o *Owners) forked(a, b ImageID) bool {
+	var x, y imageRecord
+	if o.hooks.images.Lookup(&a, &x) != nil || o.hooks.images.Lookup(&b, &y) != nil || x.Ready == 0 || y.Ready == 0 {
+		return false
+	}
+	return x.Layout == y.Layout && x.Layout != [4]uint64{} && x.Inode == y.Inode && x.Device == y.Device
 }
 
 func keyOf(f packet.Flow, from uint8) flowKey {
@@ -205,7 +215,7 @@ func (o *Owners) Image(id ImageID) (*Image, bool) {
 	i := &Image{
 		Path: r.path(), Inode: r.Inode, Device: unix.Mkdev(r.Device>>20, r.Device&(1<<20-1)),
 		Elsewhere: r.MountNS != o.own.MountNS, Jailed: r.RootEntry != o.own.RootEntry,
-		Comm: unix.ByteSliceToString(r.Comm[:]), Parent: int(r.Parent), Layout: r.Layout, CGroup: o.cgroupPath(r.CGroup),
+		Comm: unix.ByteSliceToString(r.Comm[:]), Parent: int(r.Parent), Layout: r.Layout, CGroup: o.groups.path(r.CGroup),
 	}
 	if r.ArgsLen <= argsRoom {
 		i.Args = slices.Clone(r.Args[:r.ArgsLen])
@@ -283,71 +293,4 @@ func (o *Owners) claimOf(to netip.AddrPort) (id ImageID, err error) {
 		return id, fmt.Errorf("the hooks did not see this process: it is outside of the control group that was found (%w)", err)
 	}
 	return claim.ID, nil
-}
-
-func ownNetNS() (uint64, error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
-	}
-	defer unix.Close(fd)
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
-	if err != nil {
-		return 0, fmt.Errorf("this kernel does not number network namespaces (Linux 5.14 does): %w", err)
-	}
-	return cookie, nil
-}
-
-// cgroupRoot finds where the version 2 hierarchy is mounted as a whole.
-func cgroupRoot() (string, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return "", err
-	}
-	return parseCgroupMount(string(text))
-}
-
-// parseCgroupMount reads mountinfo: "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 …".
-func parseCgroupMount(text string) (string, error) {
-	part := ""
-	for line := range strings.Lines(text) {
-		before, after, found := strings.Cut(line, " - ")
-		fields := strings.Fields(before)
-		if !found || len(fields) < 5 || !strings.HasPrefix(after, "cgroup2 ") {
-			continue
-		}
-		if fields[3] == "/" {
-			return unescape(fields[4]), nil
-		}
-		part = fields[4]
-	}
-	if part != "" {
-		return "", fmt.Errorf("only a part of the control groups is visible (%s): this process runs in a container", part)
-	}
-	return "", errors.New("no version 2 control groups are mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
-}
-
-// unescape undoes the octal escapes of mountinfo.
-func unescape(path string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(path)
-}
-
-// cgroupPath returns the path of a control group, "" if it is gone.
-func (o *Owners) cgroupPath(id uint64) string {
-	const kernfs = 0xfe // FILEID_KERNFS
-	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, id))
-	fd, err := unix.OpenByHandleAt(int(o.cgroup.Fd()), handle, unix.O_PATH|unix.O_CLOEXEC)
-	if err != nil {
-		return ""
-	}
-	defer unix.Close(fd)
-	full, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
-	if err != nil || strings.HasSuffix(full, " (deleted)") {
-		return ""
-	}
-	rel, err := filepath.Rel(o.cgroup.Name(), full)
-	if err != nil {
-		return ""
-	}
-	return filepath.Join("/", rel)
 }

@@ -58,12 +58,14 @@ type flowRecord struct {
 	Cookie uint64
 	NetNS  uint64
 	Since  uint64 // this sender's first packet, monotonic nanoseconds
-	Last   uint64 // its last one, at most hookSlack ago
+	Last   uint64 // its last one; if there were several, up to hookSlack earlier
 	Other  uint64 // last packet of another socket or process with this key; 0: never
 
 	OtherCookie uint64 // whose that was
 	OtherID     ImageID
 	Claimer     ImageID // who connected the socket, or addressed its last datagram
+	Many        uint64  // not 0: there was more than one packet, and Last is not exact
+	OtherMany   uint64  // the same of Other
 }
 
 const (
@@ -79,7 +81,9 @@ const (
 	recOtherCookie = 64
 	recOtherID     = 72
 	recClaimer     = 88
-	recSize        = 104
+	recMany        = 104
+	recOtherMany   = 112
+	recSize        = 120
 )
 
 // imageRecord is what is kept of a program image.

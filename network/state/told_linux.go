@@ -9,8 +9,14 @@ import (
 // with, and the next question about the flow is about the next sender.
 type told struct {
 	mu    sync.Mutex
-	young map[flowKey]teller
-	old   map[flowKey]teller
+	young map[flowKey]asked
+	old   map[flowKey]asked
+}
+
+// asked is about whom, and when on the clock of the hooks.
+type asked struct {
+	about teller
+	at    uint64
 }
 
 // teller is one program image that sent through one socket.
@@ -20,7 +26,7 @@ type teller struct {
 }
 
 const (
-	// maxTold bounds what is remembered to twice as many flows, 96 bytes each.
+	// maxTold bounds what is remembered to twice as many flows, 104 bytes each.
 	maxTold = 4096
 	// longDoubt is how long a look-up may wait for its turn.
 	longDoubt = 2 * time.Second
@@ -29,26 +35,30 @@ const (
 	shortDoubt = 20 * time.Millisecond
 )
 
-// doubt returns how long after its last packet the other sender may still be meant.
-func (t *told) doubt(key flowKey, other teller) time.Duration {
+// doubt returns how long after the last packet of r's other sender that one may still be meant.
+func (t *told) doubt(key flowKey, r *flowRecord) time.Duration {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	last, found := t.young[key]
 	if !found {
 		last = t.old[key]
 	}
-	if last == other {
+	sent := r.Other
+	if r.OtherMany != 0 {
+		sent += hookSlack
+	}
+	if last.about == (teller{r.OtherCookie, r.OtherID}) && last.at >= sent {
 		return shortDoubt
 	}
 	return longDoubt
 }
 
-// add notes that somebody has asked.
-func (t *told) add(key flowKey, of teller) {
+// add notes that somebody asked at that time.
+func (t *told) add(key flowKey, about teller, at uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.young == nil || len(t.young) >= maxTold {
-		t.young, t.old = make(map[flowKey]teller, maxTold/16), t.young
+		t.young, t.old = make(map[flowKey]asked, maxTold/16), t.young
 	}
-	t.young[key] = of
+	t.young[key] = asked{about, at}
 }
