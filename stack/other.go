@@ -44,10 +44,14 @@ func (s *Stack) other(h *packet.Header, b []byte) {
 		s.counts.otherLimit.Add(1)
 		return
 	}
-	s.spawn(f.flow, func() { s.handler.HandleOther(f) }, func(bool) {
-		if !f.decided.Load() {
-			s.counts.undecided.Add(1)
-		}
-		f.Drop()
-	})
+	s.spawn(f)
+}
+
+func (f *OtherFlow) handle(h Handler) { h.HandleOther(f) }
+
+func (f *OtherFlow) end(bool) {
+	if !f.decided.Load() {
+		f.s.counts.undecided.Add(1)
+	}
+	f.Drop()
 }

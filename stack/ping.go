@@ -109,5 +109,7 @@ func (s *Stack) echo(h *packet.Header, b []byte) {
 		return
 	}
 	f.packet(h, b)
-	s.spawn(f.flow, func() { s.handler.HandlePing(f) }, f.end)
+	s.spawn(f)
 }
+
+func (f *PingFlow) handle(h Handler) { h.HandlePing(f) }

@@ -122,6 +122,7 @@ type Stack struct {
 
 	ctx      context.Context // of Run; parent of every flow's context
 	handlers sync.WaitGroup
+	crew     crew
 
 	syns   synTable
 	udp    table[UDPFlow]
@@ -158,6 +159,7 @@ func New(o Options) (*Stack, error) {
 	}
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)
+	s.crew.init()
 	s.nets.init()
 	s.syns.init()
 	s.udp.init()
@@ -232,15 +234,8 @@ func (s *Stack) tick(ctx context.Context) {
 	}
 }
 
-// spawn runs a handler for one flow. end is called when it returns, and gives up the flow
-// where the handler did not decide; after a panic it gives up the flow in any case.
-func (s *Stack) spawn(f packet.Flow, handle func(), end func(panicked bool)) {
-	s.handlers.Add(1)
-	go s.serve(f, handle, end)
-}
-
+// serve runs a handler for one flow; end is that of newFlow.
 func (s *Stack) serve(f packet.Flow, handle func(), end func(panicked bool)) {
-	defer s.handlers.Done()
 	panicked := true
 	defer func() {
 		if panicked {

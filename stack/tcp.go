@@ -248,6 +248,7 @@ func addr(a tcpip.Address) netip.Addr {
 func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
 	f := s.syns.get(req.ID())
 	f.req = req
+	defer s.handlers.Done()
 	s.serve(f.flow, func() { s.handler.HandleTCP(f) }, func(bool) {
 		if !f.decided.Load() {
 			s.counts.undecided.Add(1)

@@ -122,5 +122,7 @@ func (r *reader) datagram(h *packet.Header, b []byte) {
 		return
 	}
 	f.packet(h, b)
-	s.spawn(f.flow, func() { s.handler.HandleUDP(f) }, f.end)
+	s.spawn(f)
 }
+
+func (f *UDPFlow) handle(h Handler) { h.HandleUDP(f) }

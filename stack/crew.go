@@ -1,0 +1,58 @@
+package stack
+
+import (
+	"context"
+	"sync/atomic"
+
+	"gatun/network/packet"
+)
+
+// crewSize is how many goroutines wait for the next new flow. One that has handled a flow has a
+// stack that is large enough; a fresh one has to grow it step by step, which costs more than its
+// start.
+const crewSize = 16
+
+// newFlow is a flow for its handler. end is called when the handler returned: it gives up the flow
+// where that did not decide, and after a panic in any case.
+type newFlow interface {
+	Flow() packet.Flow
+	handle(Handler)
+	end(panicked bool)
+}
+
+// crew runs the handlers of new flows. Their number is not bounded, because a handler may wait for
+// a person; the flows are, by Limits.
+type crew struct {
+	work chan newFlow // taken by those that wait; nobody ever waits to send
+	idle atomic.Int32
+}
+
+func (c *crew) init() { c.work = make(chan newFlow) }
+
+// spawn runs the handler of a new flow. Only the reader calls it.
+func (s *Stack) spawn(f newFlow) {
+	select {
+	case s.crew.work <- f:
+	default:
+		s.handlers.Add(1)
+		go s.serveAll(s.ctx, f)
+	}
+}
+
+// serveAll serves f, and what comes later as long as few others wait for it.
+func (s *Stack) serveAll(ctx context.Context, f newFlow) {
+	defer s.handlers.Done()
+	for {
+		s.serve(f.Flow(), func() { f.handle(s.handler) }, f.end)
+		if s.crew.idle.Add(1) > crewSize {
+			s.crew.idle.Add(-1)
+			return
+		}
+		select {
+		case f = <-s.crew.work:
+			s.crew.idle.Add(-1)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
