@@ -50,7 +50,6 @@ const (
 	maxDenied    = 4096 // remembered denials
 	maxLooks     = 2000 // flows that one sweep asks the kernel about
 	deciders     = 4    // goroutines
-	openGrace    = 5 * time.Second
 )
 
 // Inbound decides what comes in. The kernel holds the first packet of each flow; once it is accepted
@@ -300,9 +299,6 @@ func (in *Inbound) carryOut(w *arrivals, d network.Decision) {
 	permits := d.Verdict == network.Accept || d.Verdict == network.PermanentAccept
 	if permits {
 		l.SetHandedBack()
-		in.mu.Lock()
-		in.live = append(in.live, l)
-		in.mu.Unlock()
 	}
 	for i, a := range in.settle(w) {
 		switch {
@@ -314,7 +310,10 @@ func (in *Inbound) carryOut(w *arrivals, d network.Decision) {
 			refuse(a, l, d.Verdict)
 		}
 	}
-	if permits {
+	if permits { // the kernel knows the flow now: it can be asked about, and told
+		in.mu.Lock()
+		in.live = append(in.live, l)
+		in.mu.Unlock()
 		l.OnKill(func(cause string) { in.revoke(l, cause) })
 		return
 	}
@@ -394,8 +393,7 @@ func (in *Inbound) sweep() {
 	in.mu.Unlock()
 }
 
-// lives looks at one flow. A connection that was let in this moment may not have a socket yet: the
-// kernel keeps none for its first answer where many come at once (SYN cookies).
+// lives looks at one flow.
 func (in *Inbound) lives(l *network.Link) bool {
 	if l.Ended() {
 		return false
@@ -403,9 +401,6 @@ func (in *Inbound) lives(l *network.Link) bool {
 	sent, received, lives := in.Flows.Look(l.Flow)
 	if lives {
 		l.SetBytes(sent, received)
-		return true
-	}
-	if in.Gate.Clock().Sub(l.Started) < openGrace {
 		return true
 	}
 	cause := "closed"

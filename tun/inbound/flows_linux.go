@@ -21,6 +21,7 @@ const (
 	extInfo      = 2  // INET_DIAG_INFO: struct tcp_info
 	infoAcked    = 120
 	infoReceived = 128
+	diagCookie   = 44 // in struct inet_diag_msg
 	anyState     = 0xffffffff
 	timeWait     = 6
 	closedState  = 7
@@ -34,6 +35,10 @@ const (
 	ctCountersOut = 10 // CTA_COUNTERS_REPLY: what this machine sent
 	ctCountersIn  = 9  // CTA_COUNTERS_ORIG
 	ctBytes       = 2
+	ctProtoInfo   = 4
+	ctProtoTCP    = 1
+	ctTCPState    = 1
+	ctSynReceived = 2 // TCP_CONNTRACK_SYN_RECV: nobody has acknowledged our SYN yet
 )
 
 // Flows asks about and ends flows that were let in. Any goroutine may call its methods.
@@ -61,14 +66,20 @@ func (s *Flows) Close() error {
 }
 
 // Look reports whether a flow lives, and the bytes that this machine has sent and received over it, as
-// far as the kernel counts them for us. A TCP flow lives while somebody has its socket, another while
-// connection tracking remembers it. If the kernel does not answer it counts as living.
+// far as the kernel counts them for us. A TCP flow lives while somebody has its socket, or none yet:
+// where many come at once the kernel keeps none before the handshake is over (SYN cookies). Others
+// live while connection tracking remembers them. If the kernel does not answer they count as living.
 func (s *Flows) Look(f packet.Flow) (sent, received uint64, lives bool) {
-	look := s.tracked
 	if f.Proto == packet.TCP {
-		look = s.socket
+		found, err := s.socket(f)
+		if !errors.Is(err, errGone) {
+			l := tcpLife(found)
+			return l.sent, l.received, true
+		}
+		t, err := s.tracked(f)
+		return 0, 0, err == nil && t.opening
 	}
-	l, err := look(f)
+	l, err := s.tracked(f)
 	return l.sent, l.received, !errors.Is(err, errGone)
 }
 
@@ -76,7 +87,10 @@ func (s *Flows) Look(f packet.Flow) (sent, received uint64, lives bool) {
 var errGone = errors.New("the flow has ended")
 
 // life is what is known of a flow.
-type life struct{ sent, received uint64 }
+type life struct {
+	sent, received uint64
+	opening        bool // TCP: before the end of the handshake
+}
 
 // End ends a flow that was let in: its TCP socket is destroyed, and connection tracking forgets it, so
 // that the next packet is a new flow's. The socket goes first: its reset leaves by the flow's mark. A
@@ -84,9 +98,7 @@ type life struct{ sent, received uint64 }
 func (s *Flows) End(f packet.Flow) error {
 	var errs []error
 	if f.Proto == packet.TCP {
-		if _, err := s.diag.ask(diagDestroy, unix.NLM_F_ACK, diagRequest(f, 0)); err != nil && !missing(err) {
-			errs = append(errs, fmt.Errorf("%s: end its socket: %w", f, err))
-		}
+		errs = append(errs, s.destroy(f))
 	}
 	if _, err := s.ct.ask(ctDelete, unix.NLM_F_ACK, ctRequest(f)); err != nil && !missing(err) {
 		errs = append(errs, fmt.Errorf("%s: make connection tracking forget it: %w", f, err))
@@ -94,29 +106,51 @@ func (s *Flows) End(f packet.Flow) error {
 	return errors.Join(errs...)
 }
 
+// destroy ends the socket of f by its cookie: the kernel would take a listener where there is none
+// any more.
+func (s *Flows) destroy(f packet.Flow) error {
+	found, err := s.socket(f)
+	if errors.Is(err, errGone) {
+		return nil
+	}
+	if err == nil {
+		_, err = s.diag.ask(diagDestroy, unix.NLM_F_ACK, diagRequest(f, 0, binary.NativeEndian.Uint64(found[diagCookie:])))
+	}
+	if err != nil && !missing(err) {
+		return fmt.Errorf("%s: end its socket: %w", f, err)
+	}
+	return nil
+}
+
 func missing(err error) bool { return errors.Is(err, unix.ENOENT) }
 
-func (s *Flows) socket(f packet.Flow) (life, error) {
-	found, err := s.diag.ask(diagByFamily, 0, diagRequest(f, 1<<(extInfo-1)))
+// socket returns the struct inet_diag_msg of the connection f, and its attributes.
+func (s *Flows) socket(f packet.Flow) ([]byte, error) {
+	found, err := s.diag.ask(diagByFamily, 0, diagRequest(f, 1<<(extInfo-1), anyCookie))
 	if missing(err) {
-		return life{}, errGone
+		return nil, errGone
 	}
 	if err != nil {
-		return life{}, fmt.Errorf("%s: look for its socket: %w", f, err)
+		return nil, fmt.Errorf("%s: look for its socket: %w", f, err)
 	}
 	if len(found) < diagMessage {
-		return life{}, errGone
+		return nil, errGone
 	}
 	// A listener answers where there is no connection.
 	if state := found[1]; state == timeWait || state == closedState || state == listening {
-		return life{}, errGone
+		return nil, errGone
 	}
-	return tcpLife(found[diagMessage:]), nil
+	return found, nil
 }
+
+const anyCookie = ^uint64(0) // INET_DIAG_NOCOOKIE
 
 // tcpLife reads the byte counters out of struct tcp_info (since Linux 4.1).
 func tcpLife(b []byte) (l life) {
-	d, err := netlink.NewAttributeDecoder(b)
+	if len(b) < diagMessage {
+		return l
+	}
+	d, err := netlink.NewAttributeDecoder(b[diagMessage:])
 	if err != nil {
 		return l
 	}
@@ -129,7 +163,7 @@ func tcpLife(b []byte) (l life) {
 }
 
 // diagRequest is struct inet_diag_req_v2.
-func diagRequest(f packet.Flow, extensions byte) []byte {
+func diagRequest(f packet.Flow, extensions byte, cookie uint64) []byte {
 	family := byte(unix.AF_INET)
 	if f.Is6() {
 		family = unix.AF_INET6
@@ -143,8 +177,8 @@ func diagRequest(f packet.Flow, extensions byte) []byte {
 		copy(raw[:], a.AsSlice())
 		b = append(b, raw[:]...)
 	}
-	b = binary.NativeEndian.AppendUint32(b, 0)             // any interface
-	return binary.NativeEndian.AppendUint64(b, ^uint64(0)) // INET_DIAG_NOCOOKIE
+	b = binary.NativeEndian.AppendUint32(b, 0) // any interface
+	return binary.NativeEndian.AppendUint64(b, cookie)
 }
 
 func (s *Flows) tracked(f packet.Flow) (life, error) {
@@ -185,9 +219,30 @@ func ctLife(b []byte) (l life) {
 			d.Nested(bytesIn(&l.sent))
 		case ctCountersIn:
 			d.Nested(bytesIn(&l.received))
+		case ctProtoInfo:
+			d.Nested(func(n *netlink.AttributeDecoder) error { return opening(n, &l.opening) })
 		}
 	}
 	return l
+}
+
+// opening reads CTA_PROTOINFO.
+func opening(d *netlink.AttributeDecoder, to *bool) error {
+	for d.Next() {
+		if d.Type() != ctProtoTCP {
+			continue
+		}
+		d.Nested(func(n *netlink.AttributeDecoder) error {
+			for n.Next() {
+				if n.Type() == ctTCPState {
+					state := n.Uint8()
+					*to = state > 0 && state <= ctSynReceived
+				}
+			}
+			return n.Err()
+		})
+	}
+	return d.Err()
 }
 
 // ctRequest names the entry by its reply: so this machine's side is as its sockets have it, also
