@@ -69,21 +69,34 @@ func newLab(t testing.TB) *lab {
 func (l *lab) in(name string, f func()) {
 	l.t.Helper()
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
-		fd, err := unix.Open("/run/netns/"+name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			err = unix.Setns(fd, unix.CLONE_NEWNET)
-			unix.Close(fd)
-		}
-		if err == nil {
-			f()
-		}
-		done <- err
-	}()
+	go func() { done <- inNetNS(name, f) }()
 	if err := <-done; err != nil {
 		l.t.Fatal(err)
 	}
+}
+
+func inNetNS(name string, f func()) error {
+	runtime.LockOSThread()
+	back, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer back.Close()
+	there, err := os.Open("/run/netns/" + name)
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	defer func() {
+		if unix.Setns(int(back.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread() // else the thread ends with the goroutine
+		}
+	}()
+	f()
+	return nil
 }
 
 // finder makes a Finder with hooks whose own namespace is that of the name.
