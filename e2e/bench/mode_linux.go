@@ -175,7 +175,8 @@ func (b *bench) keepProfile(g *lab.Gatun, mode string) error {
 		return err
 	}
 	for _, order := range []string{"-flat", "-cum"} {
-		out, err := exec.Command("go", "tool", "pprof", "-top", order, "-nodecount=15", kept).CombinedOutput()
+		// Time in the kernel is shown where it was called from.
+		out, err := exec.Command("go", "tool", "pprof", "-top", order, "-hide=[Ss]yscall", "-nodecount=15", kept).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("go tool pprof: %w: %s", err, out)
 		}

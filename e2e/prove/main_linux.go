@@ -170,6 +170,9 @@ func policy(l *lab.Lab, text string) (string, error) {
 	return file, os.WriteFile(file, []byte(text), 0o644)
 }
 
+// relayed makes every flow go through userspace; the setting has no effect at other levels.
+const relayed = "version: 1\ncore: {releaseLevel: experimental}\nfilter: {permanentVerdicts: off}\n"
+
 // started brings gatun up (or a run of it) in a lab.
 func started(l *lab.Lab, mode, text string) (*lab.Gatun, error) {
 	file, err := policy(l, text)

@@ -12,14 +12,23 @@ import (
 )
 
 // proveMemory holds idle TCP flows, then (socket, peer) pairs, and looks at gatun's memory before,
-// with them, and after they are gone, while another program goes on connecting.
-func proveMemory(b *bench) (err error) {
+// with them, and after they are gone, while another program goes on connecting: once with flows
+// that the kernel carries, and once with flows that are relayed.
+func proveMemory(b *bench) error {
+	return errors.Join(
+		b.memory("handed back", "version: 1\n", 4, 4),
+		b.memory("relayed", relayed, 44, 8),
+	)
+}
+
+// memory is one of the two; the limits are KiB per flow and per pair.
+func (b *bench) memory(how, text string, perFlow, perPair float64) (err error) {
 	l, err := b.lab(lab.Options{NoCount: true})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
-	g, err := started(l, "up", "version: 1\n")
+	g, err := started(l, "up", text)
 	if err != nil {
 		return err
 	}
@@ -30,25 +39,28 @@ func proveMemory(b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	b.note("memory at the start", mib(before))
+	b.note(how+": memory at the start", mib(before))
 	other := make(chan lab.Result, 1)
 	stop, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() { other <- keepConnecting(stop, g) }()
 
 	flows := b.size(18000, 1500)
-	if err := b.held(l, g, before, "idle TCP flow", flows, 44<<10, "held",
+	if err := b.held(l, g, before, how+" idle TCP flow", flows, perFlow, "held",
 		"hold", "-n", strconv.Itoa(flows), lab.Server4+":7"); err != nil {
 		return err
 	}
 	peers := b.size(782, 40)
-	if err := b.held(l, g, before, "(socket, peer) pair", 64*peers, 8<<10, "answered",
+	if err := b.held(l, g, before, how+" (socket, peer) pair", 64*peers, perPair, "answered",
 		"pairs", "-peers", strconv.Itoa(peers), "198.18.0.1:6000"); err != nil {
+		return err
+	}
+	if err := b.givenBack(g, before, how); err != nil {
 		return err
 	}
 	cancel()
 	o := <-other
-	b.atMost("failures of another program meanwhile", o.Extra["failed"], 0, fmt.Sprintf("of %.0f connects %s", o.Extra["done"], o.Error))
+	b.atMost(how+": failures of another program meanwhile", o.Extra["failed"], 0, fmt.Sprintf("of %.0f connects %s", o.Extra["done"], o.Error))
 	return nil
 }
 
@@ -67,7 +79,7 @@ func keepConnecting(ctx context.Context, g *lab.Gatun) lab.Result {
 	return total
 }
 
-// held runs a program that holds n things, and prints what each costs and what remains.
+// held runs a program that holds n things, and prints what each costs; the limit is in KiB.
 func (b *bench) held(l *lab.Lab, g *lab.Gatun, before int64, what string, n int, limit float64, key string, command ...string) error {
 	p, err := l.Start(l.Host, lab.Spec{User: lab.Nobody, Pipe: true}, append([]string{l.Bins.Peer}, command...)...)
 	if err != nil {
@@ -91,13 +103,13 @@ func (b *bench) held(l *lab.Lab, g *lab.Gatun, before int64, what string, n int,
 	if b.small {
 		limit *= 2 // what is paid once is spread over few
 	}
-	b.atMost("memory per "+what, float64(with-before)/float64(n)/1024, limit/1024, "KiB")
+	b.atMost("memory per "+what, float64(with-before)/float64(n)/1024, limit, "KiB")
 	p.Kill()
-	return b.givenBack(g, before, what)
+	return nil
 }
 
 // givenBack waits and compares the memory with that of the start.
-func (b *bench) givenBack(g *lab.Gatun, before int64, what string) error {
+func (b *bench) givenBack(g *lab.Gatun, before int64, how string) error {
 	wait := time.Duration(b.size(60, 15)) * time.Second
 	time.Sleep(wait)
 	after, err := lab.Memory(g.Process.PID)
@@ -112,8 +124,8 @@ func (b *bench) givenBack(g *lab.Gatun, before int64, what string) error {
 	if err != nil {
 		return err
 	}
-	b.note(fmt.Sprintf("files open %s after the last %s", wait, what), strconv.Itoa(files))
-	b.atMost(fmt.Sprintf("memory %s after the last %s", wait, what), float64(after)/float64(before), ratio, "x of the start ("+mib(after)+")")
+	b.note(fmt.Sprintf("%s: files open %s after the last", how, wait), strconv.Itoa(files))
+	b.atMost(fmt.Sprintf("%s: memory %s after the last", how, wait), float64(after)/float64(before), ratio, "x of the start ("+mib(after)+")")
 	return nil
 }
 
@@ -122,23 +134,25 @@ func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 // proveClose puts `Connection: close` requests on gatun without a pause: no slice of the time may
 // be much slower than the others, and no request may fail.
 func proveClose(b *bench) (err error) {
-	for _, mode := range []string{"up", "run"} {
+	for _, c := range []struct{ how, mode, text string }{
+		{"handed back", "up", "version: 1\n"}, {"relayed", "up", relayed}, {"run", "run", "version: 1\n"},
+	} {
 		l, err := b.lab(lab.Options{NoCount: true})
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(closeLoad(b, l, mode), l.Close()); err != nil {
+		g, err := started(l, c.mode, c.text)
+		if err == nil {
+			err = closeLoad(b, g, c.how)
+		}
+		if err := errors.Join(err, l.Close()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func closeLoad(b *bench, l *lab.Lab, mode string) error {
-	g, err := started(l, mode, "version: 1\n")
-	if err != nil {
-		return err
-	}
+func closeLoad(b *bench, g *lab.Gatun, how string) error {
 	var rates []float64
 	fails, worst, reason := 0.0, 0.0, ""
 	for range b.size(12, 2) {
@@ -156,13 +170,13 @@ func closeLoad(b *bench, l *lab.Lab, mode string) error {
 	for _, r := range rates {
 		lowest = min(lowest, r)
 	}
-	b.note(mode+": requests per second, median", fmt.Sprintf("%.0f", median(rates)))
+	b.note(how+": requests per second, median", fmt.Sprintf("%.0f", median(rates)))
 	share := 0.5
 	if b.small {
 		share = 0.1 // two slices on a busy machine say only that nothing stands still
 	}
-	b.atLeast(mode+": the slowest 5 s against the median", lowest/median(rates), share, "")
-	b.atMost(mode+": requests that failed", fails, 0, reason)
-	b.atMost(mode+": the longest request", worst/1e6, 3, "s")
+	b.atLeast(how+": the slowest 5 s against the median", lowest/median(rates), share, "")
+	b.atMost(how+": requests that failed", fails, 0, reason)
+	b.atMost(how+": the longest request", worst/1e6, 3, "s")
 	return nil
 }
