@@ -406,7 +406,8 @@ func TestLiveFlushedRuleset(t *testing.T) {
 		if after := l.sh("nft -s list table inet gatun_handback | grep -v expires; nft -s list table netdev gatun_handback"); after != before {
 			t.Errorf("before:\n%s\nafter:\n%s", before, after)
 		}
-		if err := echoes(c, 10); err != nil || l.packets(f) != 1 {
+		strayed := l.packets(f) // a late ACK of what was echoed before may have met no rules
+		if err := echoes(c, 10); err != nil || l.packets(f) != strayed {
 			t.Errorf("%v, %d packets decided", err, l.packets(f))
 		}
 	})
@@ -479,18 +480,25 @@ func TestLiveCrash(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		errs := make(chan error, 10)
-		l.mu.Lock()
-		l.decide = func(f packet.Flow, b []byte) error { errs <- next.Accept(f, b); return nil }
-		l.mu.Unlock()
-		c, f := l.dial("udp", at(far4))
-		if _, err := c.Write([]byte("x")); err != nil {
+		l.eventually("the rules are back", func() bool { whole, err := next.whole(); return err == nil && whole && l.held(keptFlow) })
+		strayed := l.packets(keptFlow) // a late ACK of what was echoed before may have met no rules
+		if err := echoes(kept, 100); err != nil || l.packets(keptFlow) != strayed {
+			t.Errorf("after foreign hands: %v, %d packets decided", err, l.packets(keptFlow))
+		}
+		bare, err := Open(l.options(func(o *Options) { o.Table = "handback_test" })) // nobody runs it
+		if err != nil {
 			t.Fatal(err)
 		}
-		if err := <-errs; !errors.Is(err, ErrUnsupported) {
+		defer bare.Close()
+		if err := Recover(bare.o); err != nil {
+			t.Fatal(err)
+		}
+		f := packet.Flow{Proto: packet.UDP, Local: at2(host4, 9), Remote: at2(far4, 9)}
+		held := packet.AppendUDP(nil, &packet.IP{Src: f.Local.Addr(), Dst: f.Remote.Addr(), TTL: 64}, 9, 9, []byte("x"))
+		if err := bare.Accept(f, held); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("without the table: %v, want ErrUnsupported", err)
 		}
-		if next.accepted(f) {
+		if bare.accepted(f) {
 			t.Error("something was left behind")
 		}
 	})

@@ -162,7 +162,7 @@ func (t *Table) sweep() error {
 	if err := t.mend(); err != nil {
 		return err
 	}
-	start, flows := time.Now(), t.all()
+	start, flows, restored := time.Now(), t.all(), t.restored.Load()
 	there := make([]bool, len(flows))
 	var renew []packet.Flow
 	err := t.get(flows, func(i int, e found) {
@@ -191,7 +191,13 @@ func (t *Table) sweep() error {
 			return err
 		}
 	}
-	return errors.Join(t.renew(renew), t.over(t.missing(start, flows, there), Expired))
+	missing := t.missing(start, flows, there)
+	if len(missing) > 0 {
+		if whole, err := t.whole(); err != nil || !whole || t.restored.Load() != restored {
+			missing = nil // somebody took them all away while they were read: they come back
+		}
+	}
+	return errors.Join(t.renew(renew), t.over(missing, Expired))
 }
 
 // missing is what is not there, and was not on its way into the set or back when it was looked for.
@@ -260,6 +266,7 @@ func (t *Table) reinstall() error {
 		return ErrClosed
 	default:
 	}
+	t.restored.Add(1)
 	_, err := install(t.o)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gatun/network/packet"
@@ -25,12 +26,13 @@ type Table struct {
 
 	done chan struct{} // closed by release
 
-	rules  sync.Mutex // held while they are put back, or taken away for good
-	mu     sync.Mutex
-	flows  map[packet.Flow]entry
-	ports  map[port][]packet.Flow // sockets that are gone have no whole name
-	young  []packet.Flow          // accepted since the last look for orphans
-	closed bool
+	rules    sync.Mutex // held while they are put back, or taken away for good
+	restored atomic.Uint64
+	mu       sync.Mutex
+	flows    map[packet.Flow]entry
+	ports    map[port][]packet.Flow // sockets that are gone have no whole name
+	young    []packet.Flow          // accepted since the last look for orphans
+	closed   bool
 }
 
 // port is a program's side of flows.
