@@ -49,6 +49,7 @@ func buffers(n, size int) ([][]byte, []int) {
 func readUDP(t testing.TB, d Device, payload string) []byte {
 	t.Helper()
 	bufs, sizes := buffers(d.BatchSize(), d.MaxPacket())
+	defer time.AfterFunc(time.Minute, func() { _ = d.Close() }).Stop() // a lost packet ends the test
 	for range 100 {
 		n, err := d.Read(bufs, sizes)
 		if err != nil {
@@ -153,6 +154,16 @@ func addressed(t testing.TB, name string) {
 	ip(t, "addr add 10.139.1.2/24 dev "+name)
 	ip(t, "addr add fd00:139::2/64 nodad dev "+name)
 	ip(t, "link set "+name+" up")
+	// The kernel makes it an address of this host in a worker of its own.
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		out, err := exec.Command("ip", "-6", "route", "show", "table", "local").Output()
+		if err == nil && strings.Contains(string(out), "local fd00:139::2 dev "+name) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the address is not there: %v: %s", err, out)
+		}
+	}
 }
 
 func TestDriverCarriesBothFamilies(t *testing.T) {
@@ -419,6 +430,19 @@ func TestPacketSocketCarriesBothFamilies(t *testing.T) {
 	}
 }
 
+// TestPacketSocketNeedsNoQueue: the queue of the far end appears some time after it is up, when the
+// kernel has noticed the carrier. What is written before that must arrive as well.
+func TestPacketSocketNeedsNoQueue(t *testing.T) {
+	newNetns(t)
+	d := vethDevice(t)
+	readQueued(t, d)
+	if out, err := exec.Command("tc", "qdisc", "add", "dev", "gatun0p", "root", "pfifo", "limit", "0").CombinedOutput(); err != nil {
+		t.Fatalf("tc: %v: %s", err, out)
+	}
+	echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "over IPv4")
+	echo(t, d, "udp6", "fd00:139::2", "[fd00:139::9]:7", "over IPv6")
+}
+
 func TestPacketSocketLinkDownAndUp(t *testing.T) {
 	newNetns(t)
 	d := vethDevice(t)
@@ -429,7 +453,36 @@ func TestPacketSocketLinkDownAndUp(t *testing.T) {
 		t.Fatalf("Write while down = %d, %v; want 0 packets and no error", n, err)
 	}
 	ip(t, "link set gatun0p up")
+	untilUp(t, d)
 	echo(t, d, "udp4", "10.139.1.2", "10.139.1.9:7", "up again")
+}
+
+// untilUp sends until something arrives: the kernel notices a carrier in a worker of its own, and
+// drops what programs send before that.
+func untilUp(t *testing.T, d Device) {
+	t.Helper()
+	conn, err := net.Dial("udp4", "10.139.1.9:9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			_, _ = conn.Write([]byte("up?"))
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	}()
+	readUDP(t, d, "up?")
+	close(stop)
+	<-stopped
+	_ = conn.Close()
 }
 
 func TestFromPacketSocketRefusesWhatItCannotUse(t *testing.T) {

@@ -67,6 +67,11 @@ func preparePacketSocket(fd, ifindex int) error {
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer) // the kernel takes what it allows
 	}
+	// The kernel makes the queue of an interface whose carrier came on after it was brought up in a
+	// worker of its own: on a busy machine the first packets would come before that, and be dropped.
+	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1); err != nil {
+		return fmt.Errorf("packet socket: send without a queue: %w", err)
+	}
 	bind := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifindex}
 	if err := unix.Bind(fd, bind); err != nil {
 		return fmt.Errorf("packet socket: bind to interface %d: %w", ifindex, err)

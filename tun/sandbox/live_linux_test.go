@@ -563,3 +563,27 @@ print("ok")`}})
 		t.Errorf("code %d, output %q", got.code, got.stdout)
 	}
 }
+
+// TestLiveAddressesAreThereAtOnce: what comes for the command as soon as Start returns is not lost.
+func TestLiveAddressesAreThereAtOnce(t *testing.T) {
+	needSandbox(t)
+	want := fmt.Sprintf("%x", AddressV6().AsSlice())
+	for range 10 {
+		box := start(t, Options{Argv: sh("true")})
+		routes, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/ipv6_route", box.SupervisorPID()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		local := false
+		for _, line := range strings.Split(string(routes), "\n") { // to, length, …, flags, device
+			f := strings.Fields(line)
+			if len(f) == 10 && f[0] == want && f[1] == "80" {
+				flags, err := strconv.ParseUint(f[8], 16, 32)
+				local = local || err == nil && flags&unix.RTF_LOCAL != 0
+			}
+		}
+		if !local {
+			t.Fatalf("%s is not an address of the namespace:\n%s", AddressV6(), routes)
+		}
+	}
+}

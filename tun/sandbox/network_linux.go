@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"gatun/tun"
@@ -198,10 +200,48 @@ func (i *interior) address(h *netlink.Handle, link netlink.Link) error {
 	if v6 == nil {
 		v6 = h.RouteAdd(defaultRoute(link, AddressV6()))
 	}
+	if v6 == nil {
+		v6 = awaitLocal(h, AddressV6())
+	}
 	if v6 != nil {
 		i.warn("no IPv6 inside: %v", v6)
 	}
 	return nil
+}
+
+// localWithin is far more than the kernel takes for an address, on a busy machine as well.
+const localWithin = 5 * time.Second
+
+// awaitLocal waits until a is an address of this namespace. Of IPv6 the kernel makes it one in a
+// worker of its own some time after the interface is up: until then what comes for it is dropped.
+func awaitLocal(h *netlink.Handle, a netip.Addr) error {
+	news, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_IPV6_ROUTE)
+	if err != nil {
+		return fmt.Errorf("watch IPv6 routes: %w", err)
+	}
+	defer news.Close()
+	wait := unix.NsecToTimeval(int64(localWithin))
+	if err := news.SetReceiveTimeout(&wait); err != nil {
+		return fmt.Errorf("watch IPv6 routes: %w", err)
+	}
+	local := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
+	for {
+		routes, err := h.RouteListFiltered(netlink.FAMILY_V6, local, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+		if err != nil {
+			return fmt.Errorf("list IPv6 routes: %w", err)
+		}
+		for _, r := range routes {
+			if r.Dst == nil {
+				continue
+			}
+			if to, _ := netip.AddrFromSlice(r.Dst.IP); to == a {
+				return nil
+			}
+		}
+		if _, _, err := news.Receive(); err != nil {
+			return fmt.Errorf("%s is no address of this namespace yet: %w", a, err)
+		}
+	}
 }
 
 // quietIPv6 keeps the kernel from making a link-local address and from asking for routers.
