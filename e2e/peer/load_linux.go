@@ -111,6 +111,10 @@ func (l *load) done(took time.Duration) {
 	l.took = append(l.took, took)
 }
 
+// resent is how long an operation takes at least whose first packet was lost: TCP sends it again
+// after a second.
+const resent = 900 * time.Millisecond
+
 func (l *load) result(took time.Duration) result {
 	extra := map[string]float64{"value": float64(l.total.Load()) / took.Seconds(), "failed": float64(l.fails.Load()),
 		"flows": float64(l.dialled.Load()), "packets": float64(l.packets.Load())}
@@ -119,6 +123,8 @@ func (l *load) result(took time.Duration) result {
 		extra["p50_us"] = float64(l.took[n/2].Nanoseconds()) / 1000
 		extra["p99_us"] = float64(l.took[n*99/100].Nanoseconds()) / 1000
 		extra["max_us"] = float64(l.took[n-1].Nanoseconds()) / 1000
+		second := sort.Search(n, func(i int) bool { return l.took[i] >= resent })
+		extra["slow"] = float64(n - second)
 	}
 	return result{Result: "done", Error: l.reason, Extra: extra}
 }
