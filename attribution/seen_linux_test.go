@@ -407,3 +407,37 @@ while wait(): s.sendto(str(os.getpid()).encode(), %s)`, x.peer())
 		}
 	}
 }
+
+// BenchmarkSeen measures look-ups of flows whose sender the kernel saw: of a process that is
+// known, and the first one of a new process. Run it alone, with -benchtime 1000x.
+func BenchmarkSeen(b *testing.B) {
+	for name, body := range map[string]string{
+		"known-process": `
+while wait(): s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((%q, %d)); s.send(str(os.getpid()).encode())`,
+		"new-process": `
+while wait():
+    child = os.fork()
+    if child == 0:
+        s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect((%q, %d)); s.send(str(os.getpid()).encode()); os._exit(0)
+    os.wait()`,
+	} {
+		b.Run(name, func(b *testing.B) {
+			l, w := newLab(b), &stopwatch{}
+			f, _ := l.finder(l.sender)
+			type arrival struct {
+				text string
+				flow packet.Flow
+			}
+			arrived := make(chan arrival)
+			to := l.receive(func(text string, flow packet.Flow) { arrived <- arrival{text, flow} })
+			h := l.script(fmt.Sprintf(body, to.Addr(), to.Port()))
+			for b.Loop() {
+				h.tell("send")
+				a := <-arrived
+				pid, _ := strconv.Atoi(a.text)
+				w.find(b, f, a.flow, pid)
+			}
+			w.report(b)
+		})
+	}
+}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
@@ -53,19 +54,15 @@ func OpenOwners(opt OwnersOptions) (*Owners, error) {
 		return nil, noHooks("%w", err)
 	}
 	o := &Owners{local: opt.Local}
-	if err := o.open(root, l); err != nil {
+	if err := o.open(root, l, opt); err != nil {
 		return nil, noHooks("%w", errors.Join(err, o.Close()))
 	}
-	if err := o.check(); err != nil {
-		return nil, noHooks("%w", errors.Join(err, o.Close()))
-	}
-	if opt.Ours {
-		err = o.hooks.ours.Put(uint32(0), uint32(os.Getpid()))
-	}
-	return o, err
+	return o, nil
 }
 
-func (o *Owners) open(root string, l *layout) (err error) {
+// open attaches the hooks. The first is enough to check them all, and the others never see a
+// socket of ours.
+func (o *Owners) open(root string, l *layout, opt OwnersOptions) (err error) {
 	if o.groups.root, err = os.Open(root); err != nil {
 		return err
 	}
@@ -76,19 +73,26 @@ func (o *Owners) open(root string, l *layout) (err error) {
 		return fmt.Errorf("tables for the cgroup hooks: %w", err)
 	}
 	claim := o.hooks.claimProgram(l)
-	for _, p := range []*ebpf.ProgramSpec{
-		{Name: "gatun_connect4", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet4Connect, Instructions: claim},
-		{Name: "gatun_connect6", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupInet6Connect, Instructions: claim},
-		{Name: "gatun_sendmsg4", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupUDP4Sendmsg, Instructions: claim},
-		{Name: "gatun_sendmsg6", Type: ebpf.CGroupSockAddr, AttachType: ebpf.AttachCGroupUDP6Sendmsg, Instructions: claim},
-		{Name: "gatun_create", Type: ebpf.CGroupSock, AttachType: ebpf.AttachCGroupInetSockCreate, Instructions: o.hooks.createProgram(l)},
-		{Name: "gatun_egress", Type: ebpf.CGroupSKB, AttachType: ebpf.AttachCGroupInetEgress, Instructions: o.hooks.egressProgram(l)},
-	} {
-		if err := o.attach(root, p); err != nil {
-			return fmt.Errorf("hook %s: %w", strings.TrimPrefix(p.Name, "gatun_"), err)
+	attach := func(name string, kind ebpf.ProgramType, at ebpf.AttachType, program asm.Instructions) {
+		if err == nil {
+			if err = o.attach(root, &ebpf.ProgramSpec{Name: "gatun_" + name, Type: kind, AttachType: at, Instructions: program}); err != nil {
+				err = fmt.Errorf("hook %s: %w", name, err)
+			}
 		}
 	}
-	return nil
+	attach("connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, claim)
+	if err == nil {
+		err = o.check()
+	}
+	if err == nil && opt.Ours {
+		err = o.hooks.ours.Put(uint32(0), uint32(os.Getpid()))
+	}
+	attach("connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, claim)
+	attach("sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, claim)
+	attach("sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, claim)
+	attach("create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, o.hooks.createProgram(l))
+	attach("egress", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, o.hooks.egressProgram(l))
+	return err
 }
 
 // attach loads a program and links it beside those that others have there.
