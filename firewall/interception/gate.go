@@ -172,7 +172,7 @@ func (g *Gate) replace(l *network.Link, gone <-chan struct{}) {
 	case <-t.C:
 	}
 	const cause = "replaced by a new connection"
-	if l.HandedBack() {
+	if handedBackOut(l) {
 		g.forget(l, cause) // to end its socket would be to end the new one
 		return
 	}

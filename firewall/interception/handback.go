@@ -77,7 +77,7 @@ func (g *Gate) handBackTCP(f *stack.TCPFlow, l *network.Link) bool {
 // was on its way here, when the kernel took over. False: the connection is over and this is a new one.
 func (g *Gate) handedBackTCP(f *stack.TCPFlow, l *network.Link) bool {
 	held := f.Held()
-	if !l.HandedBack() || held == nil || g.Kernel.Follow(l.Flow, held) != nil {
+	if !handedBackOut(l) || held == nil || g.Kernel.Follow(l.Flow, held) != nil {
 		return false
 	}
 	f.Drop()
@@ -191,7 +191,14 @@ func (g *Gate) KernelCounted(f packet.Flow, sent, received uint64) {
 // CarriedElsewhere reports whether the kernel carries the flow.
 func (g *Gate) CarriedElsewhere(f packet.Flow) bool {
 	l := g.Table.Find(f)
-	return l != nil && l.HandedBack()
+	return l != nil && handedBackOut(l)
+}
+
+// handedBackOut reports whether the kernel carries a flow that began on this machine. One that came in
+// has a way of its own there: a packet of its tuple on the TUN device belongs to another flow.
+func handedBackOut(l *network.Link) bool {
+	c := l.Comm()
+	return l.HandedBack() && (c == nil || c.Direction != network.Inbound)
 }
 
 // Refused returns how many flows are or were relayed because the kernel did not take them.
