@@ -20,7 +20,7 @@ func (t *Table) watch(ctx context.Context) error {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	if err := errors.Join(c.SetBPF(deletions()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+	if err := errors.Join(c.SetBPF(onlyFlows()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
 		return errors.Join(fmt.Errorf("watch nftables: %w", err), c.Close())
 	}
 	for {
@@ -37,18 +37,30 @@ func (t *Table) watch(ctx context.Context) error {
 	}
 }
 
-// deletions is a filter for notifications: without it each flow that comes or goes would wake us.
-func deletions() []bpf.RawInstruction {
-	low := uint32(4) // of nlmsg_type: the message; the high byte is the subsystem
+// onlyFlows is a filter that keeps back notifications about a single element of a set, and about the
+// number of a transaction: without it each handed-back flow that comes or goes would wake us. The kernel
+// may put several notifications into one message; those all pass.
+func onlyFlows() []bpf.RawInstruction {
+	low, high, length := uint32(4), uint32(1), uint32(0) // in struct nlmsghdr: the type's low byte, the length's two low bytes
 	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		low++
+		low, high, length = 5, 2, 3
 	}
-	program := []bpf.Instruction{bpf.LoadAbsolute{Off: low, Size: 1}}
-	wanted := []uint32{unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET}
-	for i, m := range wanted {
-		program = append(program, bpf.JumpIf{Cond: bpf.JumpEqual, Val: m, SkipTrue: uint8(len(wanted) - i)})
-	}
-	raw, err := bpf.Assemble(append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 1 << 16}))
+	raw, err := bpf.Assemble([]bpf.Instruction{
+		bpf.LoadAbsolute{Off: high, Size: 1},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftLeft, Val: 8},
+		bpf.TAX{},
+		bpf.LoadAbsolute{Off: length, Size: 1},
+		bpf.ALUOpX{Op: bpf.ALUOpAdd},
+		bpf.TAX{},
+		bpf.LoadExtension{Num: bpf.ExtLen},
+		bpf.JumpIfX{Cond: bpf.JumpNotEqual, SkipTrue: 5},
+		bpf.LoadAbsolute{Off: low, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_NEWSETELEM, SkipTrue: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_DELSETELEM, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.NFT_MSG_NEWGEN, SkipTrue: 1},
+		bpf.RetConstant{Val: 0},
+		bpf.RetConstant{Val: 1 << 18},
+	})
 	if err != nil {
 		panic(err) // a constant
 	}
