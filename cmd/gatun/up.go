@@ -43,6 +43,7 @@ type up struct {
 	stop    context.CancelCauseFunc
 	confirm *confirmation
 
+	witnesses  *witnesses
 	inbound    *inboundControl
 	carrier    *carrier
 	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
@@ -188,7 +189,8 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	if err != nil {
 		return err
 	}
-	finder := attribution.New(attribution.Options{State: sockets, Self: os.Getpid(), Logger: u.log})
+	u.witnesses = &witnesses{local: u.manager.IsLocal, log: u.log}
+	finder := attribution.New(attribution.Options{State: sockets, Senders: u.witnesses, Self: os.Getpid(), Logger: u.log})
 	closings, err := state.OpenClosings()
 	if err != nil {
 		return err
@@ -228,6 +230,7 @@ func (u *up) serve(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
 	u.inbound.start(ctx, g)
+	g.Go(func() error { return u.witnesses.Run(ctx) })
 	u.confirm.begin(time.Now())
 	g.Go(func() error { return u.confirm.wait(ctx) }) // a capture that hangs is not confirmed either
 	g.Go(func() error { return u.carrier.run(ctx) })
@@ -332,7 +335,7 @@ func (u *up) Status() api.Status {
 	}
 	redirect := u.redirectModule(m)
 	s.Notes = append(s.Notes, redirect.Message)
-	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
+	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, u.witnesses.module(), u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
