@@ -253,9 +253,28 @@ func (s *Stack) replyIP(f *packet.Flow, ttl, tos uint8) packet.IP {
 	return packet.IP{Src: f.Remote.Addr(), Dst: f.Local.Addr(), TTL: ttl, TOS: tos, ID: uint16(s.ipID.Add(1))}
 }
 
-// send queues a packet that was built, in fragments where it is longer than the MTU.
+// writeNow writes one packet between begin and done. That the device is gone is for the writer and
+// the reader to find.
+func (s *Stack) writeNow(p *rawPacket) {
+	q := &s.out
+	q.direct[0] = p.b
+	n, _ := s.dev.Write(q.direct[:])
+	q.direct[0] = nil
+	q.done()
+	c := &s.counts
+	c.packetsOut.Add(uint64(n))
+	c.bytesOut.Add(uint64(len(p.b)))
+	c.writeErrors.Add(uint64(1 - n))
+	q.release(p)
+}
+
+// send sends a packet that was built, in fragments where it is longer than the MTU.
 func (s *Stack) send(p *rawPacket) error {
 	if len(p.b) <= s.mtu {
+		if s.out.begin() {
+			s.writeNow(p)
+			return nil
+		}
 		if !s.out.put(outItem{raw: p}) {
 			return ErrStopped
 		}

@@ -34,12 +34,18 @@ type outItem struct {
 
 // outQueue decouples producers from the device. Writes are asynchronous because netstack's TCP
 // processor spins on the endpoint's lock while a SYN-ACK is written under it.
+//
+// Who holds no lock may write a packet itself while nobody else writes and none waits (begin,
+// done): the order stays, and the packet needs no other goroutine to wake up.
 type outQueue struct {
 	mu       sync.Mutex
 	notEmpty sync.Cond
 	notFull  sync.Cond
 	items    []outItem
 	closed   bool
+	writing  bool // somebody writes to the device,
+	taken    bool // which is the writer
+	direct   [1][]byte
 	waiters  int
 	lost     *atomic.Uint64
 	pool     sync.Pool
@@ -88,7 +94,7 @@ func (q *outQueue) put(it outItem) bool {
 		q.drop(it)
 		return false
 	}
-	wake := len(q.items) == 0
+	wake := len(q.items) == 0 && !q.writing // else who writes looks, or wakes the writer
 	q.items = append(q.items, it)
 	q.mu.Unlock()
 	if wake {
@@ -106,17 +112,43 @@ func (q *outQueue) drop(it outItem) {
 }
 
 // take waits for packets and swaps all of them against the empty slice spare. It returns none
-// when the queue is closed and empty.
+// when the queue is closed and empty. Only the writer calls it, which is done with what it took
+// before.
 func (q *outQueue) take(spare []outItem) []outItem {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for len(q.items) == 0 && !q.closed {
+	q.writing = q.writing && !q.taken
+	q.taken = false
+	for len(q.items) == 0 && !q.closed || q.writing {
 		q.notEmpty.Wait()
 	}
 	items := q.items
 	q.items = spare
+	q.writing, q.taken = true, true
 	q.notFull.Broadcast()
 	return items
+}
+
+// begin reports whether the caller may write one packet to the device now, and nobody else until
+// done.
+func (q *outQueue) begin() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.writing || q.closed || len(q.items) > 0 {
+		return false
+	}
+	q.writing = true
+	return true
+}
+
+func (q *outQueue) done() {
+	q.mu.Lock()
+	q.writing = false
+	wake := len(q.items) > 0 || q.closed
+	q.mu.Unlock()
+	if wake {
+		q.notEmpty.Signal()
+	}
 }
 
 func (q *outQueue) close() {
