@@ -25,6 +25,38 @@ func ownNetNS() (uint64, error) {
 	return cookie, nil
 }
 
+// openHierarchy opens the root of the version 2 control groups: where it is mounted, or on a
+// mount of our own that is attached to no directory.
+func openHierarchy() (*os.File, error) {
+	root, err := cgroupRoot()
+	if err == nil {
+		return os.Open(root)
+	}
+	fd, mountErr := detachedMount()
+	if mountErr != nil {
+		return nil, fmt.Errorf("%w (%w)", err, mountErr)
+	}
+	return os.NewFile(uintptr(fd), "cgroup2"), nil
+}
+
+// detachedMount mounts the hierarchy for this process alone (Linux 5.2).
+func detachedMount() (int, error) {
+	config, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open cgroup2: %w", err)
+	}
+	defer unix.Close(config)
+	if err := unix.FsconfigCreate(config); err != nil {
+		return -1, fmt.Errorf("set up cgroup2: %w", err)
+	}
+	mount, err := unix.Fsmount(config, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("mount cgroup2: %w", err)
+	}
+	defer unix.Close(mount)
+	return unix.Openat(mount, ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
 // cgroupRoot finds where the version 2 hierarchy is mounted as a whole.
 func cgroupRoot() (string, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
@@ -51,7 +83,7 @@ func parseCgroupMount(text string) (string, error) {
 	if part != "" {
 		return "", fmt.Errorf("only a part of the control groups is visible (%s): this process runs in a container", part)
 	}
-	return "", errors.New("no version 2 control groups are mounted (mount -t cgroup2 none /sys/fs/cgroup/unified)")
+	return "", errors.New("no version 2 control groups are mounted")
 }
 
 // unescape undoes the octal escapes of mountinfo.
@@ -98,13 +130,20 @@ func (g *groups) resolve(id uint64) string {
 		return ""
 	}
 	defer unix.Close(fd)
-	full, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	full, err := os.Readlink(descriptor(fd))
 	if err != nil || strings.HasSuffix(full, " (deleted)") {
 		return ""
 	}
-	rel, err := filepath.Rel(g.root.Name(), full)
+	base, err := os.Readlink(descriptor(int(g.root.Fd())))
+	if err != nil {
+		return ""
+	}
+	rel, err := filepath.Rel(base, full)
 	if err != nil {
 		return ""
 	}
 	return filepath.Join("/", rel)
 }
+
+// descriptor is the path by which this process reaches what it has open.
+func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }

@@ -42,19 +42,12 @@ type hooks struct {
 // OpenOwners attaches the hooks, which needs root. The error wraps ErrNoHooks and says why
 // they cannot be had.
 func OpenOwners(opt OwnersOptions) (*Owners, error) {
-	root := opt.Root
-	if root == "" {
-		var err error
-		if root, err = cgroupRoot(); err != nil {
-			return nil, noHooks("%w", err)
-		}
-	}
 	l, err := readLayout()
 	if err != nil {
 		return nil, noHooks("%w", err)
 	}
 	o := &Owners{local: opt.Local}
-	if err := o.open(root, l, opt); err != nil {
+	if err := o.open(l, opt); err != nil {
 		return nil, noHooks("%w", errors.Join(err, o.Close()))
 	}
 	return o, nil
@@ -62,10 +55,16 @@ func OpenOwners(opt OwnersOptions) (*Owners, error) {
 
 // open attaches the hooks. The first is enough to check them all, and the others never see a
 // socket of ours.
-func (o *Owners) open(root string, l *layout, opt OwnersOptions) (err error) {
-	if o.groups.root, err = os.Open(root); err != nil {
+func (o *Owners) open(l *layout, opt OwnersOptions) (err error) {
+	if opt.Root != "" {
+		o.groups.root, err = os.Open(opt.Root)
+	} else {
+		o.groups.root, err = openHierarchy()
+	}
+	if err != nil {
 		return err
 	}
+	root := descriptor(int(o.groups.root.Fd()))
 	if o.hooks.netns, err = ownNetNS(); err != nil {
 		return err
 	}

@@ -452,7 +452,7 @@ func TestCgroupMount(t *testing.T) {
 		"24 1 0:22 / /sys rw - sysfs sysfs rw\n35 33 0:30 / /sys/fs/cgroup/unified rw shared:9 - cgroup2 none rw\n":                     "/sys/fs/cgroup/unified",
 		"1 2 0:26 /a/b /mnt rw - cgroup2 none rw\n3 2 0:26 / /a\\040b rw - cgroup2 none rw\n":                                           "/a b",
 		"1 2 0:26 /docker/1 /sys/fs/cgroup ro - cgroup2 none rw\n":                                                                      "container",
-		"36 35 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\nbroken\n\n37 35 0:32 / /cgroup2 rw - tmpfs cgroup2 rw,size=1": "mount -t cgroup2",
+		"36 35 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\nbroken\n\n37 35 0:32 / /cgroup2 rw - tmpfs cgroup2 rw,size=1": "no version 2",
 	} {
 		got, err := parseCgroupMount(text)
 		if err != nil {
@@ -461,6 +461,24 @@ func TestCgroupMount(t *testing.T) {
 		if got != want && !(err != nil && strings.Contains(got, want)) {
 			t.Errorf("%q: got %q, want %q", text, got, want)
 		}
+	}
+}
+
+// TestDetachedHierarchy reads the hierarchy where nobody has mounted it.
+func TestDetachedHierarchy(t *testing.T) {
+	dir := group(t)
+	fd, err := detachedMount()
+	if err != nil {
+		t.Skip(err)
+	}
+	g := groups{root: os.NewFile(uintptr(fd), "cgroup2")}
+	defer g.root.Close()
+	handle, _, err := unix.NameToHandleAt(unix.AT_FDCWD, dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := g.path(binary.NativeEndian.Uint64(handle.Bytes())), "/"+filepath.Base(dir); got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
