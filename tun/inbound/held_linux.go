@@ -97,10 +97,10 @@ func openRaw(family, level, option int, mark uint32) (*os.File, error) {
 // refuse answers h.
 func (a *answers) refuse(h *Held) error {
 	f := h.flow
-	file, to := a.v4, unix.Sockaddr(&unix.SockaddrInet4{Addr: f.Remote.Addr().As4()})
-	if f.Is6() {
-		file = a.v6
-		to = &unix.SockaddrInet6{Addr: f.Remote.Addr().As16(), ZoneId: zone(f.Remote.Addr(), h.device)}
+	file := a.v6
+	to := unix.Sockaddr(&unix.SockaddrInet6{Addr: f.Remote.Addr().As16(), ZoneId: zone(f.Remote.Addr(), h.device)})
+	if !f.Is6() {
+		file, to = a.v4, &unix.SockaddrInet4{Addr: f.Remote.Addr().As4()}
 	}
 	b := answer(h)
 	if file == nil || len(b) == 0 {

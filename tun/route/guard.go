@@ -157,6 +157,9 @@ func (g builder) outgoing(p Policy) []GuardRule {
 	return []GuardRule{
 		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}, g.setCtMark(own)}, "accept"},
+		// Connection tracking has no entry for the resets and errors that answer what came in: then
+		// the rule above ends where it looks for one.
+		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}}, "accept"},
 		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(old), g.setMark(old)}, "accept"},
 		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.InMark), g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot4}, g.setMark(old)}, "accept"},
