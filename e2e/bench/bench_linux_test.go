@@ -175,6 +175,19 @@ func TestEach(t *testing.T) {
 	}
 }
 
+func TestUsageOverIdle(t *testing.T) {
+	idle := usage{cpu: 20 * time.Millisecond, wall: time.Second}
+	if got := (usage{cpu: 100 * time.Millisecond, wall: 2 * time.Second}).over(idle); got != 60*time.Millisecond {
+		t.Errorf("%s", got)
+	}
+	if got := (usage{cpu: 10 * time.Millisecond, wall: 2 * time.Second}).over(idle); got != 0 {
+		t.Errorf("less than nothing: %s", got)
+	}
+	if got := (usage{cpu: time.Second, wall: time.Second}).over(usage{}); got != time.Second {
+		t.Errorf("%s", got)
+	}
+}
+
 func TestMedian(t *testing.T) {
 	for _, c := range []struct {
 		values []float64

@@ -112,23 +112,52 @@ func (b *bench) round(l *lab.Lab, g *lab.Gatun, w work, length time.Duration) (s
 	args := append([]string{"load", "-for", length.String()}, w.args...)
 	s.length = length
 	b.quiet()
-	if s.direct, err = l.Peer(context.Background(), l.Twin, args...); err != nil {
-		return s, err
-	}
-	b.quiet()
-	before, err := lab.CPU(g.Process.PID)
+	idle, err := timed(g, func() error {
+		s.direct, err = l.Peer(context.Background(), l.Twin, args...)
+		return err
+	})
 	if err != nil {
 		return s, err
 	}
-	if s.through, err = g.Program(context.Background(), args...); err != nil {
-		return s, err
-	}
-	after, err := lab.CPU(g.Process.PID)
-	s.cpu = after - before
+	b.quiet()
+	loaded, err := timed(g, func() error {
+		s.through, err = g.Program(context.Background(), args...)
+		return err
+	})
 	if err == nil && (s.direct.Extra["value"] == 0 || s.direct.Result != "done" || s.through.Result != "done") {
 		err = fmt.Errorf("nothing was measured: %+v, %+v", s.direct, s.through)
 	}
+	s.cpu = loaded.cpu
+	if w.long { // a connection leaves nothing to do while the twin works: that is the daemon's own
+		s.cpu = loaded.over(idle)
+	}
 	return s, err
+}
+
+// usage is the daemon's processor time during something.
+type usage struct {
+	cpu, wall time.Duration
+}
+
+// over is the processor time that it used more than it uses while idle.
+func (u usage) over(idle usage) time.Duration {
+	own := time.Duration(float64(idle.cpu) * float64(u.wall) / float64(max(idle.wall, 1)))
+	return max(0, u.cpu-own)
+}
+
+func timed(g *lab.Gatun, do func() error) (u usage, err error) {
+	before, err := lab.CPU(g.Process.PID)
+	if err != nil {
+		return u, err
+	}
+	begin := time.Now()
+	if err := do(); err != nil {
+		return u, err
+	}
+	u.wall = time.Since(begin)
+	after, err := lab.CPU(g.Process.PID)
+	u.cpu = after - before
+	return u, err
 }
 
 // rows are the work's figures out of all rounds.
