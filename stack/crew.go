@@ -29,7 +29,8 @@ type crew struct {
 
 func (c *crew) init() { c.work = make(chan newFlow) }
 
-// spawn runs the handler of a new flow. Only the reader calls it.
+// spawn runs the handler of a new flow. Only the reader calls it. A TCP flow, which the forwarder
+// has given a goroutine already, comes by serveTCP.
 func (s *Stack) spawn(f newFlow) {
 	select {
 	case s.crew.work <- f:
@@ -44,6 +45,7 @@ func (s *Stack) serveAll(ctx context.Context, f newFlow) {
 	defer s.handlers.Done()
 	for {
 		s.serve(f.Flow(), func() { f.handle(s.handler) }, f.end)
+		f = nil // nothing of it stays
 		if s.crew.idle.Add(1) > crewSize {
 			s.crew.idle.Add(-1)
 			return

@@ -244,18 +244,26 @@ func addr(a tcpip.Address) netip.Addr {
 	return netip.AddrFrom16(a.As16())
 }
 
-// serveTCP runs the handler for a held SYN, in a goroutine that the forwarder made.
+// serveTCP has the handler of a held SYN run. The forwarder calls it in a goroutine of its own.
 func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
 	f := s.syns.get(req.ID())
 	f.req = req
-	defer s.handlers.Done()
-	s.serve(f.flow, func() { s.handler.HandleTCP(f) }, func(bool) {
-		if !f.decided.Load() {
-			s.counts.undecided.Add(1)
-		}
-		f.Drop()
-		f.cancel(net.ErrClosed)
-	})
+	select {
+	case s.crew.work <- f: // whoever took it is counted already
+		s.handlers.Done()
+	default:
+		s.serveAll(s.ctx, f)
+	}
+}
+
+func (f *TCPFlow) handle(h Handler) { h.HandleTCP(f) }
+
+func (f *TCPFlow) end(bool) {
+	if !f.decided.Load() {
+		f.s.counts.undecided.Add(1)
+	}
+	f.Drop()
+	f.cancel(net.ErrClosed)
 }
 
 const (

@@ -95,6 +95,7 @@ func NewRelay[T Upstream, U UDPUpstream, E EchoUpstream](d Dialer[T, U, E], log 
 	}
 	r.now.Store(1)
 	r.buffers.init()
+	r.workers.init()
 	r.tcp.init()
 	r.udp.init(r)
 	r.pings.init(r)
@@ -110,6 +111,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.log.Warn("idle connections are no longer parked", zap.Error(err))
 		}
 	})
+	r.workers.keep()
 	t, look := time.NewTicker(tick), time.NewTicker(r.lookEvery)
 	defer t.Stop()
 	defer look.Stop()
@@ -118,6 +120,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		case <-t.C:
 			r.now.Add(1)
 			r.sweep()
+			r.workers.rest()
 		case <-look.C:
 			r.tcp.park()
 		case <-ctx.Done():
@@ -164,32 +167,6 @@ func (r *Relay) panicked(what string, p any) {
 	r.counts.panics.Add(1)
 	r.log.Error("panic, the flow is ended", zap.String("in", what), zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 }
-
-// workers owns the goroutines that serve upstream sockets.
-type workers struct {
-	mu      sync.Mutex
-	stopped bool
-	wg      sync.WaitGroup
-}
-
-// start runs f in a goroutine, or reports that Run has ended.
-func (w *workers) start(f func()) bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.stopped {
-		return false
-	}
-	w.wg.Go(f)
-	return true
-}
-
-func (w *workers) stop() {
-	w.mu.Lock()
-	w.stopped = true
-	w.mu.Unlock()
-}
-
-func (w *workers) wait() { w.wg.Wait() }
 
 func ownerOf(l *network.Link) OwnerKey {
 	if c := l.Comm(); c != nil {
