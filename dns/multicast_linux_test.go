@@ -59,7 +59,19 @@ func newNeighbourhood(t testing.TB) *neighbourhood {
 		n.run("ip", "-n", ns, "link", "set", "eth0", "up")
 		n.run("ip", "-n", ns, "addr", "add", "198.51.100.1/32", "dev", "lo") // not on the link
 	}
+	for ns, want := range map[string]int{n.ours: 4, n.left: 2, n.right: 2} { // of both families
+		eventually(t, "the networks are up in "+ns, func() bool { return len(inside{ns: ns}.networks()) == want && n.listens(ns) })
+	}
 	return n
+}
+
+// listens reports whether the IPv6 addresses are the host's: the kernel makes them so in a worker of
+// its own some time after the link is up.
+func (n *neighbourhood) listens(ns string) bool {
+	n.t.Helper()
+	out, err := exec.Command("ip", "-n", ns, "-6", "route", "show", "table", "local").Output()
+	addrs, err2 := exec.Command("ip", "-n", ns, "-6", "addr", "show", "scope", "global").Output()
+	return err == nil && err2 == nil && strings.Count(string(out), "local fd77:") == strings.Count(string(addrs), "inet6 fd77:")
 }
 
 func (n *neighbourhood) run(args ...string) {
