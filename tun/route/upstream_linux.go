@@ -79,17 +79,24 @@ func readErrQueue(fd int, data []byte) (queued, error) {
 	if from != nil {
 		q.peer = addrPort(from)
 	}
-	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	q.icmp = queuedError(oob[:oobn])
+	return q, nil
+}
+
+// queuedError finds the ICMP error among the control messages of an error queue's message, nil
+// where it is an error of our own kernel.
+func queuedError(oob []byte) (e *packet.ICMPError) {
+	msgs, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return q, nil
+		return nil
 	}
 	for _, m := range msgs {
 		if m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_RECVERR ||
 			m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_RECVERR {
-			q.icmp = parseExtendedErr(m.Data)
+			e = parseExtendedErr(m.Data)
 		}
 	}
-	return q, nil
+	return e
 }
 
 // parseExtendedErr reads struct sock_extended_err and the address of the offender behind it.

@@ -130,6 +130,10 @@ type recvBatch struct {
 	names [batchSize]unix.RawSockaddrInet6
 	oobs  [batchSize][batchOOBSize]byte
 	data  [batchSize][maxDatagram]byte
+
+	fault    unix.Msghdr // for the error queue
+	faultTo  unix.RawSockaddrInet6
+	faultOOB [256]byte
 }
 
 type mmsghdr struct {
@@ -160,10 +164,12 @@ func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8
 	// One long call of the poller's read: an edge that comes while the callback works wakes the
 	// next wait, so a batch that was not full needs no further look.
 	err := s.raw.Read(func(fd uintptr) bool {
-		for s.receive(int(fd), datagram) {
+		b := s.d.batch()
+		for s.receive(int(fd), b, datagram) {
 		}
-		for s.reportOne(int(fd), report) {
+		for s.reportOne(int(fd), b, report) {
 		}
+		s.d.batches.Put(b)
 		return false
 	})
 	return closedError(err)
@@ -179,9 +185,7 @@ func closedError(err error) error {
 }
 
 // receive takes one batch and reports whether there may be more.
-func (s *UDPSocket) receive(fd int, datagram func(b []byte, from netip.AddrPort, tos uint8)) (more bool) {
-	b := s.d.batch()
-	defer s.d.batches.Put(b)
+func (s *UDPSocket) receive(fd int, b *recvBatch, datagram func(b []byte, from netip.AddrPort, tos uint8)) (more bool) {
 	for i := range b.msgs {
 		b.msgs[i].hdr.Namelen = unix.SizeofSockaddrInet6
 		b.msgs[i].hdr.SetControllen(batchOOBSize)
@@ -223,13 +227,17 @@ func tosOf(oob []byte) uint8 {
 }
 
 // reportOne reads one message of the error queue and reports whether there was one.
-func (s *UDPSocket) reportOne(fd int, report func(peer netip.AddrPort, e *packet.ICMPError)) bool {
-	q, err := readErrQueue(fd, nil)
-	if err != nil {
-		return err == unix.EINTR
+// It looks at each wake-up and mostly in vain, which is why it does not use readErrQueue.
+func (s *UDPSocket) reportOne(fd int, b *recvBatch, report func(peer netip.AddrPort, e *packet.ICMPError)) bool {
+	b.fault = unix.Msghdr{Name: (*byte)(unsafe.Pointer(&b.faultTo)), Namelen: unix.SizeofSockaddrInet6, Control: &b.faultOOB[0]}
+	b.fault.SetControllen(len(b.faultOOB))
+	_, _, errno := unix.Syscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.fault)), unix.MSG_ERRQUEUE|unix.MSG_DONTWAIT)
+	if errno != 0 {
+		return errno == unix.EINTR
 	}
-	if q.icmp != nil && q.peer.IsValid() {
-		report(q.peer, q.icmp)
+	e := queuedError(b.faultOOB[:b.fault.Controllen])
+	if e != nil && b.fault.Namelen >= unix.SizeofSockaddrInet4 {
+		report(rawAddrPort(&b.faultTo), e)
 	}
 	return true
 }
