@@ -252,11 +252,7 @@ func (b *bench) measureLoads(loads []work, mode string) (rows []row, err error) 
 		return nil, err
 	}
 	for _, w := range loads {
-		r, err := b.measure(l, g, w, mode)
-		if err != nil {
-			r = w.failed(mode, err)
-		}
-		rows = append(rows, r...)
+		rows = append(rows, b.measured(l, g, w, mode)...)
 	}
 	return rows, nil
 }
