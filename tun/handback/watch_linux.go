@@ -2,14 +2,14 @@ package handback
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 
+	"gatun/tun/nft"
+
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,7 +20,7 @@ func (t *Table) watch(ctx context.Context) error {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	if err := errors.Join(c.SetBPF(onlyFlows()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+	if err := errors.Join(c.SetBPF(nft.Quiet()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
 		return errors.Join(fmt.Errorf("watch nftables: %w", err), c.Close())
 	}
 	for {
@@ -35,36 +35,6 @@ func (t *Table) watch(ctx context.Context) error {
 			t.warn(err)
 		}
 	}
-}
-
-// onlyFlows is a filter that keeps back notifications about a single element of a set, and about the
-// number of a transaction: without it each handed-back flow that comes or goes would wake us. The kernel
-// may put several notifications into one message; those all pass.
-func onlyFlows() []bpf.RawInstruction {
-	low, high, length := uint32(4), uint32(1), uint32(0) // in struct nlmsghdr: the type's low byte, the length's two low bytes
-	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		low, high, length = 5, 2, 3
-	}
-	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: high, Size: 1},
-		bpf.ALUOpConstant{Op: bpf.ALUOpShiftLeft, Val: 8},
-		bpf.TAX{},
-		bpf.LoadAbsolute{Off: length, Size: 1},
-		bpf.ALUOpX{Op: bpf.ALUOpAdd},
-		bpf.TAX{},
-		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.JumpIfX{Cond: bpf.JumpNotEqual, SkipTrue: 5},
-		bpf.LoadAbsolute{Off: low, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_NEWSETELEM, SkipTrue: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_DELSETELEM, SkipTrue: 1},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.NFT_MSG_NEWGEN, SkipTrue: 1},
-		bpf.RetConstant{Val: 0},
-		bpf.RetConstant{Val: 1 << 18},
-	})
-	if err != nil {
-		panic(err) // a constant
-	}
-	return raw
 }
 
 // mend restores the tables if they are not whole.

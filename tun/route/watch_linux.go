@@ -3,16 +3,16 @@ package route
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
 	"sync"
 
+	"gatun/tun/nft"
+
 	"github.com/mdlayher/netlink"
 	"github.com/mdlayher/netlink/nlenc"
 	"go.uber.org/zap"
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -29,7 +29,7 @@ func watch(ctx context.Context, n Names, out chan<- change, log *zap.Logger) err
 		_ = rt.Close()
 		return err
 	}
-	if err := nf.SetBPF(onlyFlows()); err != nil {
+	if err := nf.SetBPF(nft.Quiet()); err != nil {
 		log.Warn("every change of a set of nftables is looked at", zap.Error(err))
 	}
 	var wg sync.WaitGroup
@@ -42,36 +42,6 @@ func watch(ctx context.Context, n Names, out chan<- change, log *zap.Logger) err
 	_ = nf.Close()
 	wg.Wait()
 	return nil
-}
-
-// onlyFlows is a filter that keeps back notifications about a single element of a set, and about the
-// number of a transaction: without it each handed-back flow that comes or goes would wake us. The kernel
-// may put several notifications into one message; those all pass.
-func onlyFlows() []bpf.RawInstruction {
-	low, high, length := uint32(4), uint32(1), uint32(0) // in struct nlmsghdr: the type's low byte, the length's two low bytes
-	if binary.NativeEndian.Uint16([]byte{0, 1}) == 1 {
-		low, high, length = 5, 2, 3
-	}
-	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: high, Size: 1},
-		bpf.ALUOpConstant{Op: bpf.ALUOpShiftLeft, Val: 8},
-		bpf.TAX{},
-		bpf.LoadAbsolute{Off: length, Size: 1},
-		bpf.ALUOpX{Op: bpf.ALUOpAdd},
-		bpf.TAX{},
-		bpf.LoadExtension{Num: bpf.ExtLen},
-		bpf.JumpIfX{Cond: bpf.JumpNotEqual, SkipTrue: 5},
-		bpf.LoadAbsolute{Off: low, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_NEWSETELEM, SkipTrue: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.NFT_MSG_DELSETELEM, SkipTrue: 1},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.NFT_MSG_NEWGEN, SkipTrue: 1},
-		bpf.RetConstant{Val: 0},
-		bpf.RetConstant{Val: 1 << 18},
-	})
-	if err != nil {
-		panic(err) // a constant
-	}
-	return raw
 }
 
 func subscribe(family int, groups ...uint32) (*netlink.Conn, error) {
