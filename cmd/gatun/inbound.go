@@ -27,7 +27,7 @@ type inboundControl struct {
 
 // openInbound takes the queue. It must have its reader before the guard sends anything there.
 func openInbound(n route.Names, log *zap.Logger) *inboundControl {
-	queue, err := inbound.Open(inbound.Options{Number: n.Queue, AcceptMark: n.InMark, Mask: n.Mask, OwnMark: n.Mark, Logger: log})
+	queue, err := inbound.Open(inbound.Options{Number: n.Queue, AcceptMark: n.InMark, AskedMark: n.AskedMark, Mask: n.Mask, OwnMark: n.Mark, Logger: log})
 	if err != nil {
 		return &inboundControl{missing: err}
 	}

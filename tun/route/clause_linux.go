@@ -105,6 +105,14 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 			networkHeader(offSource6, 16, 1), networkHeader(offDestination6, 16, 2),
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3},
 			transportHeader(offSourcePort, 2, 17), transportHeader(offTargetPort, 2, 18), gt.lookup(1))
+	case asked4:
+		return append(familyIs(unix.NFPROTO_IPV4), networkHeader(offSource4, 4, 1), transportHeader(offSourcePort, 2, 9), gt.remember(0))
+	case asked6:
+		return append(familyIs(unix.NFPROTO_IPV6), networkHeader(offSource6, 16, 1), transportHeader(offSourcePort, 2, 2), gt.remember(1))
+	case toAsked4:
+		return append(familyIs(unix.NFPROTO_IPV4), networkHeader(offDestination4, 4, 1), transportHeader(offTargetPort, 2, 9), gt.wasAsked(0))
+	case toAsked6:
+		return append(familyIs(unix.NFPROTO_IPV6), networkHeader(offDestination6, 16, 1), transportHeader(offTargetPort, 2, 2), gt.wasAsked(1))
 	case backSnapshot4:
 		return append(familyIs(unix.NFPROTO_IPV4),
 			networkHeader(offDestination4, 4, 1), networkHeader(offSource4, 4, 9),
@@ -156,6 +164,16 @@ func familyIs(proto byte) []expr.Any {
 
 func (gt guardTable) lookup(set int) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: gt.sets[set].Name, SetID: gt.sets[set].ID}
+}
+
+func (gt guardTable) wasAsked(set int) expr.Any {
+	return &expr.Lookup{SourceRegister: 1, SetName: gt.asked[set].Name, SetID: gt.asked[set].ID}
+}
+
+// remember adds what the registers hold to a set, or renews it. A set that is full forgets nobody: the
+// answers to later queries are unsolicited.
+func (gt guardTable) remember(set int) expr.Any {
+	return &expr.Dynset{SrcRegKey: 1, SetName: gt.asked[set].Name, SetID: gt.asked[set].ID, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE)}
 }
 
 // destinationIn loads whole bytes where the prefix ends on one and masks elsewhere.

@@ -11,6 +11,7 @@ import (
 type Guard struct {
 	Table  string
 	Chains []Chain
+	Asked  bool // there are sets of who asked a multicast or broadcast group
 }
 
 // Chain is a base chain, or a plain one if Hook is empty.
@@ -72,6 +73,10 @@ const (
 	backSnapshot6
 	queueTo
 	queueCompat
+	asked4
+	asked6
+	toAsked4
+	toAsked6
 )
 
 // Address types as in rtnetlink(7) and nft's "fib daddr type".
@@ -118,7 +123,7 @@ const (
 // change goes to loopback, and without them port 53 takes the way of all other traffic.
 func NewGuard(n Names, p Policy) Guard {
 	g := builder{n: n}
-	guard := Guard{Table: n.NftTable, Chains: []Chain{
+	guard := Guard{Table: n.NftTable, Asked: p.asks(), Chains: []Chain{
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: g.incoming()},
 		{Name: "outgoing", Type: "route", Hook: "output", Priority: priorityMangle, Rules: g.outgoing(p)},
 		{Name: "guard", Type: "filter", Hook: "postrouting", Priority: priorityLast, Drop: true, Rules: g.guard(p)},
@@ -202,6 +207,7 @@ func (g builder) guard(p Policy) []GuardRule {
 		GuardRule{"group membership", []Clause{{kind: icmp6Type, num: 132, text: "mld-listener-done"}, {kind: hopLimit, num: 1}}, "accept"},
 		GuardRule{"group membership", []Clause{{kind: icmp6Type, num: 143, text: "mld2-listener-report"}, {kind: hopLimit, num: 1}}, "accept"})
 	if !p.BlockLAN {
+		rules = append(rules, p.queries()...)
 		rules = append(rules, linkRules()...)
 	}
 	// The policy says drop too; the rule makes replacing the rules in one transaction closed
@@ -229,6 +235,9 @@ func (g Guard) String() string {
 	fmt.Fprintf(&b, "table inet %s {\n", g.Table)
 	fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service\n\t}\n", set4)
 	fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv6_addr . ipv6_addr . inet_proto . inet_service . inet_service\n\t}\n", set6)
+	if g.Asked {
+		b.WriteString(askedText())
+	}
 	for _, c := range g.Chains {
 		policy := "accept"
 		if c.Drop {
@@ -290,6 +299,14 @@ func (c Clause) String() string {
 		return "ip daddr . ip saddr . meta l4proto . th dport . th sport @" + set4
 	case backSnapshot6:
 		return "ip6 daddr . ip6 saddr . meta l4proto . th dport . th sport @" + set6
+	case asked4:
+		return "update @" + askedSet4 + " { ip saddr . udp sport }"
+	case asked6:
+		return "update @" + askedSet6 + " { ip6 saddr . udp sport }"
+	case toAsked4:
+		return "ip daddr . udp dport @" + askedSet4
+	case toAsked6:
+		return "ip6 daddr . udp dport @" + askedSet6
 	case ctKnown:
 		return "ct state established,related"
 	}

@@ -36,6 +36,7 @@ func openNft() (*nftables.Conn, error) {
 type guardTable struct {
 	table *nftables.Table
 	sets  [2]*nftables.Set // est4, est6
+	asked [2]*nftables.Set // asked4, asked6
 }
 
 func newGuardTable(name string) guardTable {
@@ -44,7 +45,11 @@ func newGuardTable(name string) guardTable {
 		return &nftables.Set{Table: t, Name: name, KeyByteOrder: binaryutil.BigEndian, Concatenation: true, KeyType: nftables.MustConcatSetType(
 			addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)}
 	}
-	return guardTable{table: t, sets: [2]*nftables.Set{set(set4, nftables.TypeIPAddr), set(set6, nftables.TypeIP6Addr)}}
+	asked := func(name string, addr nftables.SetDatatype) *nftables.Set {
+		return &nftables.Set{Table: t, Name: name, KeyByteOrder: binaryutil.BigEndian, Concatenation: true, Dynamic: true,
+			HasTimeout: true, Timeout: askedFor, Size: askedLimit, KeyType: nftables.MustConcatSetType(addr, nftables.TypeInetService)}
+	}
+	return guardTable{table: t, asked: [2]*nftables.Set{asked(askedSet4, nftables.TypeIPAddr), asked(askedSet6, nftables.TypeIP6Addr)}, sets: [2]*nftables.Set{set(set4, nftables.TypeIPAddr), set(set6, nftables.TypeIP6Addr)}}
 }
 
 // installGuard puts the guard in, with flows in its sets, in one transaction. An existing
@@ -76,6 +81,13 @@ func sendGuard(g Guard, flows []packet.Flow, prepare func(*nftables.Conn, *nftab
 	for _, s := range gt.sets {
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
+		}
+	}
+	if g.Asked {
+		for _, s := range gt.asked {
+			if err := c.AddSet(s, nil); err != nil {
+				return fmt.Errorf("set %s: %w", s.Name, err)
+			}
 		}
 	}
 	if err := gt.addFlows(c, flows); err != nil {

@@ -1,6 +1,10 @@
 package route
 
-import "fmt"
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
 
 // InboundMode says what becomes of new TCP and UDP flows that come in to this machine.
 type InboundMode uint8
@@ -78,10 +82,52 @@ func (g builder) inboundChain(p Policy) Chain {
 			rules = append(rules, GuardRule{"stays on the link", []Clause{proto, {kind: destinationType, num: typ}}, link})
 		}
 	}
+	if p.asks() {
+		rules = append(rules,
+			GuardRule{"answer to a query", []Clause{udpOnly(), {kind: toAsked4}, g.setMark(g.n.AskedMark)}, ""},
+			GuardRule{"answer to a query", []Clause{udpOnly(), {kind: toAsked6}, g.setMark(g.n.AskedMark)}, ""})
+	}
 	for _, proto := range inboundProtocols() {
 		rules = append(rules, g.newInbound(proto, p.Inbound))
 	}
 	return Chain{Name: "inbound", Type: "filter", Hook: "input", Priority: priorityInbound, Rules: rules}
+}
+
+// The sets of who asked a multicast or broadcast group, how long they may be answered, and how many
+// are remembered.
+const (
+	askedSet4, askedSet6 = "asked4", "asked6"
+	askedFor             = 5 * time.Second
+	askedLimit           = 4096
+)
+
+// asks says whether answers to multicast and broadcast queries are told apart: where somebody decides
+// about them, and the queries may leave.
+func (p Policy) asks() bool {
+	return (p.Inbound == InboundQueued || p.Inbound == InboundCompat) && !p.BlockLAN
+}
+
+func udpOnly() Clause { return Clause{kind: protocol, num: 17, text: "udp"} }
+
+// queries remember from where this machine asks everybody on the link.
+func (p Policy) queries() []GuardRule {
+	if !p.asks() {
+		return nil
+	}
+	var rules []GuardRule
+	for _, to := range []Clause{{kind: destination, prefix: netip.MustParsePrefix("224.0.0.0/4")}, {kind: destinationType, num: typeBroadcast}} {
+		rules = append(rules, GuardRule{"query to the link", []Clause{udpOnly(), to, {kind: asked4}}, ""})
+	}
+	return append(rules, GuardRule{"query to the link", []Clause{udpOnly(), {kind: destination, prefix: netip.MustParsePrefix("ff00::/8")}, {kind: asked6}}, ""})
+}
+
+// askedText declares the two sets in the language of nft(8).
+func askedText() string {
+	text := ""
+	for _, typ := range [...][2]string{{askedSet4, "ipv4_addr"}, {askedSet6, "ipv6_addr"}} {
+		text += fmt.Sprintf("\tset %s {\n\t\ttype %s . inet_service\n\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n\t}\n", typ[0], typ[1], askedLimit, askedFor)
+	}
+	return text
 }
 
 // newInbound is what happens to a flow that nobody knows yet.

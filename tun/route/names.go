@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"slices"
 )
 
 // The fixed names, in one place. Everything that gatun adds to the machine carries one of
@@ -41,9 +42,10 @@ const (
 type Names struct {
 	Device       string `json:"device"`
 	NftTable     string `json:"nft_table"`
-	Mark         uint32 `json:"mark"`     // on gatun's own sockets; counts only together with their user
-	OldMark      uint32 `json:"old_mark"` // set by the guard only: this packet keeps its old path
-	InMark       uint32 `json:"in_mark"`  // on inbound flows that were accepted
+	Mark         uint32 `json:"mark"`       // on gatun's own sockets; counts only together with their user
+	OldMark      uint32 `json:"old_mark"`   // set by the guard only: this packet keeps its old path
+	InMark       uint32 `json:"in_mark"`    // on inbound flows that were accepted
+	AskedMark    uint32 `json:"asked_mark"` // on datagrams that answer a multicast or broadcast query
 	Queue        uint16 `json:"queue"`
 	Mask         uint32 `json:"mask"`
 	Table        int    `json:"table"`
@@ -69,6 +71,7 @@ func DefaultNames() Names {
 func (n Names) WithMark(mark uint32) Names {
 	n.Mark, n.OldMark = mark, nextMark(mark, n.Mask)
 	n.InMark = nextMark(n.OldMark, n.Mask)
+	n.AskedMark = nextMark(n.InMark, n.Mask)
 	return n
 }
 
@@ -86,6 +89,11 @@ func nextMark(mark, mask uint32) uint32 {
 	return (mark + 1<<bits.TrailingZeros32(mask)) & mask
 }
 
+func distinct(marks ...uint32) bool {
+	slices.Sort(marks)
+	return len(slices.Compact(marks)) == 4
+}
+
 // The routing tables that belong to the kernel (rtnetlink(7)).
 const (
 	tableDefault = 253
@@ -100,8 +108,8 @@ func (n Names) Validate() error {
 		return errors.New("the names of the device and of the nftables table must not be empty")
 	case n.Mark == 0 || n.Mark&^n.Mask != 0:
 		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
-	case n.OldMark == 0 || n.OldMark == n.Mark || n.InMark == 0 || n.InMark == n.Mark || n.InMark == n.OldMark:
-		return fmt.Errorf("core/mark: %#08x leaves no room for two marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark):
+		return fmt.Errorf("core/mark: %#08x leaves no room for three marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
 	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
 		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
 	}
