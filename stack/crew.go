@@ -2,6 +2,7 @@ package stack
 
 import (
 	"context"
+	"sync"
 	"sync/atomic"
 
 	"gatun/network/packet"
@@ -35,14 +36,17 @@ func (s *Stack) spawn(f newFlow) {
 	select {
 	case s.crew.work <- f:
 	default:
-		s.handlers.Add(1)
+		if !s.handlers.add() {
+			f.end(false)
+			return
+		}
 		go s.serveAll(s.ctx, f)
 	}
 }
 
 // serveAll serves f, and what comes later as long as few others wait for it.
 func (s *Stack) serveAll(ctx context.Context, f newFlow) {
-	defer s.handlers.Done()
+	defer s.handlers.done()
 	for {
 		s.serve(f.Flow(), func() { f.handle(s.handler) }, f.end)
 		f = nil // nothing of it stays
@@ -57,4 +61,31 @@ func (s *Stack) serveAll(ctx context.Context, f newFlow) {
 			return
 		}
 	}
+}
+
+// handlers counts goroutines that handle flows. None is added any more when somebody waits for them:
+// the reader goes on until the device is closed.
+type handlers struct {
+	mu    sync.Mutex
+	over  bool
+	group sync.WaitGroup
+}
+
+// add reports whether there may be one more.
+func (h *handlers) add() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.over {
+		h.group.Add(1)
+	}
+	return !h.over
+}
+
+func (h *handlers) done() { h.group.Done() }
+
+func (h *handlers) wait() {
+	h.mu.Lock()
+	h.over = true
+	h.mu.Unlock()
+	h.group.Wait()
 }

@@ -2,6 +2,7 @@ package stack
 
 import (
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -40,5 +41,34 @@ func TestCrew(t *testing.T) {
 	eventually(t, "the crew is idle again", idle)
 	if n := l.s.Counters().UDPFlows; n != 2*many {
 		t.Errorf("%d flows in the table, want %d", n, 2*many)
+	}
+}
+
+// TestNoHandlerAfterTheEnd: whoever waits for the handlers waits for all of them, and none begins
+// afterwards, although flows keep coming.
+func TestNoHandlerAfterTheEnd(t *testing.T) {
+	for range 100 {
+		var h handlers
+		var running atomic.Int32
+		var reader sync.WaitGroup
+		began := make(chan struct{})
+		reader.Go(func() {
+			for i := 0; h.add(); i++ {
+				running.Add(1)
+				go func() {
+					defer h.done()
+					running.Add(-1)
+				}()
+				if i == 10 {
+					close(began)
+				}
+			}
+		})
+		<-began
+		h.wait()
+		if n := running.Load(); n != 0 {
+			t.Fatalf("%d handlers run after the wait for them", n)
+		}
+		reader.Wait()
 	}
 }

@@ -121,7 +121,7 @@ type Stack struct {
 	nets netstacks
 
 	ctx      context.Context // of Run; parent of every flow's context
-	handlers sync.WaitGroup
+	handlers handlers
 	crew     crew
 
 	syns   synTable
@@ -206,7 +206,7 @@ func (s *Stack) Run(ctx context.Context) error {
 func (s *Stack) drain() error {
 	done := make(chan struct{})
 	go func() {
-		s.handlers.Wait()
+		s.handlers.wait()
 		close(done)
 	}()
 	t := time.NewTimer(s.limits.Drain)

@@ -206,12 +206,16 @@ func (s *Stack) heldSYN(ns *netstack, id stack.TransportEndpointID, seq uint32, 
 		f.cancel(ErrDecided)
 		return true
 	}
+	if !s.handlers.add() { // serveTCP, in the forwarder's goroutine
+		s.syns.remove(f)
+		f.cancel(ErrDecided)
+		return true
+	}
 	ns.flows.Add(1)
-	s.handlers.Add(1) // serveTCP, in the forwarder's goroutine
 	if !ns.fwd.HandlePacket(id, pkt) {
 		s.syns.remove(f)
 		ns.flows.Add(-1)
-		s.handlers.Done()
+		s.handlers.done()
 		f.cancel(ErrDecided)
 		return false
 	}
@@ -250,7 +254,7 @@ func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
 	f.req = req
 	select {
 	case s.crew.work <- f: // whoever took it is counted already
-		s.handlers.Done()
+		s.handlers.done()
 	default:
 		s.serveAll(s.ctx, f)
 	}
