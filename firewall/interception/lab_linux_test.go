@@ -105,6 +105,11 @@ func newLab(t testing.TB, set ...func(*Relay)) *lab {
 	} {
 		l.ip(append([]string{"-n", l.ns}, strings.Fields(c)...)...)
 	}
+	// The kernel makes an IPv6 address one of this host in a worker of its own.
+	eventually(t, patience, "the address is there", func() bool {
+		out, err := exec.Command("ip", "-n", l.ns, "-6", "route", "show", "table", "local").Output()
+		return err == nil && strings.Contains(string(out), "local fd79::2 ")
+	})
 	l.start(dev, set)
 	return l
 }

@@ -21,6 +21,8 @@ import (
 
 // diary collects what each end saw, in an order that does not depend on timing.
 type diary struct {
+	met chan struct{} // closed by reach
+
 	mu    sync.Mutex
 	lines []string
 }
@@ -29,6 +31,18 @@ func (d *diary) note(who, format string, args ...any) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.lines = append(d.lines, who+": "+fmt.Sprintf(format, args...))
+}
+
+// reach tells the other side how far this one is, once.
+func (d *diary) reach() { close(d.met) }
+
+// await waits for reach.
+func (d *diary) await() {
+	select {
+	case <-d.met:
+	case <-time.After(patience):
+		d.note("both", "the other side never came so far")
+	}
 }
 
 func (d *diary) String() string {
@@ -105,12 +119,15 @@ func cells() []cell {
 				time.Sleep(settle)
 				reset(c)
 			}},
-		{"server resets after data", func(d *diary, c *net.TCPConn) { d.readAll("client", c) },
-			func(d *diary, c *net.TCPConn) {
-				d.write("server", c, short)
-				time.Sleep(settle)
-				reset(c)
-			}},
+		{"server resets after data", func(d *diary, c *net.TCPConn) {
+			awaitUnread(c)
+			d.reach()
+			d.readAll("client", c)
+		}, func(d *diary, c *net.TCPConn) {
+			d.write("server", c, short)
+			d.await()
+			reset(c)
+		}},
 		{"client closes with unread data", func(d *diary, c *net.TCPConn) {
 			awaitUnread(c)
 			_ = c.Close()
@@ -142,18 +159,20 @@ func cells() []cell {
 			d.socketError("server", c)
 		}},
 		{"server resets behind a closed window", func(d *diary, c *net.TCPConn) {
-			time.Sleep(20 * settle)
+			d.await()
 			d.readEnd("client", c)
 		}, func(d *diary, c *net.TCPConn) {
 			fill(c)
+			d.reach()
 			reset(c)
 		}},
 		{"client closes, then resets", func(d *diary, c *net.TCPConn) {
 			_ = c.CloseWrite()
-			time.Sleep(settle)
+			d.await()
 			reset(c)
 		}, func(d *diary, c *net.TCPConn) {
 			d.readAll("server", c)
+			d.reach()
 			d.socketError("server", c)
 		}},
 		{"server closes, client goes on", func(d *diary, c *net.TCPConn) {
@@ -168,10 +187,11 @@ func cells() []cell {
 		}, func(d *diary, c *net.TCPConn) { _ = c.Close() }},
 		{"server closes, then resets", func(d *diary, c *net.TCPConn) {
 			d.readAll("client", c)
+			d.reach()
 			d.socketError("client", c)
 		}, func(d *diary, c *net.TCPConn) {
 			_ = c.CloseWrite()
-			time.Sleep(settle)
+			d.await()
 			reset(c)
 		}},
 		{"both talk at length", talk("client"), talk("server")},
@@ -252,7 +272,7 @@ func fill(c *net.TCPConn) {
 
 func (c cell) run(t *testing.T, w way, at string) string {
 	t.Helper()
-	d := &diary{}
+	d := &diary{met: make(chan struct{})}
 	ln, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Error(err)
