@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"gatun/tun/nft"
 
@@ -24,16 +25,29 @@ func (t *Table) watch(ctx context.Context) error {
 		return errors.Join(fmt.Errorf("watch nftables: %w", err), c.Close())
 	}
 	for {
-		_, err := c.Receive()
+		messages, err := c.Receive()
 		switch {
 		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
 			return nil
 		case err != nil && !errors.Is(err, unix.ENOBUFS):
 			return fmt.Errorf("watch nftables: %w", err)
 		}
+		if err == nil && !slices.ContainsFunc(messages, takesAway) {
+			continue
+		}
 		if err := t.mend(); err != nil && !errors.Is(err, ErrClosed) {
 			t.warn(err)
 		}
+	}
+}
+
+// takesAway reports whether rules, or what they stand in, were deleted, whoever's they were.
+func takesAway(m netlink.Message) bool {
+	switch uint16(m.Header.Type) &^ (unix.NFNL_SUBSYS_NFTABLES << 8) {
+	case unix.NFT_MSG_DELTABLE, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_DELRULE, unix.NFT_MSG_DELSET:
+		return true
+	default:
+		return false
 	}
 }
 

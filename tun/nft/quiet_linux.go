@@ -8,7 +8,7 @@ import (
 )
 
 // quietMessages is how many notifications of one message are looked at; what has more passes.
-const quietMessages = 8
+const quietMessages = 16
 
 // Quiet is a socket filter for notifications of nftables. It keeps back those that are only about
 // elements of sets and the number of a transaction: without it each flow that is handed back to the
