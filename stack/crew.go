@@ -11,7 +11,7 @@ import (
 // crewSize is how many goroutines wait for the next new flow. One that has handled a flow has a
 // stack that is large enough; a fresh one has to grow it step by step, which costs more than its
 // start.
-const crewSize = 16
+const crewSize = 64
 
 // newFlow is a flow for its handler. end is called when the handler returned: it gives up the flow
 // where that did not decide, and after a panic in any case.

@@ -3,7 +3,7 @@ package interception
 import "sync"
 
 // idleWorkers is how many goroutines wait for work at most.
-const idleWorkers = 16
+const idleWorkers = 64
 
 // workers owns the goroutines that serve upstream sockets. While Run runs a few stay for the next
 // job: the stack of a new one is copied several times until it is as large as netstack needs it.
