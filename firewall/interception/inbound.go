@@ -177,6 +177,14 @@ func (in *Inbound) again(a Arrival) bool {
 	return w != nil
 }
 
+// abandon drops what waits for a verdict that nobody finds.
+func (in *Inbound) abandon(w *arrivals) {
+	for _, a := range in.settle(w) {
+		a.Drop()
+	}
+	in.Gate.Table.End(w.link, "could not be decided")
+}
+
 // known deals with a packet of a link that has its verdict. What it returns is to be decided.
 func (in *Inbound) known(l *network.Link, a Arrival) *network.Link {
 	d := l.Decision()
@@ -220,6 +228,9 @@ func (in *Inbound) hold(l *network.Link, a Arrival) {
 func (in *Inbound) settle(w *arrivals) []Arrival {
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	if in.waiting[w.link.Flow] != w {
+		return nil
+	}
 	from := w.link.Flow.Remote.Addr()
 	delete(in.waiting, w.link.Flow)
 	if in.from[from]--; in.from[from] <= 0 {
@@ -249,6 +260,12 @@ func (in *Inbound) decideAll(ctx context.Context, asking *sync.WaitGroup) {
 func (in *Inbound) decide(ctx context.Context, w *arrivals, asking *sync.WaitGroup) {
 	g := in.Gate
 	defer g.survive("inbound flow")
+	settled := false
+	defer func() {
+		if !settled { // a panic: its packets must not wait for good, nor the flow's next ones
+			in.abandon(w)
+		}
+	}()
 	l := w.link
 	owner := in.Listeners.Listener(ctx, l.Flow)
 	c := &network.Communication{
@@ -260,13 +277,16 @@ func (in *Inbound) decide(ctx context.Context, w *arrivals, asking *sync.WaitGro
 	} else {
 		c = g.Table.Bind(l, c)
 	}
-	if d, settled := in.verdict(l, c); settled {
+	d, known := in.verdict(l, c)
+	if known {
 		in.carryOut(w, d)
+		settled = true
 		return
 	}
+	settled = true // by who asks
 	asking.Go(func() {
 		defer g.survive("inbound flow that asks")
-		d := g.ask(ctx.Done(), l, g.Firewall.Decide(c, l.Flow))
+		d := g.ask(ctx.Done(), l, d)
 		d = g.Firewall.ForGood(c, l.Flow, d)
 		g.Table.Decide(l, d)
 		in.carryOut(w, d)
@@ -275,8 +295,8 @@ func (in *Inbound) decide(ctx context.Context, w *arrivals, asking *sync.WaitGro
 
 func isLAN(a netip.Addr) bool { return network.Entity{Addr: a}.Scope() == network.LAN }
 
-// verdict decides with the settings of one revision. settled is false where a person is asked.
-func (in *Inbound) verdict(l *network.Link, c *network.Communication) (d network.Decision, settled bool) {
+// verdict decides with the settings of one revision. known is false where a person is asked.
+func (in *Inbound) verdict(l *network.Link, c *network.Communication) (d network.Decision, known bool) {
 	g := in.Gate
 	for {
 		revision := g.Firewall.Settings(c.Owner).Revision

@@ -42,19 +42,23 @@ type inboundLab struct {
 	*Inbound
 	t *testing.T
 
-	mu    sync.Mutex
-	owner attribution.Owner
-	hold  chan struct{} // the look-up waits for it, if it is there
-	asked int
-	gone  map[packet.Flow]bool
-	ended []packet.Flow
+	mu     sync.Mutex
+	owner  attribution.Owner
+	hold   chan struct{} // the look-up waits for it, if it is there
+	asked  int
+	panics bool
+	gone   map[packet.Flow]bool
+	ended  []packet.Flow
 }
 
 func (l *inboundLab) Listener(ctx context.Context, _ packet.Flow) attribution.Owner {
 	l.mu.Lock()
 	l.asked++
-	hold, owner := l.hold, l.owner
+	hold, owner, panics := l.hold, l.owner, l.panics
 	l.mu.Unlock()
+	if panics {
+		panic("as a fault of ours would")
+	}
 	if hold != nil {
 		select {
 		case <-hold:
@@ -343,5 +347,25 @@ func TestInboundAsks(t *testing.T) {
 	}
 	if got := l.said(asks); got != "drop" {
 		t.Errorf("nobody answered: %s", got)
+	}
+}
+
+// A panic costs one flow its packets, and nobody waits for good.
+func TestInboundSurvivesAPanic(t *testing.T) {
+	l := newInboundLab(t, services)
+	fails := func(on bool) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.panics = on
+	}
+	fails(true)
+	a := arrive(packet.TCP, "10.0.0.9:4000", "10.0.0.1:22")
+	if got := l.verdict(a); got != "drop" {
+		t.Errorf("its packet: %s", got)
+	}
+	fails(false)
+	l.until("its link is over", func() bool { return l.Gate.Table.LiveCount() == 0 })
+	if got := l.verdict(arrive(packet.TCP, "10.0.0.9:4000", "10.0.0.1:22")); got != "accept" {
+		t.Errorf("when it is tried again: %s", got)
 	}
 }
