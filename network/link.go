@@ -164,6 +164,9 @@ func (l *Link) Ended() bool { return l.ended.Load() != nil }
 // SetHandedBack notes that the system's kernel carries the link from now on.
 func (l *Link) SetHandedBack() { l.kernel.Store(true) }
 
+// SetRelayed notes that the kernel did not take the link after all.
+func (l *Link) SetRelayed() { l.kernel.Store(false) }
+
 // HandedBack reports whether the system's kernel carries the link.
 func (l *Link) HandedBack() bool { return l.kernel.Load() }
 

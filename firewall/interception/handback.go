@@ -117,18 +117,22 @@ func (g *Gate) handBack(l *network.Link, held []byte) bool {
 	if held == nil {
 		return false
 	}
+	l.SetHandedBack() // before: a short flow may end before Accept returns
 	if err := g.Kernel.Accept(l.Flow, held); err != nil {
+		if l.Ended() {
+			return true // its program closed the socket
+		}
+		l.SetRelayed()
 		if g.kernel.refused.Add(1) == 1 {
 			g.Log.Warn("a flow is relayed because the kernel does not take it; status counts them", zap.Error(err))
 		}
 		return false
 	}
-	g.carriedByKernel(l)
+	g.onKill(l)
 	return true
 }
 
-func (g *Gate) carriedByKernel(l *network.Link) {
-	l.SetHandedBack()
+func (g *Gate) onKill(l *network.Link) {
 	l.OnKill(func(cause string) { g.kernel.add(l, cause) })
 }
 
@@ -222,7 +226,8 @@ func (g *Gate) Adopt(ctx context.Context, flows []packet.Flow) {
 		if d.Asks() {
 			d = askedAgain(network.Decision{}, d)
 		}
-		g.carriedByKernel(l)
+		l.SetHandedBack()
+		g.onKill(l)
 		g.Table.Decide(l, d)
 		g.count(owner, d)
 		if !d.Verdict.Permits() {

@@ -24,6 +24,7 @@ import (
 type fakeKernel struct {
 	mu       sync.Mutex
 	err      error
+	during   func(packet.Flow) // happens before Accept returns
 	accepted map[packet.Flow]bool
 	calls    []string
 	sent     [][]byte
@@ -39,6 +40,9 @@ func (k *fakeKernel) call(what string, f packet.Flow, b []byte) {
 func (k *fakeKernel) Accept(f packet.Flow, b []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.during != nil {
+		k.during(f)
+	}
 	if k.err != nil {
 		return k.err
 	}
@@ -240,6 +244,22 @@ func TestHandBackTCP(t *testing.T) {
 	waitFor(t, "a new link", func() bool { k := l.gate.Table.Find(kernelTCP); return k != nil && k != first && k.HandedBack() })
 	if !first.Ended() {
 		t.Error("the first connection has not ended")
+	}
+}
+
+// TestHandBackEndsAtOnce: a flow may be over before the kernel's acceptance has been told.
+func TestHandBackEndsAtOnce(t *testing.T) {
+	for name, err := range map[string]error{"accepted": nil, "over": errors.New("its socket was closed meanwhile")} {
+		t.Run(name, func(t *testing.T) {
+			l := newKernelLab(t, "")
+			l.kernel.err = err
+			l.kernel.during = func(f packet.Flow) { l.gate.KernelEnded(f, 3, 5, "closed") }
+			l.write(segment(flagSYN, 1, ""))
+			waitFor(t, "it ended", func() bool { all := l.gate.Table.All(); return len(all) == 1 && all[0].Ended() })
+			if sent, received := l.gate.Table.All()[0].Bytes(); sent != 3 || received != 5 || l.gate.Refused() != 0 {
+				t.Errorf("sent %d, received %d, %d refused", sent, received, l.gate.Refused())
+			}
+		})
 	}
 }
 
