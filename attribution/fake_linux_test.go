@@ -314,3 +314,45 @@ func TestGenerations(t *testing.T) {
 		t.Errorf("after all were forgotten: %v, %v", at, found)
 	}
 }
+
+// TestLateBirth: the kernel gives a number away some time before its process can be seen. Who comes
+// late is found all the same, whether it was counted since the last look, or before the first one.
+func TestLateBirth(t *testing.T) {
+	p, _, f := fake(t, 501, 502, 503, 504)
+	p.lastPID(12) // 10, 11 and 12 are on their way
+	expect(t, f, fromPort(501), 0, None, CauseNoHolder)
+	p.born(11, 1, "curl", 4242, 501)
+	p.lastPID(12)
+	expect(t, f, fromPort(501), 11, Exact, CauseOne)
+	p.born(15, 1, "wget", 4243, 502) // 13 and 14 as well
+	expect(t, f, fromPort(502), 15, Exact, CauseOne)
+	p.born(14, 15, "ssh", 4244, 503)
+	p.lastPID(15)
+	expect(t, f, fromPort(503), 14, Exact, CauseOne)
+	p.dies(11)
+	expect(t, f, fromPort(504), 0, None, CauseNoHolder)
+	p.born(10, 1, "nc", 4245, 504)
+	p.lastPID(15)
+	expect(t, f, fromPort(504), 10, Exact, CauseOne)
+}
+
+// TestUnbornAreBounded: numbers of processes that have ended long ago are not looked at for ever.
+func TestUnbornAreBounded(t *testing.T) {
+	p := newFakeProc(t)
+	tree := newTree(p.root)
+	for pid := 10; pid < 2000; pid += 100 {
+		p.lastPID(pid)
+		tree.update()
+	}
+	if n := len(tree.unborn); n > maxUnborn {
+		t.Errorf("%d numbers are looked at again, want at most %d", n, maxUnborn)
+	}
+	for i := range tree.unborn {
+		tree.unborn[i].since = time.Now().Add(-unbornAge)
+	}
+	tree.hurry()
+	tree.update()
+	if len(tree.unborn) != 0 {
+		t.Errorf("after %v there are still %v", unbornAge, tree.unborn)
+	}
+}

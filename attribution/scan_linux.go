@@ -78,6 +78,7 @@ func (s *scanner) passes() {
 // before, at descriptors that were never read before those that were, and then into all
 // others, newest first.
 func (s *scanner) search(pass *scan) {
+	s.tree.hurry()
 	s.tree.update()
 	if s.visit(pass, s.tree.takeNewborn(), nil) {
 		return

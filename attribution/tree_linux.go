@@ -28,6 +28,16 @@ type tree struct {
 	children map[int][]int
 	sessions map[int][]int
 	newborn  []int // processes that no search has looked at yet, oldest first
+	unborn   []unborn
+}
+
+// unborn is a number that was given away and that no process had when it was looked at: mostly that
+// of one that has ended, but the kernel counts a number some time before its process can be seen,
+// and on a busy machine that is long.
+type unborn struct {
+	pid   int
+	since time.Time
+	next  time.Time // when it is worth another look
 }
 
 // node is one process. Its parent is the one it was born from, also after that has ended.
@@ -50,6 +60,9 @@ type table struct {
 const (
 	// maxBirths is how many PIDs are looked at one by one before the directory is listed.
 	maxBirths = 256
+	// maxUnborn and unbornAge bound how many such numbers are looked at again, and for how long.
+	maxUnborn = 64
+	unbornAge = time.Second
 	// listingAge bounds how long processes that have ended stay in the tree, and how long a
 	// wrap-around of PIDs could go unnoticed.
 	listingAge = 5 * time.Second
@@ -73,24 +86,58 @@ func newTree(root string) *tree {
 // update brings the tree up to date.
 func (t *tree) update() {
 	newest, known := t.newestPID()
+	now := time.Now()
+	var late []unborn
 	t.mu.Lock()
-	last, fresh := t.last, time.Since(t.listed) < listingAge
+	last, fresh := t.last, now.Sub(t.listed) < listingAge
+	for _, u := range t.unborn {
+		if !now.Before(u.next) {
+			late = append(late, u)
+		}
+	}
 	t.mu.Unlock()
 	switch {
-	case known && newest == last && fresh:
-	case known && fresh && newest > last && newest-last <= maxBirths:
-		var born []*node
+	case known && newest == last && fresh && len(late) == 0:
+	case known && fresh && newest >= last && newest-last <= maxBirths:
 		for pid := last + 1; pid <= newest; pid++ {
-			if n := t.read(pid); n != nil {
-				born = append(born, n)
-			}
+			late = append(late, unborn{pid: pid, since: now})
 		}
-		t.mu.Lock()
-		t.add(born)
-		t.last = max(t.last, newest)
-		t.mu.Unlock()
+		t.births(late, newest, now)
 	default:
 		t.list(newest, last)
+	}
+}
+
+// births looks at numbers that were given away, up to newest.
+func (t *tree) births(given []unborn, newest int, now time.Time) {
+	var born []*node
+	done, still := map[int]bool{}, given[:0:0]
+	for _, u := range given {
+		n, there := t.read(u.pid)
+		if n != nil {
+			born = append(born, n)
+		}
+		done[u.pid] = true
+		if age := now.Sub(u.since); !there && age < unbornAge {
+			u.next = now.Add(max(age, time.Millisecond))
+			still = append(still, u)
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.add(born)
+	t.last = max(t.last, newest)
+	t.unborn = append(slices.DeleteFunc(t.unborn, func(u unborn) bool { return done[u.pid] }), still...)
+	t.unborn = slices.Delete(t.unborn, 0, max(0, len(t.unborn)-maxUnborn))
+}
+
+// hurry makes the next update look at all that may have been born: the process that a search is for
+// has sent something, so it can be seen by now.
+func (t *tree) hurry() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range t.unborn {
+		t.unborn[i].next = time.Time{}
 	}
 }
 
@@ -119,23 +166,31 @@ func (t *tree) list(newest, last int) {
 	t.mu.Unlock()
 	wrapped := newest <= last
 	var keep, born []*node // in the order of their PIDs, mostly that of their birth
+	listed := make(map[int]bool, len(names))
 	for _, name := range names {
 		pid, err := strconv.Atoi(name)
 		if err != nil {
 			continue
 		}
+		listed[pid] = true
 		t.mu.Lock()
 		n := old[pid]
 		t.mu.Unlock()
 		reused := pid > last || (wrapped && pid <= newest)
 		if n != nil && !reused {
 			keep = append(keep, n)
-		} else if n = t.read(pid); n != nil {
+		} else if n, _ = t.read(pid); n != nil {
 			born = append(born, n)
 		}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.unborn = nil
+	for pid := max(1, newest-maxUnborn+1); pid <= newest; pid++ {
+		if !listed[pid] { // the numbers of threads are among them
+			t.unborn = append(t.unborn, unborn{pid: pid, since: started})
+		}
+	}
 	t.nodes, t.children, t.sessions = map[int]*node{}, map[int][]int{}, map[int][]int{}
 	t.add(keep)
 	t.newborn = nil
@@ -158,22 +213,23 @@ func (t *tree) add(nodes []*node) {
 	t.newborn = slices.Delete(t.newborn, 0, max(0, len(t.newborn)-maxNewborn))
 }
 
-// read reads one process, nil if there is none or the number is that of a thread.
-func (t *tree) read(pid int) *node {
+// read reads one process. There is none where n is nil, unless there says so: then the number is that
+// of a thread.
+func (t *tree) read(pid int) (n *node, there bool) {
 	dir, err := unix.Open(t.root+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	defer unix.Close(dir)
 	text, err := readAt(dir, "stat", 8<<10)
 	if err != nil {
-		return nil
+		return nil, false
 	}
 	s, err := parseStat(text)
 	if err != nil || s.thread {
-		return nil
+		return nil, err == nil
 	}
-	return &node{pid: pid, parent: s.parent, session: s.session, start: s.start}
+	return &node{pid: pid, parent: s.parent, session: s.session, start: s.start}, true
 }
 
 // maxNewborn bounds tree.newborn.
