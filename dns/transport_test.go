@@ -190,8 +190,8 @@ func TestSilentConnection(t *testing.T) {
 				if err != nil || len(m.Answer) != 1 || from != groups[0][0] {
 					t.Fatalf("%v, %v, %v", m, from, err)
 				}
-				if took := time.Since(start); (i == 1) != (took > retryDelay/2) {
-					t.Errorf("query %d took %v", i, took)
+				if took := time.Since(start); i == 1 && took < retryDelay/2 {
+					t.Errorf("%v: the silent connection was not asked first", took)
 				}
 				d.silence()
 			}
