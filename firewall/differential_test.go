@@ -34,10 +34,20 @@ func seed(t *testing.T) uint64 {
 	return n
 }
 
+// oneGoroutine leaves a long test out of the short run, which is for the race detector: that has
+// nothing to see in it.
+func oneGoroutine(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long, and of one goroutine: the whole run has it")
+	}
+}
+
 // TestDifferential holds 10 000 random pairs of flow and policy against the evaluator that was
 // written from the policy's text alone: at each stage the same verdict, by the same rule of the
 // same line, and `why` says so too.
 func TestDifferential(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	t.Logf("seed %d (GATUN_SEED)", base)
 	verdicts, by, layers, touched, failures := map[string]int{}, map[string]int{}, map[string]int{}, 0, 0
@@ -88,6 +98,7 @@ func TestDifferential(t *testing.T) {
 // TestDifferentialRelated is the same where related names decide: the programs that all others
 // rarely meet.
 func TestDifferentialRelated(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	world.Programs = slices.DeleteFunc(world.Programs, func(p policytest.Program) bool { return !strings.Contains(p.Path, "shop") })
 	world.Names = slices.DeleteFunc(world.Names, func(n policytest.Name) bool {

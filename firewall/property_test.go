@@ -71,6 +71,7 @@ func insert(p *policytest.Policy, r *rand.Rand, rule string) {
 // TestAddingARule: a block rule anywhere never widens what is let through, at any stage; an
 // allow rule never narrows it.
 func TestAddingARule(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	narrowed, widened := 0, 0
 	for i := range uint64(200) {
@@ -131,6 +132,7 @@ func merge(over, under policytest.Profile) policytest.Profile {
 // TestLayersAreAssociative: a program's profile over a group over another group is the same as
 // either two of them put together first, and as the second group lying under the first.
 func TestLayersAreAssociative(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	world.Conditions, world.Runtime, world.Only = false, false, false
 	differ := 0
@@ -209,6 +211,7 @@ func (l *live) words(f *policytest.Flow) string {
 
 // TestSamePolicySameDecisions: a policy that is loaded twice decides the same, every field of it.
 func TestSamePolicySameDecisions(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	for i := range uint64(200) {
 		g := world.Generate(base + i)
@@ -235,6 +238,7 @@ func TestSamePolicySameDecisions(t *testing.T) {
 // TestCommunicationSpeaksForItsLinks: what is cached for a Communication is what each of its links
 // would get with all facts of its own: any address, protocol and port, port 53 among them.
 func TestCommunicationSpeaksForItsLinks(t *testing.T) {
+	oneGoroutine(t)
 	world, dir, base := policytest.DefaultWorld(), t.TempDir(), seed(t)
 	cached, links := 0, 0
 	for i := range uint64(400) {

@@ -235,6 +235,9 @@ func TestLintConfig(t *testing.T) {
 
 // TestLintLinear: many rules without an index are worth a warning, any number of others none.
 func TestLintLinear(t *testing.T) {
+	if testing.Short() {
+		t.Skip("long, and of one goroutine: the whole run has it")
+	}
 	var texts []string
 	for i := range maxLinear + 2 {
 		texts = append(texts, nthRule("exact", i), nthRule("regex", i))

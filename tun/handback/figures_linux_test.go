@@ -81,6 +81,9 @@ func (l *lab) memory() (slab, percpu, heap int) {
 // Many entries: set-up does not slow down, counters come back at once, and all of it can be taken
 // away.
 func TestLiveManyFlows(t *testing.T) {
+	if testing.Short() {
+		t.Skip("long: the whole run has it")
+	}
 	live(t, func(t *testing.T, l *lab) {
 		l.serve()
 		l.up(func(o *Options) { o.Sweep, o.Limit = time.Hour, DefaultLimit+10 })

@@ -73,6 +73,7 @@ func readTrick(t *testing.T) string {
 // No socket trick and no route gets a packet past the TUN device. Each cell is its own positive
 // control: it must get out while gatun is down.
 func TestLiveTricksDoNotLeak(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		script := readTrick(t)
 		cells := leakCells()
@@ -119,6 +120,7 @@ func TestLiveTricksDoNotLeak(t *testing.T) {
 
 // The guard alone holds: without rules and routes, after a crash, with the device gone.
 func TestLiveGuardAloneHolds(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		script := readTrick(t)
 		var cells []cell

@@ -35,6 +35,15 @@ const liveEnv = "GATUN_ROUTE_LIVE"
 // patience is for what is not a promise about time: a busy machine may take long.
 const patience = 20 * time.Second
 
+// long leaves a test out of the short run, which is for the race detector: it is long because of the
+// programs that it starts or of what it waits for.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long: the whole run has it")
+	}
+}
+
 // live runs body in a lab of its own.
 func live(t *testing.T, body func(t *testing.T, l *lab)) {
 	t.Helper()

@@ -112,6 +112,7 @@ func mustHost(t *testing.T) HostState {
 // Recover undoes any prefix of the set-up, with the journal and without it, with a device that
 // went with its process and one that stayed.
 func TestLiveRecoverFromEveryOperation(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		before := l.machine()
 		crash := errors.New("crash")
@@ -376,6 +377,7 @@ sys.exit(0 if select.select([s], [], [], 1)[0] and s.recv(100)[0] in (0, 129) el
 
 // An entry of the snapshot goes when its flow has ended, and with it the old path.
 func TestLiveSnapshotEnds(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		l.atServer(l.serveFar)
 		c, err := net.Dial("tcp", at(far4))

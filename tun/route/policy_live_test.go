@@ -131,6 +131,7 @@ s.bind(("%s", 40404)); s.sendto(b"x", ("%s", 7000))`, mark, mark, host4, far4)
 
 // Twenty thousand flows fit into the snapshot, at once and piece by piece.
 func TestLiveLargeSnapshot(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		var flows []packet.Flow
 		want := map[packet.Flow]struct{}{}

@@ -524,6 +524,7 @@ func dnsCells() []cell {
 // Port 53 leaks no more than any other, with the redirect, while somebody removes it, and without
 // it. Each cell must get out while gatun is down.
 func TestLiveDNSDoesNotLeak(t *testing.T) {
+	long(t)
 	live(t, func(t *testing.T, l *lab) {
 		script := readTrick(t)
 		port := func(c cell) (int, string) { return l.tryPort(c, script, 53) }

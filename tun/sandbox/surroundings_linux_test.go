@@ -67,15 +67,26 @@ func rerun(t *testing.T, pattern string, wrap ...string) {
 
 const asNobody = "setpriv --reuid 65534 --regid 65534 --clear-groups"
 
+// elsewhere leaves tests that run other ones again, in other surroundings, out of the short run,
+// which is for the race detector: it has seen them.
+func elsewhere(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long: the whole run has it")
+	}
+}
+
 // TestAsNobody runs every live test without any privilege; where /dev/net/tun is root's that
 // is the veth link.
 func TestAsNobody(t *testing.T) {
+	elsewhere(t)
 	rerun(t, "^TestLive", strings.Fields(asNobody)...)
 }
 
 // TestInNetns runs in a namespace made by ip-netns: /sys is mounted again, /etc/resolv.conf
 // is a bind mount.
 func TestInNetns(t *testing.T) {
+	elsewhere(t)
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make a network namespace")
 	}
@@ -134,6 +145,7 @@ ln -s /run/resolvconf/resolv.conf /etc/resolv.conf`,
 // TestOnHostsOfEachKind runs TestLookOfHost where resolv.conf is each of the things it is in
 // the wild, as root and without privilege.
 func TestOnHostsOfEachKind(t *testing.T) {
+	elsewhere(t)
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to mount")
 	}
@@ -252,6 +264,7 @@ func TestLiveTerminalInterruptsOnce(t *testing.T) {
 // TestInsideAnotherUserNamespace is the rootless container: root of a namespace in which few
 // ids exist.
 func TestInsideAnotherUserNamespace(t *testing.T) {
+	elsewhere(t)
 	needSandbox(t)
 	rerun(t, "^TestLive(CommandSeesItsOwnWorld|Packets|ExitCodes)$", "unshare", "-Urm")
 }
