@@ -15,7 +15,7 @@ import (
 
 // TestNettest runs the conformance tests of x/net across gatun: one end of the pipe is a
 // connection dialled in the host namespace while `gatun up` holds it, the other end is what the
-// server accepted.
+// server accepted. Connections are relayed, and handed back to the kernel.
 func TestNettest(t *testing.T) {
 	t.Parallel()
 	l := newLab(t)
@@ -24,10 +24,6 @@ func TestNettest(t *testing.T) {
 		server, err = net.Listen("tcp4", "198.51.100.10:3333")
 		return err
 	}); err != nil {
-		t.Fatal(err)
-	}
-	config := filepath.Join(l.Dir, "policy.yaml")
-	if err := os.WriteFile(config, []byte("version: 1\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	pipe := func() (c1, c2 net.Conn, stop func(), err error) {
@@ -42,10 +38,29 @@ func TestNettest(t *testing.T) {
 		}
 		return c1, c2, func() { _ = c1.Close(); _ = c2.Close() }, nil
 	}
+	for verdict, setting := range map[string]string{"accept": "off", "permanent-accept": "on"} {
+		t.Run(verdict, func(t *testing.T) {
+			config := filepath.Join(l.Dir, verdict+".yaml")
+			text := "version: 1\ncore: {releaseLevel: experimental}\nfilter: {permanentVerdicts: " + setting + "}\n"
+			if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			throughGatun(t, l, config, verdict, pipe)
+		})
+	}
+}
+
+// throughGatun brings gatun up for the tests, and looks whether it decided so on their connections.
+func throughGatun(t *testing.T, l *lab.Lab, config, verdict string, pipe nettest.MakePipe) {
 	g, err := l.Up(config)
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		if code, err := g.Down(); err != nil || code != 0 {
+			t.Errorf("gatun up ended with %d, %v: %s", code, err, g.Tail())
+		}
+	}()
 	t.Run("up", func(t *testing.T) { nettest.TestConn(t, pipe) })
 	flows, err := g.Flows()
 	if err != nil {
@@ -53,7 +68,7 @@ func TestNettest(t *testing.T) {
 	}
 	n := 0
 	for _, f := range flows {
-		if f.Match(map[string]string{"remote": "198.51.100.10:3333", "verdict": "accept"}) {
+		if f.Match(map[string]string{"remote": "198.51.100.10:3333", "verdict": verdict}) {
 			n++
 		}
 	}

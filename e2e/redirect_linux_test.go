@@ -27,6 +27,7 @@ func TestLoopbackResolver(t *testing.T) {
 		"copies":     cmdCopies,    // copies NAME…: programs of their own: the helper under other paths
 		"runs":       cmdRuns,      // runs NAME COMMAND…: run such a copy as nobody, as `program` runs the helper
 		"stub":       cmdStub,      // stub: dnsmasq on 127.0.0.53 and ::1, and on port 5300, asking the lab's name server
+		"redirects":  cmdRedirects, // redirects: status says that queries to it are intercepted, or does within 20 s
 		"stub-asked": cmdStubAsked, // stub-asked NAME ==|> N: how often it was asked for the name, or one below it
 	})
 	testscript.Run(t, p)
@@ -43,6 +44,13 @@ func cmdStub(ts *testscript.TestScript, _ bool, _ []string) {
 	ts.Check(lab.Wait(20*time.Second, "dnsmasq listens", func() (bool, error) {
 		out, err := s.lab.Host.Output("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6")
 		return strings.Count(out, " 0A ") == 4, err
+	}))
+}
+
+func cmdRedirects(ts *testscript.TestScript, _ bool, _ []string) {
+	ts.Check(lab.Wait(20*time.Second, "queries to the stub are intercepted", func() (bool, error) {
+		out, err := of(ts).gatun.Client("status")
+		return strings.Contains(string(out), "DNS to loopback resolvers is intercepted"), err
 	}))
 }
 
