@@ -227,6 +227,22 @@ func becomes(t *testing.T, m *Monitor, want OnlineState) time.Duration {
 	return time.Since(began)
 }
 
+// unchanged fails if anything changes; that what is known already is told only now is no change.
+func unchanged(t *testing.T, m *Monitor, d time.Duration) {
+	t.Helper()
+	before := m.Snapshot()
+	for end := time.After(d); ; {
+		select {
+		case <-m.Changed():
+			if now := m.Snapshot(); !now.Equal(before) {
+				t.Fatalf("it changes from %+v to %+v", before, now)
+			}
+		case <-end:
+			return
+		}
+	}
+}
+
 func TestOnlineAndQuiet(t *testing.T) {
 	i := newInternet(t, 204)
 	m, _ := monitorOf(t, routed(1), *i.probe)
@@ -235,7 +251,7 @@ func TestOnlineAndQuiet(t *testing.T) {
 	}
 	running(t, m)
 	becomes(t, m, Online)
-	silent(t, m, 300*time.Millisecond)
+	unchanged(t, m, 300*time.Millisecond)
 	if n := i.asked.Load(); n != 1 {
 		t.Errorf("asked %d times, nothing hinted", n)
 	}
