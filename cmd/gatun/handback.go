@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,6 +38,9 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 	o.Ended = func(e handback.End) {
 		cause := endCause(e.Cause)
 		gate().KernelEnded(e.Flow, e.Traffic.Sent, e.Traffic.Received, cause)
+		if err := inVain(e); err != nil {
+			gate().Relay.Dialed(e.Flow.Remote, err)
+		}
 	}
 	c := &carrier{}
 	if cfg.String("handback/afterCrash") == "kill" {
@@ -59,6 +63,22 @@ func (c *carrier) kernel() interception.Kernel {
 		return nil
 	}
 	return c.table
+}
+
+// manyAttempts is after three seconds: what was not refused by then is not answered.
+const manyAttempts = 3
+
+// inVain is what a connection has met that was never answered, as the relay would have met it; nil
+// for all others.
+func inVain(e handback.End) error {
+	switch {
+	case e.Attempts == 0 || e.Cause == handback.Revoked:
+		return nil
+	case e.Attempts < manyAttempts:
+		return syscall.ECONNREFUSED
+	default:
+		return syscall.ETIMEDOUT
+	}
 }
 
 // endCause is "" where somebody else ends the link.

@@ -18,6 +18,7 @@ import (
 	"gatun/netenv"
 	"gatun/network/packet"
 	"gatun/status"
+	"gatun/tun/handback"
 	"gatun/tun/route"
 )
 
@@ -105,5 +106,27 @@ func TestSystemNames(t *testing.T) {
 	write("nameserver 192.0.2.54\nnameserver 2001:db8::53\nsearch home.arpa\n")
 	if addrs, suffixes := ask(); fmt.Sprint(addrs) != "[192.0.2.54 2001:db8::53]" || !slices.Equal(suffixes, []string{"home.arpa"}) {
 		t.Errorf("after the file was changed: %v, %v", addrs, suffixes)
+	}
+}
+
+// TestInVain: what the kernel tells of a connection that it carried and that nobody answered says the
+// same of the network as the relay would.
+func TestInVain(t *testing.T) {
+	for _, c := range []struct {
+		end  handback.End
+		want error
+		web  bool // tells of the network where it was for the web
+		all  bool // and wherever it was for
+	}{
+		{end: handback.End{Cause: handback.Closed}},
+		{end: handback.End{Cause: handback.Revoked, Attempts: 1}},
+		{handback.End{Cause: handback.Closed, Attempts: 1}, syscall.ECONNREFUSED, true, false},
+		{handback.End{Cause: handback.Closed, Attempts: 3}, syscall.ETIMEDOUT, true, true},
+		{handback.End{Cause: handback.Expired, Attempts: 7}, syscall.ETIMEDOUT, true, true},
+	} {
+		err := inVain(c.end)
+		if err != c.want || err != nil && (tellsOfNetwork(443, err) != c.web || tellsOfNetwork(22, err) != c.all) {
+			t.Errorf("%+v: %v", c.end, err)
+		}
 	}
 }

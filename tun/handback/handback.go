@@ -161,6 +161,9 @@ type End struct {
 	// Traffic is exact for TCP that the program has closed; else Received is 0 and Sent what Counter
 	// stands for. A connection that was reset has received a byte more than it says.
 	Traffic Traffic
+	// Attempts is how many SYNs a connection has sent that sent nothing else: it was refused, or
+	// nobody answered. 0 where it was answered, and for what is no connection.
+	Attempts uint64
 }
 
 // Sizes of the headers of an ordinary packet: IP without options, TCP with time stamps.

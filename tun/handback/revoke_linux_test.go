@@ -165,7 +165,7 @@ func TestLiveClosedSockets(t *testing.T) {
 				_ = c.Close()
 				e := l.end(f)
 				t.Logf("%s: noticed after %s: %+v", f, time.Since(start), e.Sent)
-				if e.Cause != Closed || e.Sent.Bytes < 1000 || e.Sent.Bytes > 2000 {
+				if e.Cause != Closed || e.Sent.Bytes < 1000 || e.Sent.Bytes > 2000 || e.Attempts != 0 {
 					t.Errorf("end: %+v", e)
 				}
 				l.eventually("the entry is gone", func() bool { return !l.held(f) })
@@ -377,7 +377,7 @@ try: ` + script + `
 except OSError as e: print(e)'`)
 				select {
 				case e := <-l.ends:
-					if e.Cause != Closed || e.Flow.Remote.Addr().String() != far || e.Sent.Packets == 0 {
+					if e.Cause != Closed || e.Flow.Remote.Addr().String() != far || e.Sent.Packets == 0 || e.Attempts != e.Sent.Packets {
 						t.Errorf("%s, %s: %+v", far, script, e)
 					}
 				case <-time.After(patience):

@@ -144,7 +144,16 @@ func sum(a, b Counter) Counter {
 // ending is an End that is about to be told.
 type ending struct {
 	End
-	base Counter
+	base  Counter
+	first int
+}
+
+// attempts is Attempts: a SYN that is sent again is as long as the first one, and an ACK shorter.
+func (e *ending) attempts() uint64 {
+	if e.Flow.Proto != packet.TCP || e.first == 0 || e.Sent.Bytes != e.Sent.Packets*uint64(e.first) {
+		return 0
+	}
+	return e.Sent.Packets
 }
 
 // lastCounters reads the counters of flows that end.

@@ -48,6 +48,7 @@ type entry struct {
 	since time.Time // when it entered the set, or again
 	base  Counter   // sent before the entry was renewed
 	sent  Counter   // when last read, base included
+	first int       // bytes of the packet that began it; 0: not known
 
 	traffic Traffic // of a TCP socket that was closed
 }
@@ -215,7 +216,7 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := t.reserve(f)
+	fresh, err := t.reserve(f, len(b))
 	if err != nil {
 		return err
 	}
@@ -293,7 +294,7 @@ func (t *Table) enter(f packet.Flow, fresh bool) error {
 }
 
 // reserve writes the flow down, so that its end is noticed even if it comes before Accept returns.
-func (t *Table) reserve(f packet.Flow) (fresh bool, err error) {
+func (t *Table) reserve(f packet.Flow, first int) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -305,7 +306,7 @@ func (t *Table) reserve(f packet.Flow) (fresh bool, err error) {
 	if len(t.flows) >= t.o.Limit {
 		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
 	}
-	t.keep(f, entry{since: time.Now()})
+	t.keep(f, entry{since: time.Now(), first: first})
 	return true, nil
 }
 
@@ -414,7 +415,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	t.mu.Lock()
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.traffic}, e.base})
+			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.traffic}, e.base, e.first})
 		}
 	}
 	t.mu.Unlock()
@@ -439,6 +440,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		if e.Traffic == (Traffic{}) {
 			e.Traffic.Sent = e.Sent.payload(e.Flow)
 		}
+		e.Attempts = e.attempts()
 		t.o.Ended(e.End)
 	}
 	return errors.Join(errs...)
