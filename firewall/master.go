@@ -17,12 +17,12 @@ type Profiles interface {
 // Master decides. Its methods are pure in the sense that they depend on their arguments and
 // on the settings of the moment only; any goroutine may call them.
 type Master struct {
-	Intel    Intel   // set before the first decision; nil: no lists, countries and networks
-	Tunnels  Tunnels // set before the first decision; nil: tunnels through names are not looked for
+	Intel   Intel   // set before the first decision; nil: no lists, countries and networks
+	Tunnels Tunnels // set before the first decision; nil: tunnels through names are not looked for
 	// HandsBack says that the system's kernel can carry flows: set before the first decision.
 	HandsBack bool
-	profiles Profiles
-	order    []decider
+	profiles  Profiles
+	order     []decider
 }
 
 // New returns a Master that judges with the settings p finds.

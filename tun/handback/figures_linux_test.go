@@ -30,7 +30,7 @@ func (l *lab) fill(n, workers int) []time.Duration {
 					f.Local, f.Remote = at2("fd01::1", f.Local.Port()), at2("fd02::"+strconv.Itoa(1+i/50000), 443)
 				}
 				start := time.Now()
-				fresh, err := l.table.reserve(f, 60)
+				fresh, err := l.table.reserve(f, entry{since: time.Now(), first: 60})
 				if err == nil && fresh {
 					err = l.table.w.do(changeOf(f, "", setAccept, time.Hour))
 				}

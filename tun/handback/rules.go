@@ -13,15 +13,16 @@ const (
 	egressName    = "silence"
 
 	// How many rules they have.
-	inetRules   = 8
+	inetRules   = 12
 	netdevRules = 2
 )
 
 // Rules is the text of both tables in the language of nft(8); rules_linux.go sends the same rules
 // to the kernel. A test feeds the text to nft and compares.
 //
-// The sets hold flows as the program's packets name them. A SYN does not pass by the set "linger":
-// the port of a closed connection may be another program's next moment.
+// The sets hold flows as the program's packets name them. A SYN does not pass by them: the port of a
+// closed connection may be another program's next moment, and after a crash nobody would notice. Only
+// what is sent from here, by a socket with the mark, does: the held SYN, and one that came again (Follow).
 //
 // Silence cannot be had in an output hook, where a program's send fails with EPERM: what is to be
 // dropped goes the way of everything that is undecided, and ends at the device. Block over UDP is
@@ -35,7 +36,9 @@ func Rules(o Options) string {
 	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
 	mark := fmt.Sprintf("meta mark set meta mark & %#08x ^ %#08x accept", ^o.Mask, o.Mark)
 	for _, r := range []struct{ before, set, then, comment string }{
-		{"", setAccept, mark, "handed back"},
+		{"tcp flags & syn != syn ", setAccept, mark, "handed back"},
+		{"meta l4proto udp ", setAccept, mark, "handed back"},
+		{fmt.Sprintf("tcp flags & syn == syn socket mark & %#08x == %#08x ", o.Mask, o.Mark), setAccept, mark, "held packet"},
 		{"tcp flags & syn != syn ", setLinger, mark, "closing"},
 		{"meta l4proto tcp ", setBlock, "reject with tcp reset", "blocked"},
 		{"meta l4proto udp ", setBlock, "reject with icmpx port-unreachable", "blocked"},

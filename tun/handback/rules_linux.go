@@ -107,13 +107,21 @@ func inetTable(o Options, c *nftables.Conn) error {
 	notSYN := append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{tcpSYN}})
+	heldSYN := append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSYN}},
+		&expr.Socket{Key: expr.SocketKeyMark, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(o.Mask), Xor: native(0)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(o.Mark)})
 	for _, r := range []struct {
 		before  []expr.Any
 		set     string
 		then    []expr.Any
 		comment string
 	}{
-		{nil, setAccept, mark, "handed back"},
+		{notSYN, setAccept, mark, "handed back"},
+		{protocolIs(unix.IPPROTO_UDP), setAccept, mark, "handed back"},
+		{heldSYN, setAccept, mark, "held packet"},
 		{notSYN, setLinger, mark, "closing"},
 		{protocolIs(unix.IPPROTO_TCP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}, "blocked"},
 		{protocolIs(unix.IPPROTO_UDP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}, "blocked"},

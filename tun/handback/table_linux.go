@@ -51,6 +51,7 @@ type entry struct {
 	first int       // bytes of the packet that began it; 0: not known
 
 	traffic Traffic // of a TCP socket that was closed
+	syn     uint32  // the sequence number of the SYN
 }
 
 const diagWires = 2
@@ -216,7 +217,7 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := t.reserve(f, len(b))
+	fresh, err := t.reserve(f, entry{since: time.Now(), first: len(b), syn: sequence(f, b)})
 	if err != nil {
 		return err
 	}
@@ -242,10 +243,17 @@ func (t *Table) Accept(f packet.Flow, first []byte) error {
 // that was on its way. It fails with ErrOver where the flow is not accepted any more; nothing was
 // sent then.
 func (t *Table) Follow(f packet.Flow, held []byte) error {
-	if !t.accepted(f) {
+	b, err := repair(f, held)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	e, ok := t.flows[f]
+	t.mu.Unlock()
+	if !ok || isSYN(f, b) && sequence(f, b) != e.syn { // the tuple has another socket now
 		return fmt.Errorf("%s: %w", f, ErrOver)
 	}
-	return t.Send(f, held)
+	return t.raw.send(f, b)
 }
 
 // Send sends a packet that was held behind the first of its flow. The socket may be closed by now,
@@ -294,19 +302,21 @@ func (t *Table) enter(f packet.Flow, fresh bool) error {
 }
 
 // reserve writes the flow down, so that its end is noticed even if it comes before Accept returns.
-func (t *Table) reserve(f packet.Flow, first int) (fresh bool, err error) {
+func (t *Table) reserve(f packet.Flow, e entry) (fresh bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
 		return false, ErrClosed
 	}
-	if _, ok := t.flows[f]; ok {
+	if known, ok := t.flows[f]; ok {
+		known.syn = e.syn
+		t.flows[f] = known
 		return false, nil
 	}
 	if len(t.flows) >= t.o.Limit {
 		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
 	}
-	t.keep(f, entry{since: time.Now(), first: first})
+	t.keep(f, e)
 	return true, nil
 }
 
