@@ -83,6 +83,8 @@ type lab struct {
 	captured atomic.Int64 // packets that came out of the TUN device
 	tunFile  *os.File
 	answer   func([]byte) bool // turns a captured packet into its answer; nil: silence
+
+	tricksters map[bool]*trickster // by what they may do
 }
 
 func newLab(t *testing.T) *lab {
@@ -96,7 +98,7 @@ func newLab(t *testing.T) *lab {
 			t.Fatal(err)
 		}
 	}
-	l := &lab{t: t, stateDir: t.TempDir()}
+	l := &lab{t: t, stateDir: t.TempDir(), tricksters: map[bool]*trickster{}}
 	l.sh(`sysctl -qw net.ipv6.conf.default.dad_transmits=0
 		ip netns add srv
 		ip netns exec srv sysctl -qw net.ipv6.conf.default.dad_transmits=0
