@@ -125,6 +125,10 @@ func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Ow
 
 // HandleTCP decides on a held SYN and carries the verdict out. The Relay reports the end.
 func (g *Gate) HandleTCP(f *stack.TCPFlow) {
+	if g.kernel.late.has(f, g.Clock()) {
+		f.Drop()
+		return
+	}
 	l, known := g.Table.Link(f.Flow())
 	if known {
 		if d := l.Decision(); d.Decided() && !d.Verdict.Permits() {
@@ -136,6 +140,10 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 			return
 		}
 		g.replace(l, f.Context().Done())
+		if g.kernel.late.has(f, g.Clock()) {
+			f.Drop()
+			return
+		}
 		l, _ = g.Table.Link(f.Flow())
 	}
 	d, owner := g.judge(f.Context(), l)

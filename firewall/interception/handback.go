@@ -32,6 +32,7 @@ type Kernel interface {
 // handedBack is what the Gate knows of links that the kernel carries.
 type handedBack struct {
 	refused atomic.Uint64 // flows that are relayed because the kernel did not take them
+	late    lateSYNs
 
 	mu     sync.Mutex
 	revoke []revocation
@@ -66,6 +67,9 @@ func (h *handedBack) take() []revocation {
 
 // handBackTCP gives a held connection to the kernel. False: it has to be relayed.
 func (g *Gate) handBackTCP(f *stack.TCPFlow, l *network.Link) bool {
+	if number, ok := sequence(f.Held()); ok {
+		l.SetInitial(number)
+	}
 	if g.Kernel == nil || !g.handBack(l, f.Held()) {
 		return false
 	}
@@ -179,6 +183,9 @@ func (g *Gate) KernelEnded(f packet.Flow, sent, received uint64, cause string) {
 	l.SetBytes(sent, received)
 	if received > 0 && g.Relay.Dialed != nil {
 		g.Relay.Dialed(f.Remote, nil)
+	}
+	if received == 0 {
+		g.kernel.late.add(l, g.Clock())
 	}
 	if cause != "" {
 		g.Ended(l, cause)

@@ -247,6 +247,33 @@ func TestHandBackTCP(t *testing.T) {
 	}
 }
 
+// TestHandBackLateSYN: the SYN that a program sends again just when its connect fails is no connection
+// of its own, before and after the news of the failure. With another number it is one.
+func TestHandBackLateSYN(t *testing.T) {
+	l := newKernelLab(t, "")
+	syn := segment(flagSYN, 100, "")
+	l.write(syn)
+	l.eventually("the SYN went on", "accept 192.0.2.1:443")
+	l.kernel.mu.Lock()
+	delete(l.kernel.accepted, kernelTCP) // failed; the news of it is on its way
+	l.kernel.mu.Unlock()
+	l.write(syn)
+	l.gate.KernelEnded(kernelTCP, 0, 0, "closed")
+	l.write(syn)
+	l.write(segment(flagSYN, 5000, "")) // behind it, so that it was looked at
+	waitFor(t, "the new connection", func() bool { k := l.gate.Table.Find(kernelTCP); return k != nil && k.HandedBack() })
+	if all := l.gate.Table.All(); len(all) != 2 {
+		t.Errorf("%d links, want 2", len(all))
+	}
+	if number, known := l.gate.Table.Find(kernelTCP).Initial(); !known || number != 5000 {
+		t.Errorf("the connection began with %d, %v", number, known)
+	}
+	l.gate.kernel.late.forget(nowForTests().Add(2 * lateWithin))
+	if l.gate.kernel.late.any.Load() {
+		t.Error("what cannot come any more is not forgotten")
+	}
+}
+
 // TestHandBackEndsAtOnce: a flow may be over before the kernel's acceptance has been told.
 func TestHandBackEndsAtOnce(t *testing.T) {
 	for name, err := range map[string]error{"accepted": nil, "over": errors.New("its socket was closed meanwhile")} {

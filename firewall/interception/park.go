@@ -104,6 +104,7 @@ func (g *Gate) park(l *network.Link, f forgettable) {
 }
 
 func (g *Gate) sweep() {
+	g.kernel.late.forget(g.Clock())
 	for l, at := range g.parked.due(g.Clock()) {
 		if at.flow != nil {
 			at.flow.Forget()
