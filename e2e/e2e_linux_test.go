@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -24,7 +25,19 @@ var bins = sync.OnceValues(func() (lab.Binaries, error) {
 	return lab.Build(dir)
 })
 
+// atOnce is how many stories are told at the same time, unless -parallel says otherwise: each waits
+// for most of its time.
+const atOnce = "4"
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		if err := flag.Set("test.parallel", atOnce); err != nil {
+			panic(err)
+		}
+	}
 	code := m.Run()
 	if os.Geteuid() == 0 {
 		if b, err := bins(); err == nil {
@@ -36,12 +49,14 @@ func TestMain(m *testing.M) {
 
 // TestScript runs the stories of testdata/script.
 func TestScript(t *testing.T) {
+	t.Parallel()
 	testscript.Run(t, params(t, "testdata/script", nil))
 }
 
 // TestVerdicts runs every story of testdata/story for both modes and both families: the verdict
 // matrix. A story sees $MODE, and the addresses of its family.
 func TestVerdicts(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"run", "up"} {
 		for _, family := range []string{"v4", "v6"} {
 			t.Run(mode+"/"+family, func(t *testing.T) {
@@ -60,6 +75,7 @@ var accepted = map[string]string{"run": "accept", "up": "permanent-accept"}
 // TestControl tells two stories without gatun: what they compare must be equal there, or they
 // would say nothing about gatun.
 func TestControl(t *testing.T) {
+	t.Parallel()
 	for _, family := range []string{"v4", "v6"} {
 		t.Run(family, func(t *testing.T) {
 			t.Parallel()

@@ -31,6 +31,7 @@ const (
 // compares three things with what the second evaluator says (e2e/policytest): what the program
 // saw, the verdict and the rule that `flows` shows, and the dry run of `why`.
 func TestPolicyOnPackets(t *testing.T) {
+	t.Parallel()
 	p := params(t, "", nil)
 	b, err := bins()
 	if err != nil {

@@ -19,6 +19,7 @@ const dnsmasq = "/usr/sbin/dnsmasq"
 
 // TestLoopbackResolver runs testdata/stub: programs that ask a real resolver on 127.0.0.53.
 func TestLoopbackResolver(t *testing.T) {
+	t.Parallel()
 	if _, err := os.Stat(dnsmasq); err != nil {
 		t.Skip("skipped: needs dnsmasq as the resolver on loopback")
 	}

@@ -24,6 +24,7 @@ import (
 // TestSpecifiedBehaviours runs testdata/sb: the numbered promises of the specification, each as
 // a story that would end badly if the promise were broken. docs/specified-behaviours.md lists them.
 func TestSpecifiedBehaviours(t *testing.T) {
+	t.Parallel()
 	p := params(t, "testdata/sb", nil)
 	maps.Copy(p.Cmds, map[string]func(*testscript.TestScript, bool, []string){
 		"copies":    cmdCopies,    // copies NAME…: programs of their own: the helper under other paths
