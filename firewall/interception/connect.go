@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -82,7 +83,13 @@ func (r *Relay) connectAndCopy(ctx context.Context, f heldTCP, l *network.Link, 
 func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accept func() (program, error)) (*tcpRelay, string) {
 	dialing, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	l.OnKill(func(cause string) { cancel(killedError(cause)) })
+	var made atomic.Pointer[tcpRelay]
+	l.OnKill(func(cause string) {
+		cancel(killedError(cause))
+		if t := made.Load(); t != nil { // it was called when there was only a dial, and comes to run now
+			t.abort(cause)
+		}
+	})
 	up, err := r.connect(dialing, cancel, f)
 	if err != nil {
 		return nil, r.refuse(f, err, accept)
@@ -93,6 +100,7 @@ func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accep
 		return nil, causeGaveUp
 	}
 	t := &tcpRelay{r: r, prog: prog, up: up, link: l}
+	made.Store(t)
 	l.OnKill(t.abort)
 	if dialing.Err() != nil { // killed between the two
 		t.abort(causeOf(dialing))

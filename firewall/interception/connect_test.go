@@ -169,6 +169,44 @@ func TestProgramGoneBeforeAccept(t *testing.T) {
 	}
 }
 
+// stuck is a program that says nothing until it is reset.
+type stuck struct {
+	endedProgram
+	once  sync.Once
+	reset chan struct{}
+}
+
+func (p *stuck) WaitReadable(context.Context) error { <-p.reset; return syscall.ECONNRESET }
+func (p *stuck) CloseWrite() error                  { return nil }
+func (p *stuck) Abort()                             { p.once.Do(func() { close(p.reset) }) }
+func (p *stuck) Interrupt()                         {}
+
+// TestKilledWhileAccepted: a kill that meets the moment between the dial and the connection ends the
+// connection.
+func TestKilledWhileAccepted(t *testing.T) {
+	for range 500 {
+		r, h := newRig(t), newHeldSYN()
+		prog := &stuck{reset: make(chan struct{})}
+		r.net.dial = func(context.Context) (*fakeUp, error) { return &fakeUp{}, nil }
+		l := r.link(h.flow, 1)
+		got := make(chan string, 1)
+		go func() {
+			got <- r.relayTCP(context.Background(), h, l, func() (program, error) {
+				go l.Kill("killed by hand")
+				return prog, nil
+			})
+		}()
+		select {
+		case cause := <-got:
+			if cause != "killed by hand" {
+				t.Fatalf("cause %q", cause)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("the connection goes on")
+		}
+	}
+}
+
 // panicky is a program whose reading panics.
 type panicky struct {
 	endedProgram
