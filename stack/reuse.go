@@ -60,13 +60,21 @@ func (s *Stack) makeRoom(h *packet.Header, b []byte) bool {
 		return true // new, or a retransmission
 	}
 	s.counts.reusedTuples.Add(1)
-	if ep.EndpointState() != tcp.StateTimeWait {
+	if settled(ep) != tcp.StateTimeWait {
 		ep.Abort() // its RST has an old sequence number: no harm to the new connection
 		return true
 	}
 	// Everything is said and acknowledged. Whoever still reads the last bytes may go on.
 	ns.net.StartTransportEndpointCleanup([]tcpip.NetworkProtocolNumber{netProto(id)}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
 	return true
+}
+
+// settled is the state of the endpoint when nobody is changing it: netstack acknowledges a FIN before
+// it enters TIME_WAIT, and a program may reuse its port as soon as it has the acknowledgement.
+func settled(ep *tcp.Endpoint) tcp.EndpointState {
+	ep.LockUser()
+	defer ep.UnlockUser()
+	return ep.EndpointState()
 }
 
 // replace keeps the SYN b until the flow f is over, and asks for that: the program has given up

@@ -171,11 +171,11 @@ func TestReuseLosesNoBytes(t *testing.T) {
 		h.open(900_000)
 		close(first)
 		if e := <-ends; e.read != "the last words" || e.err != nil {
-			t.Errorf("first connection: %+v", e)
+			t.Errorf("first connection: read %q, %v", e.read, e.err)
 		}
 		h.closeAfterServer("more")
 		if e := <-ends; e.read != "more" || e.err != nil {
-			t.Errorf("second connection: %+v", e)
+			t.Errorf("second connection: read %q, %v", e.read, e.err)
 		}
 	})
 }
