@@ -21,7 +21,11 @@ func (t *Table) watch(ctx context.Context) error {
 		return fmt.Errorf("netlink: %w", err)
 	}
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	if err := errors.Join(c.SetBPF(nft.Quiet()), c.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+	err = errors.Join(c.SetBPF(nft.Quiet()), c.JoinGroup(unix.NFNLGRP_NFTABLES))
+	switch {
+	case ctx.Err() != nil:
+		return nil // it may be closed already
+	case err != nil:
 		return errors.Join(fmt.Errorf("watch nftables: %w", err), c.Close())
 	}
 	for {
