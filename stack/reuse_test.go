@@ -48,6 +48,9 @@ func (h *hand) want(flags uint8, what string) {
 		if got == packet.TCPAck && p.TotalLen == p.HeaderLen {
 			continue
 		}
+		if got == packet.TCPFin|packet.TCPAck && p.TCPSeq+1 == h.ackd {
+			continue // sent again: on a busy machine our answer came late
+		}
 		if got&packet.TCPSyn == 0 && p.TCPSeq != 0 && flags == packet.TCPSyn|packet.TCPAck {
 			continue // RST or FIN of the old connection: no kernel takes it for an answer to a SYN
 		}
