@@ -202,7 +202,7 @@ func TestLiveExpiry(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		l.serve()
 		l.up(func(o *Options) {
-			o.UDPTimeout, o.TCPTimeout, o.Sweep = 1200*time.Millisecond, 1200*time.Millisecond, 150*time.Millisecond
+			o.UDPTimeout, o.TCPTimeout, o.Sweep = 4*time.Second, 4*time.Second, 150*time.Millisecond
 		})
 		idle, idleFlow := l.dial("udp", at(far4))
 		busy, busyFlow := l.dial("udp", at(far6))
@@ -211,7 +211,7 @@ func TestLiveExpiry(t *testing.T) {
 			t.Fatal(err)
 		}
 		var sent int
-		for start := time.Now(); time.Since(start) < 4*time.Second; sent++ {
+		for start := time.Now(); time.Since(start) < 6*time.Second; sent++ {
 			if err := echoes(busy, 100); err != nil {
 				t.Fatal(err)
 			}
