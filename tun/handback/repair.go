@@ -26,6 +26,8 @@ func repair(f packet.Flow, held []byte) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %w: the held packet is of %s", f, ErrUnsupported, h.Flow)
 	case h.Fragment:
 		return nil, fmt.Errorf("%s: %w: the held packet is a fragment", f, ErrUnsupported)
+	case ipLength(held) != h.TotalLen:
+		return nil, fmt.Errorf("%s: %w: the held packet carries more than its datagram", f, ErrUnsupported)
 	case h.SourceRoute:
 		return nil, fmt.Errorf("%s: %w: the held packet names its own route", f, ErrUnsupported)
 	}
@@ -44,6 +46,14 @@ func repair(f packet.Flow, held []byte) ([]byte, error) {
 	}
 	binary.BigEndian.PutUint16(segment[at:], sum)
 	return b, nil
+}
+
+// ipLength is the length of the packet b as its IP header says.
+func ipLength(b []byte) int {
+	if b[0]>>4 == 6 {
+		return 40 + int(binary.BigEndian.Uint16(b[4:]))
+	}
+	return int(binary.BigEndian.Uint16(b[2:]))
 }
 
 // isSYN reports whether the whole packet b of f begins a connection.
