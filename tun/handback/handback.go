@@ -14,7 +14,8 @@
 // flows of the set. So the guard needs no rule more. Replies pass strict reverse-path filters by
 // the guard's chain "incoming" and src_valid_mark.
 //
-// Only what starts on this machine is handed back; inbound and forwarded flows are not built yet.
+// Only what starts on this machine is handed back. What comes in is room tun/inbound's; forwarded flows
+// are not built yet.
 package handback
 
 import (
