@@ -200,10 +200,18 @@ type key struct {
 }
 
 func keyOf(f packet.Flow) (k key) {
-	b := append(k.b[:0], f.Local.Addr().AsSlice()...)
-	b = append(b, f.Remote.Addr().AsSlice()...)
+	b := k.b[:0]
+	for _, a := range [2]netip.Addr{f.Local.Addr(), f.Remote.Addr()} {
+		if a.Is4() {
+			v4 := a.As4()
+			b = append(b, v4[:]...)
+		} else {
+			v6 := a.As16()
+			b = append(b, v6[:]...)
+		}
+	}
 	b = append(b, byte(f.Proto), 0, 0, 0)
-	for _, port := range []uint16{f.Local.Port(), f.Remote.Port()} {
+	for _, port := range [2]uint16{f.Local.Port(), f.Remote.Port()} {
 		b = append(b, byte(port>>8), byte(port), 0, 0)
 	}
 	k.len = uint8(len(b))

@@ -26,6 +26,13 @@ func Recover(Options) error { return nil }
 // Accept implements the contract of Linux.
 func (*Table) Accept(packet.Flow, []byte) error { return ErrUnsupported }
 
+// AcceptAll implements the contract of Linux.
+func (*Table) AcceptAll(flows []packet.Flow, _ [][]byte, each func(i int, err error)) {
+	for i := range flows {
+		each(i, ErrUnsupported)
+	}
+}
+
 // Follow implements the contract of Linux.
 func (*Table) Follow(packet.Flow, []byte) error { return ErrUnsupported }
 

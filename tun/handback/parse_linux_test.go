@@ -17,7 +17,7 @@ import (
 func TestElementRoundTrip(t *testing.T) {
 	for _, f := range []packet.Flow{{Proto: packet.TCP, Local: at2(host4, 1), Remote: at2(far4, 443)}, {Proto: packet.UDP, Local: at2(host6, 2), Remote: at2(far6, 53)}} {
 		w, k := &wire{}, keyOf(f)
-		w.element(newElement, unix.NLM_F_CREATE, nftables.TableFamilyINet, "table", "set", &k, time.Minute)
+		w.element(newElement, unix.NLM_F_CREATE, nftables.TableFamilyINet, "table", "set", "4", &k, time.Minute)
 		if n := int(binary.NativeEndian.Uint32(w.out)); n != len(w.out) {
 			t.Errorf("the message says it has %d bytes of %d", n, len(w.out))
 		}
@@ -37,7 +37,7 @@ func TestElementRoundTrip(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	w := &wire{}
 	k := keyOf(packet.Flow{Proto: packet.TCP, Local: at2(host6, 1), Remote: at2(far6, 443)})
-	w.element(newElement, 0, nftables.TableFamilyINet, "t", "s", &k, time.Second)
+	w.element(newElement, 0, nftables.TableFamilyINet, "t", "s", "6", &k, time.Second)
 	f.Add(w.out[netlinkHeader:])
 	f.Add(bytes.Repeat([]byte{0xff}, 100))
 	f.Add([]byte{0, 0, 0, 0, 4, 0, 3, 0})

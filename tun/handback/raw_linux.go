@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 
 	"gatun/network/packet"
 
@@ -11,7 +12,12 @@ import (
 )
 
 // rawSockets send whole packets, marked so that they take the main table's way at once.
-type rawSockets struct{ v4, v6 *os.File }
+type rawSockets struct{ v4, v6 *rawSocket }
+
+type rawSocket struct {
+	*os.File
+	fd syscall.RawConn
+}
 
 func openRaw(mark uint32) (*rawSockets, error) {
 	v4, err := openRawFamily(unix.AF_INET, unix.SOL_IP, unix.IP_HDRINCL, mark)
@@ -28,7 +34,7 @@ func openRaw(mark uint32) (*rawSockets, error) {
 	return &rawSockets{v4: v4, v6: v6}, nil
 }
 
-func openRawFamily(family, level, option int, mark uint32) (*os.File, error) {
+func openRawFamily(family, level, option int, mark uint32) (*rawSocket, error) {
 	// IPPROTO_RAW only sends: nothing is queued that nobody would read.
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
 	if err != nil {
@@ -38,28 +44,32 @@ func openRawFamily(family, level, option int, mark uint32) (*os.File, error) {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark))); err != nil {
 		return nil, errors.Join(fmt.Errorf("raw socket: CAP_NET_RAW and CAP_NET_ADMIN are needed: %w", typed(err)), unix.Close(fd))
 	}
-	return os.NewFile(uintptr(fd), "raw socket"), nil
+	file := os.NewFile(uintptr(fd), "raw socket")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("raw socket: %w", err), file.Close())
+	}
+	return &rawSocket{file, raw}, nil
 }
 
 // send sends the packet b of f.
 func (r *rawSockets) send(f packet.Flow, b []byte) error {
-	file := r.v4
+	s := r.v4
 	var to unix.Sockaddr
 	if f.Remote.Addr().Is4() {
 		to = &unix.SockaddrInet4{Addr: f.Remote.Addr().As4()}
 	} else {
-		file, to = r.v6, &unix.SockaddrInet6{Addr: f.Remote.Addr().As16()}
+		s, to = r.v6, &unix.SockaddrInet6{Addr: f.Remote.Addr().As16()}
 	}
-	if file == nil {
+	if s == nil {
 		return fmt.Errorf("%s: %w: no IPv6", f, ErrUnsupported)
 	}
-	raw, err := file.SyscallConn()
+	var sent error
+	err := s.fd.Control(func(fd uintptr) {
+		_, sent = uninterrupted(func() (int, error) { return 0, unix.Sendto(int(fd), b, 0, to) })
+	})
 	if err == nil {
-		var sent error
-		err = raw.Control(func(fd uintptr) {
-			_, sent = uninterrupted(func() (int, error) { return 0, unix.Sendto(int(fd), b, 0, to) })
-		})
-		err = errors.Join(err, sent)
+		err = sent
 	}
 	if err != nil {
 		return fmt.Errorf("%s: send the held packet again: %w", f, err)

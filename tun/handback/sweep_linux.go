@@ -19,8 +19,8 @@ func (t *Table) warn(err error) { t.o.Logger.Warn("handback", zap.Error(err)) }
 // part that it sends, so this is for once.
 func (t *Table) list(each func(packet.Flow, found)) error {
 	return t.lent(t.lists, func(w *wire) error {
-		for _, set := range []string{setAccept + "4", setAccept + "6"} {
-			w.element(getElement, unix.NLM_F_DUMP, nftables.TableFamilyINet, t.o.Table, set, nil, 0)
+		for _, suffix := range []string{"4", "6"} {
+			w.element(getElement, unix.NLM_F_DUMP, nftables.TableFamilyINet, t.o.Table, setAccept, suffix, nil, 0)
 			err := w.dump(func(body []byte) {
 				eachElement(body, func(e found) {
 					if f, ok := flowOf(e.key); ok {
@@ -29,7 +29,7 @@ func (t *Table) list(each func(packet.Flow, found)) error {
 				})
 			})
 			if err != nil {
-				return fmt.Errorf("read set %s: %w", set, err)
+				return fmt.Errorf("read set %s%s: %w", setAccept, suffix, err)
 			}
 		}
 		return nil
@@ -66,7 +66,7 @@ func (t *Table) get(flows []packet.Flow, each func(i int, e found)) error {
 		err := t.lent(t.lists, func(w *wire) error {
 			for _, f := range part {
 				k := keyOf(f)
-				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, setAccept+suffix(f), &k, 0)
+				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, setAccept, suffix(f), &k, 0)
 			}
 			last := w.seq
 			first := last - uint32(len(part)) + 1
@@ -257,11 +257,21 @@ func (t *Table) Restore() error {
 	if err := t.reinstall(); err != nil {
 		return err
 	}
+	flows := t.all()
 	var errs []error
-	for _, f := range t.all() {
-		if err := t.enter(f, false); err != nil && !errors.Is(err, errEnded) {
-			errs = append(errs, err)
+	for len(flows) > 0 {
+		n := min(len(flows), batchLimit)
+		again := make([]entering, n)
+		for i, f := range flows[:n] {
+			again[i] = entering{change: t.entry(f, false), f: f}
 		}
+		t.enter(again)
+		for i := range again {
+			if err := again[i].err; err != nil && !errors.Is(err, errEnded) {
+				errs = append(errs, fmt.Errorf("%s: %w", again[i].f, err))
+			}
+		}
+		flows = flows[n:]
 	}
 	return errors.Join(errs...)
 }

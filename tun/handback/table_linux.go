@@ -190,53 +190,13 @@ func suffix(f packet.Flow) string {
 	return "4"
 }
 
-// change returns the change of the set with this name.
+// changeOf moves f from the set del to the set add; "" is none.
 func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
-	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, timeout: timeout}
+	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, del: del, add: add, suffix: suffix(f), timeout: timeout}
 	if del == setDrop || add == setDrop {
 		c.family = nftables.TableFamilyNetdev
 	}
-	if del != "" {
-		c.del = del + suffix(f)
-	}
-	if add != "" {
-		c.add = add + suffix(f)
-	}
 	return c
-}
-
-// Accept hands the flow back: from now on the kernel carries it, and the held packet first, which
-// began it, is sent again. first is not kept, and its transport checksum need not be complete. On
-// an error nothing is left behind, the packet was not sent, and the flow stays where it was;
-// errors.Is tells ErrFull and ErrUnsupported. A flow that is accepted already may be accepted again.
-func (t *Table) Accept(f packet.Flow, first []byte) error {
-	if err := check(f); err != nil {
-		return err
-	}
-	b, err := repair(f, first)
-	if err != nil {
-		return err
-	}
-	fresh, err := t.reserve(f, entry{since: time.Now(), first: len(b), syn: sequence(f, b)})
-	if err != nil {
-		return err
-	}
-	if err := t.enter(f, fresh); err != nil {
-		return fmt.Errorf("%s: %w", f, err)
-	}
-	if fresh {
-		t.mu.Lock()
-		t.young = append(t.young, f)
-		t.mu.Unlock()
-	}
-	if err := t.raw.send(f, b); err != nil {
-		if fresh {
-			err = errors.Join(err, t.w.do(changeOf(f, setAccept, "", 0)))
-			t.unreserve(f)
-		}
-		return err
-	}
-	return nil
 }
 
 // Follow sends a packet of an accepted flow that came to userspace all the same, as a retransmission
@@ -269,62 +229,6 @@ func (t *Table) Send(f packet.Flow, held []byte) error {
 // Forget takes back Accept and leaves the socket alone: it is gone, or another one has its tuple. It
 // is no error if the flow is not there.
 func (t *Table) Forget(f packet.Flow) error { return t.over([]packet.Flow{f}, Closed) }
-
-// errEnded says that the end of the flow was noticed before it was accepted.
-var errEnded = errors.New("its socket was closed meanwhile")
-
-// enter puts a flow that is reserved into the set. One that was known is there already, or has
-// expired since.
-func (t *Table) enter(f packet.Flow, fresh bool) error {
-	c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
-	c.forget, c.exclusive = fresh, !fresh
-	err := t.w.do(c)
-	switch {
-	case errors.Is(err, unix.EEXIST):
-		return nil
-	case err != nil:
-		if fresh {
-			t.unreserve(f)
-		}
-		return err
-	}
-	t.mu.Lock()
-	known, ok := t.flows[f]
-	if ok && !fresh {
-		known.base, known.since = known.sent, time.Now()
-		t.flows[f] = known
-	}
-	t.mu.Unlock()
-	if !ok { // its end came first, and found nothing to delete
-		return errors.Join(errEnded, t.w.do(changeOf(f, setAccept, "", 0)))
-	}
-	return nil
-}
-
-// reserve writes the flow down, so that its end is noticed even if it comes before Accept returns.
-func (t *Table) reserve(f packet.Flow, e entry) (fresh bool, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return false, ErrClosed
-	}
-	if known, ok := t.flows[f]; ok {
-		known.syn = e.syn
-		t.flows[f] = known
-		return false, nil
-	}
-	if len(t.flows) >= t.o.Limit {
-		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
-	}
-	t.keep(f, e)
-	return true, nil
-}
-
-// keep adds f. t.mu is held.
-func (t *Table) keep(f packet.Flow, e entry) {
-	t.flows[f] = e
-	t.ports[portOf(f)] = append(t.ports[portOf(f)], f)
-}
 
 func (t *Table) accepted(f packet.Flow) bool {
 	t.mu.Lock()

@@ -48,6 +48,8 @@ type wire struct {
 	seq uint32
 	out []byte
 	in  []byte
+
+	prompt bool // reading does not wait
 }
 
 // openWire connects to the kernel: every other sender is refused. Answers are queued before a
@@ -73,6 +75,34 @@ func openWire(protocol int) (*wire, error) {
 }
 
 func (w *wire) close() { _ = unix.Close(w.fd) }
+
+// openPrompt is openWire for questions that the kernel has dealt with when it takes them, as all of
+// nfnetlink: what it has to say is there then, and silence means success. So nobody waits.
+func openPrompt() (*wire, error) {
+	w, err := openWire(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(w.fd, true); err != nil {
+		w.close()
+		return nil, fmt.Errorf("netlink socket: %w", err)
+	}
+	w.prompt = true
+	return w, nil
+}
+
+// answers passes what the kernel has said to a prompt socket until it has said all.
+func (w *wire) answers(each func(message)) error {
+	for {
+		_, err := w.receive(func(m message) bool { each(m); return false })
+		if err == unix.EAGAIN {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
 
 // begin starts a message and returns where, for end. head is struct nfgenmsg, or how
 // struct inet_diag_req_v2 begins.
@@ -109,17 +139,23 @@ func (w *wire) attr(typ uint16, value ...byte) {
 	w.unnest(at)
 }
 
-func (w *wire) text(typ uint16, value string) {
+func (w *wire) text(typ uint16, value, suffix string) {
 	at := w.nest(typ)
-	w.out = append(append(w.out, value...), 0)
+	w.out = append(append(append(w.out, value...), suffix...), 0)
 	w.unnest(at)
 }
 
-// element writes a message about one element.
-func (w *wire) element(typ, flags uint16, family nftables.TableFamily, table, set string, k *key, timeout time.Duration) {
+func (w *wire) number64(typ uint16, n uint64) {
+	at := w.nest(typ)
+	w.out = binary.BigEndian.AppendUint64(w.out, n)
+	w.unnest(at)
+}
+
+// element writes a message about one element of a set, whose name ends in suffix.
+func (w *wire) element(typ, flags uint16, family nftables.TableFamily, table, set, suffix string, k *key, timeout time.Duration) {
 	at := w.begin(typ, flags, [4]byte{byte(family)})
-	w.text(attrListTable, table)
-	w.text(attrListSet, set)
+	w.text(attrListTable, table, "")
+	w.text(attrListSet, set, suffix)
 	if k != nil {
 		list := w.nest(attrListElements | nested)
 		elem := w.nest(attrElement | nested)
@@ -127,7 +163,7 @@ func (w *wire) element(typ, flags uint16, family nftables.TableFamily, table, se
 		w.attr(attrValue, k.b[:k.len]...)
 		w.unnest(value)
 		if timeout > 0 {
-			w.attr(attrTimeout, binary.BigEndian.AppendUint64(nil, uint64(timeout.Milliseconds()))...)
+			w.number64(attrTimeout, uint64(timeout.Milliseconds()))
 		}
 		w.unnest(elem)
 		w.unnest(list)
@@ -141,7 +177,7 @@ func (w *wire) forget(k *key) {
 	if size == 16 {
 		family, src, dst = unix.AF_INET6, 3, 4
 	}
-	at := w.begin(ctDelete, unix.NLM_F_ACK, [4]byte{family})
+	at := w.begin(ctDelete, 0, [4]byte{family})
 	tuple := w.nest(ctTupleOrig | nested)
 	ip := w.nest(ctTupleIP | nested)
 	w.attr(src, k.b[:size]...)
@@ -192,6 +228,9 @@ func (m message) errno() unix.Errno {
 // receive reads once and passes every message to each, until that says it has enough.
 func (w *wire) receive(each func(message) (done bool)) (done bool, err error) {
 	n, err := uninterrupted(func() (int, error) { return unix.Read(w.fd, w.in) })
+	if err == unix.EAGAIN && w.prompt {
+		return false, err
+	}
 	if err != nil {
 		return false, fmt.Errorf("read from netlink: %w", os.NewSyscallError("read", err))
 	}

@@ -3,6 +3,7 @@ package handback
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,7 +18,8 @@ const batchLimit = 128
 type change struct {
 	k        key
 	family   nftables.TableFamily
-	del, add string // names of sets, "" for none
+	del, add string // names of sets without suffix, "" for none
+	suffix   string // "4" or "6"
 	timeout  time.Duration
 	replace  bool // nothing comes where nothing goes
 	forget   bool // connection tracking is to see the flow anew
@@ -39,7 +41,11 @@ type request struct {
 // transaction, one that comes alone waits for nobody, and there is no goroutine.
 type writer struct {
 	table   string
-	nft, ct *wire // used by the leader only
+	nft, ct *wire      // used by the leader only
+	said    int        // that ct may have said and nobody has read; the leader's
+	batch   []*request // the leader's
+
+	requests sync.Pool
 
 	mu      sync.Mutex
 	waiting []*request
@@ -48,11 +54,11 @@ type writer struct {
 }
 
 func openWriter(table string) (*writer, error) {
-	nft, err := openWire(unix.NETLINK_NETFILTER)
+	nft, err := openPrompt()
 	if err != nil {
 		return nil, err
 	}
-	ct, err := openWire(unix.NETLINK_NETFILTER)
+	ct, err := openPrompt()
 	if err != nil {
 		nft.close()
 		return nil, err
@@ -63,7 +69,29 @@ func openWriter(table string) (*writer, error) {
 // do applies changes, at most batchLimit, and returns when all are done. Each carries its error; do
 // returns them joined.
 func (w *writer) do(changes ...*change) error {
-	r := &request{changes: changes, wake: make(chan bool, 1)}
+	if err := w.apply(changes); err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range changes {
+		if c.err != nil {
+			errs = append(errs, c.err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// apply is do for who looks at each change.
+func (w *writer) apply(changes []*change) error {
+	r, _ := w.requests.Get().(*request)
+	if r == nil {
+		r = &request{wake: make(chan bool, 1)}
+	}
+	r.changes = changes
+	defer func() { // whoever was to wake it has done so
+		r.changes = nil
+		w.requests.Put(r)
+	}()
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -76,11 +104,7 @@ func (w *writer) do(changes ...*change) error {
 	if lead || <-r.wake {
 		w.lead(r)
 	}
-	var errs []error
-	for _, c := range changes {
-		errs = append(errs, c.err)
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // lead sends what waits, which begins with own.
@@ -91,32 +115,34 @@ func (w *writer) lead(own *request) {
 		size += len(w.waiting[n].changes)
 		n++
 	}
-	batch := w.waiting[:n:n]
+	w.batch = append(w.batch[:0], w.waiting[:n]...)
 	w.mu.Unlock()
 
-	all := make([]*change, 0, size)
-	for _, r := range batch {
-		all = append(all, r.changes...)
+	all := own.changes
+	if n > 1 {
+		all = make([]*change, 0, size)
+		for _, r := range w.batch {
+			all = append(all, r.changes...)
+		}
 	}
 	w.write(all)
 
 	w.mu.Lock()
-	w.waiting = w.waiting[n:]
+	for _, r := range w.batch { // before somebody else leads
+		if r != own {
+			r.wake <- false
+		}
+	}
 	var next *request
-	if len(w.waiting) > 0 {
+	if w.waiting = slices.Delete(w.waiting, 0, n); len(w.waiting) > 0 {
 		next = w.waiting[0]
 	} else {
-		w.waiting, w.led = nil, false
+		w.led = false
 		w.release()
 	}
 	w.mu.Unlock()
 	if next != nil {
 		next.wake <- true
-	}
-	for _, r := range batch {
-		if r != own {
-			r.wake <- false
-		}
 	}
 }
 
@@ -174,49 +200,36 @@ func (w *writer) transaction(changes []*change) (refused bool, err error) {
 	n := w.nft
 	n.out = n.out[:0]
 	n.end(n.begin(batchBegin, 0, [4]byte{3: unix.NFNL_SUBSYS_NFTABLES}))
-	for i, c := range changes {
+	for _, c := range changes {
 		c.first = n.seq + 1
-		var flags uint16
-		if i == len(changes)-1 {
-			flags = unix.NLM_F_ACK // one acknowledgement for all; what is refused answers anyhow
-		}
-		create := unix.NLM_F_CREATE | flags
+		create := uint16(unix.NLM_F_CREATE)
 		if c.exclusive {
 			create |= unix.NLM_F_EXCL
 		}
-		switch {
-		case c.del != "" && c.add != "":
-			n.element(delElement, 0, c.family, w.table, c.del, &c.k, 0)
-			n.element(newElement, create, c.family, w.table, c.add, &c.k, c.timeout)
-		case c.del != "":
-			n.element(delElement, flags, c.family, w.table, c.del, &c.k, 0)
-		default:
-			n.element(newElement, create, c.family, w.table, c.add, &c.k, c.timeout)
+		if c.del != "" {
+			n.element(delElement, 0, c.family, w.table, c.del, c.suffix, &c.k, 0)
+		}
+		if c.add != "" {
+			n.element(newElement, create, c.family, w.table, c.add, c.suffix, &c.k, c.timeout)
 		}
 		c.last = n.seq
 	}
-	last := n.seq
 	n.end(n.begin(batchEnd, 0, [4]byte{3: unix.NFNL_SUBSYS_NFTABLES}))
 	if err := n.send(); err != nil {
 		return false, err
 	}
-	for done := false; !done; {
-		var bad error
-		done, err = n.receive(func(m message) bool {
-			if m.typ != unix.NLMSG_ERROR {
-				return false
-			}
-			if e := m.errno(); e != 0 {
-				refused = true
-				if !blame(changes, m.seq, e) {
-					bad = fmt.Errorf("nftables transaction: %w", typed(e))
-				}
-			}
-			return m.seq == last || bad != nil
-		})
-		if err = errors.Join(err, bad); err != nil {
-			return false, err
+	var bad error
+	err = n.answers(func(m message) {
+		if m.typ != unix.NLMSG_ERROR || m.errno() == 0 {
+			return
 		}
+		refused = true
+		if e := m.errno(); !blame(changes, m.seq, e) {
+			bad = fmt.Errorf("nftables transaction: %w", typed(e))
+		}
+	})
+	if err = errors.Join(err, bad); err != nil {
+		return false, err
 	}
 	return refused, nil
 }
@@ -242,23 +255,22 @@ func blame(changes []*change, seq uint32, e unix.Errno) bool {
 
 // forget takes the entries that the held packets have left in connection tracking: they went
 // towards the TUN device, and whatever translation was chosen for that way, even none, would stay.
-// Where there is no tracking there is nothing to forget.
+// Where there is no tracking there is nothing to forget: what the kernel says is thrown away.
 func (w *writer) forget(changes []*change) {
-	var last uint32
 	w.ct.out = w.ct.out[:0]
 	for _, c := range changes {
 		if c.forget && c.err == nil {
 			w.ct.forget(&c.k)
-			last = w.ct.seq
 		}
 	}
 	if len(w.ct.out) == 0 || w.ct.send() != nil {
 		return
 	}
-	for done := false; !done; {
-		var err error
-		if done, err = w.ct.receive(func(m message) bool { return m.seq == last }); err != nil {
-			return
-		}
+	if w.said += len(changes); w.said >= tellsAtMost {
+		w.said = 0
+		_ = w.ct.answers(func(message) {})
 	}
 }
+
+// tellsAtMost bounds the answers that lie in a socket until somebody throws them away.
+const tellsAtMost = 256
