@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,11 +85,15 @@ func socketLink(inode uint64) string { return fmt.Sprintf("socket:[%d]", inode) 
 type fakeSockets struct {
 	rows  map[packet.Flow][]state.Socket
 	asked int
+	again func() // what happens before it is asked for the second time
 	err   error
 }
 
 func (s *fakeSockets) Find(dst []state.Socket, f packet.Flow) ([]state.Socket, error) {
 	s.asked++
+	if s.asked == 2 && s.again != nil {
+		s.again()
+	}
 	return append(dst, s.rows[f]...), s.err
 }
 
@@ -354,5 +359,60 @@ func TestUnbornAreBounded(t *testing.T) {
 	tree.update()
 	if len(tree.unborn) != 0 {
 		t.Errorf("after %v there are still %v", unbornAge, tree.unborn)
+	}
+}
+
+// TestManyNumbersGivenAway: on a machine that starts many programs more numbers are given away than
+// can be looked at again. The list of processes has who came late.
+func TestManyNumbersGivenAway(t *testing.T) {
+	p, _, f := fake(t, 501, 502)
+	expect(t, f, fromPort(502), 0, None, CauseNoHolder)
+	for last := 10; last < 10+3*maxUnborn; last += maxBirths - 10 {
+		p.lastPID(last)
+		f.os.tree.update()
+	}
+	p.born(12, 1, "curl", 4242, 501)
+	p.lastPID(10 + 3*maxUnborn)
+	expect(t, f, fromPort(501), 12, Exact, CauseOne)
+}
+
+// TestBornWhileSearched: whoever was born during the search is found, also where there are processes
+// that may not be inspected, as there always are for a user without privileges.
+func TestBornWhileSearched(t *testing.T) {
+	p, s, f := fake(t, 501)
+	f.os.tree.update()
+	f.os.tree.hide(1)
+	s.again = func() { p.born(12, 1, "curl", 4242, 501) }
+	expect(t, f, fromPort(501), 12, Exact, CauseOne)
+	f.os.tree.hide(1)
+	p.dies(12)
+	expect(t, f, fromPort(501), 0, None, CauseHidden)
+}
+
+// TestTreeManyLook: a look at all processes that began before a birth and ends after it does not
+// undo what another one has seen.
+func TestTreeManyLook(t *testing.T) {
+	p := newFakeProc(t)
+	for pid := 1; pid < 40; pid++ {
+		p.born(pid, 0, "old", pid)
+	}
+	tree := newTree(p.root)
+	ctx, stop := context.WithCancel(context.Background())
+	var looking sync.WaitGroup
+	defer looking.Wait()
+	defer stop()
+	for range 3 {
+		looking.Go(func() {
+			for ctx.Err() == nil {
+				tree.relist()
+			}
+		})
+	}
+	for pid := 100; pid < 200; pid++ {
+		p.born(pid, 1, "new", pid)
+		tree.update()
+		if pids, _ := tree.order(0); !slices.Contains(pids, pid) {
+			t.Fatalf("process %d was born and looked at, and is not known", pid)
+		}
 	}
 }

@@ -77,7 +77,7 @@ type Finder struct {
 	state   Sockets
 	self    int
 	log     *zap.Logger
-	lookups atomic.Uint64
+	lookups atomic.Uint64 // of sockets
 	os      osFinder
 }
 
@@ -102,7 +102,6 @@ func New(o Options) *Finder {
 // a search that is longer than ctx is given up. The Process of the answer is never nil; without a name it is the
 // unidentified one, with the cause why.
 func (f *Finder) Find(ctx context.Context, flow packet.Flow) Owner {
-	f.lookups.Add(1)
 	if ctx.Err() != nil {
 		return Unidentified(CauseTimeout)
 	}

@@ -67,6 +67,7 @@ func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
 
 // search asks for the sockets and names their one holder.
 func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
+	f.lookups.Add(1)
 	if f.state == nil {
 		return f.findPortable(ctx, flow)
 	}
@@ -134,9 +135,6 @@ func (f *Finder) recheck(flow packet.Flow, s state.Socket, cause string) string 
 	}
 	if !slices.ContainsFunc(again, func(a state.Socket) bool { return a.Inode == s.Inode }) {
 		return CauseClosed
-	}
-	if cause == CauseHidden {
-		return cause
 	}
 	return ""
 }

@@ -76,15 +76,27 @@ func (s *scanner) passes() {
 
 // search looks into the processes that are new, then into the programs that owned sockets
 // before, at descriptors that were never read before those that were, and then into all
-// others, newest first.
+// others, newest first. What is wanted still is searched in whoever the list of processes names
+// besides: the numbers that were given away tell of most births, not of all.
 func (s *scanner) search(pass *scan) {
 	s.tree.hurry()
 	s.tree.update()
-	if s.visit(pass, s.tree.takeNewborn(), nil) {
+	visited := map[int]bool{}
+	if s.visit(pass, s.tree.takeNewborn(), visited) || s.ask(pass, visited) {
 		return
 	}
+	pids, _ := s.tree.order(s.first)
+	if s.visit(pass, pids, visited) {
+		return
+	}
+	s.tree.relist()
+	pids, pass.hidden = s.tree.order(s.first)
+	s.visit(pass, pids, visited)
+}
+
+// ask looks into the programs that owned sockets before.
+func (s *scanner) ask(pass *scan, visited map[int]bool) (complete bool) {
 	recent := s.cache.recent(maxPrograms)
-	visited := make(map[int]bool, len(recent))
 	alive := recent[:0:0]
 	for _, p := range recent {
 		defer p.release()
@@ -98,13 +110,11 @@ func (s *scanner) search(pass *scan) {
 	for _, step := range []func(*program, *scan){s.likely, s.sweepUnknown, s.sweepKnown} {
 		for _, p := range alive {
 			if step(p, pass); len(pass.want) == 0 {
-				return
+				return true
 			}
 		}
 	}
-	pids, hidden := s.tree.order(s.first)
-	pass.hidden = hidden
-	s.visit(pass, pids, visited)
+	return false
 }
 
 // likely tries all likely descriptors of p, and those where another look-up has met a socket that
@@ -137,12 +147,13 @@ func (s *scanner) met(p *program, fd int, inode uint64, pass *scan) {
 	}
 }
 
-// visit sweeps processes until all is found.
+// visit sweeps processes that were not visited before until all is found.
 func (s *scanner) visit(pass *scan, pids []int, visited map[int]bool) (complete bool) {
 	for _, pid := range pids {
 		if !visited[pid] && s.sweepPID(pid, pass) {
 			return true
 		}
+		visited[pid] = true
 	}
 	return false
 }
@@ -159,7 +170,6 @@ func (s *scanner) sweepPID(pid int, pass *scan) (complete bool) {
 		return len(pass.want) > 0
 	})
 	if forbidden(err) {
-		pass.hidden++
 		s.tree.hide(pid)
 	}
 	return len(pass.want) == 0

@@ -17,8 +17,9 @@ import (
 // the last one known.
 type tree struct {
 	root    string
-	loadavg *os.File // nil: no such file, the directory is listed instead
-	init    int      // the init process if it is systemd, else 0: see kin
+	loadavg *os.File      // nil: no such file, the directory is listed instead
+	init    int           // the init process if it is systemd, else 0: see kin
+	turns   chan struct{} // of whom brings it up to date: an older look must not undo a newer one
 
 	mu       sync.Mutex
 	last     int // the newest PID that was looked at
@@ -61,7 +62,7 @@ const (
 	// maxBirths is how many PIDs are looked at one by one before the directory is listed.
 	maxBirths = 256
 	// maxUnborn and unbornAge bound how many such numbers are looked at again, and for how long.
-	maxUnborn = 64
+	maxUnborn = 256
 	unbornAge = time.Second
 	// listingAge bounds how long processes that have ended stay in the tree, and how long a
 	// wrap-around of PIDs could go unnoticed.
@@ -73,7 +74,7 @@ const (
 )
 
 func newTree(root string) *tree {
-	t := &tree{root: root, nodes: map[int]*node{}, children: map[int][]int{}, sessions: map[int][]int{}}
+	t := &tree{root: root, turns: make(chan struct{}, 1), nodes: map[int]*node{}, children: map[int][]int{}, sessions: map[int][]int{}}
 	if file, err := os.Open(root + "/loadavg"); err == nil {
 		t.loadavg = file
 	}
@@ -85,6 +86,8 @@ func newTree(root string) *tree {
 
 // update brings the tree up to date.
 func (t *tree) update() {
+	t.turns <- struct{}{}
+	defer func() { <-t.turns }()
 	newest, known := t.newestPID()
 	now := time.Now()
 	var late []unborn
@@ -106,6 +109,17 @@ func (t *tree) update() {
 	default:
 		t.list(newest, last)
 	}
+}
+
+// relist reads the whole directory now.
+func (t *tree) relist() {
+	t.turns <- struct{}{}
+	defer func() { <-t.turns }()
+	newest, _ := t.newestPID()
+	t.mu.Lock()
+	last := t.last
+	t.mu.Unlock()
+	t.list(newest, last)
 }
 
 // births looks at numbers that were given away, up to newest.
@@ -163,8 +177,8 @@ func (t *tree) list(newest, last int) {
 
 	t.mu.Lock()
 	old := t.nodes
+	wrapped := newest < last || newest == last && started.Sub(t.listed) >= listingAge
 	t.mu.Unlock()
-	wrapped := newest <= last
 	var keep, born []*node // in the order of their PIDs, mostly that of their birth
 	listed := make(map[int]bool, len(names))
 	for _, name := range names {
