@@ -99,9 +99,8 @@ type Link struct {
 	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
 	bound    atomic.Bool            // counted by its Communication
 	done     atomic.Pointer[chan struct{}]
-	gone     atomic.Bool   // done is to be closed
-	kernel   atomic.Bool   // the system's kernel carries it
-	initial  atomic.Uint64 // of a handed-back connection: 1<<32 and its SYN's number
+	gone     atomic.Bool // done is to be closed
+	kernel   atomic.Bool // the system's kernel carries it
 }
 
 type ending struct {
@@ -164,16 +163,6 @@ func (l *Link) Ended() bool { return l.ended.Load() != nil }
 
 // SetHandedBack notes that the system's kernel carries the link from now on.
 func (l *Link) SetHandedBack() { l.kernel.Store(true) }
-
-// SetInitial keeps the sequence number of the SYN that began the link. Whoever hands it back to the
-// kernel does it before.
-func (l *Link) SetInitial(number uint32) { l.initial.Store(1<<32 | uint64(number)) }
-
-// Initial returns that number, if it is known.
-func (l *Link) Initial() (number uint32, known bool) {
-	n := l.initial.Load()
-	return uint32(n), n != 0
-}
 
 // SetRelayed notes that the kernel did not take the link after all.
 func (l *Link) SetRelayed() { l.kernel.Store(false) }

@@ -36,8 +36,8 @@ const shortLease = 20 * time.Second
 func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, log *zap.Logger) *carrier {
 	o := handback.Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, Logger: log}
 	o.Ended = func(e handback.End) {
-		cause := endCause(e.Cause)
-		gate().KernelEnded(e.Flow, e.Traffic.Sent, e.Traffic.Received, cause)
+		gate().KernelEnded(interception.KernelEnd{Flow: e.Flow, Sent: e.Traffic.Sent, Received: e.Traffic.Received,
+			Cause: endCause(e.Cause), Unanswered: e.Attempts > 0, SYN: e.SYN})
 		if err := inVain(e); err != nil {
 			gate().Relay.Dialed(e.Flow.Remote, err)
 		}

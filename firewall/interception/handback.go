@@ -67,9 +67,6 @@ func (h *handedBack) take() []revocation {
 
 // handBackTCP gives a held connection to the kernel. False: it has to be relayed.
 func (g *Gate) handBackTCP(f *stack.TCPFlow, l *network.Link) bool {
-	if number, ok := sequence(f.Held()); ok {
-		l.SetInitial(number)
-	}
 	if g.Kernel == nil || !g.handBack(l, f.Held()) {
 		return false
 	}
@@ -173,22 +170,30 @@ func (g *Gate) revoke() {
 	wg.Wait()
 }
 
-// KernelEnded enters the end of a flow that the kernel carried. A flow that was revoked is ended by
-// who revoked it; then cause is "".
-func (g *Gate) KernelEnded(f packet.Flow, sent, received uint64, cause string) {
-	l := g.Table.Find(f)
+// KernelEnd is the end of a flow that the kernel carried.
+type KernelEnd struct {
+	Flow           packet.Flow
+	Sent, Received uint64 // payload
+	Cause          string // "": whoever revoked the flow ends its link
+	Unanswered     bool   // a connection of which only SYNs were sent
+	SYN            uint32 // the number that they had; 0: not known
+}
+
+// KernelEnded enters the end of a flow that the kernel carried.
+func (g *Gate) KernelEnded(e KernelEnd) {
+	l := g.Table.Find(e.Flow)
 	if l == nil || !l.HandedBack() {
 		return
 	}
-	l.SetBytes(sent, received)
-	if received > 0 && g.Relay.Dialed != nil {
-		g.Relay.Dialed(f.Remote, nil)
+	l.SetBytes(e.Sent, e.Received)
+	if e.Received > 0 && g.Relay.Dialed != nil {
+		g.Relay.Dialed(e.Flow.Remote, nil)
 	}
-	if received == 0 {
-		g.kernel.late.add(l, g.Clock())
+	if e.Unanswered && e.SYN != 0 {
+		g.kernel.late.add(e.Flow, e.SYN, g.Clock())
 	}
-	if cause != "" {
-		g.Ended(l, cause)
+	if e.Cause != "" {
+		g.Ended(l, e.Cause)
 	}
 }
 

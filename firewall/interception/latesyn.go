@@ -6,7 +6,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"gatun/network"
 	"gatun/network/packet"
 	"gatun/stack"
 )
@@ -29,18 +28,14 @@ type lateSYN struct {
 	until  time.Time
 }
 
-// add remembers the SYN of a link that is about to end.
-func (s *lateSYNs) add(l *network.Link, now time.Time) {
-	number, known := l.Initial()
-	if !known {
-		return
-	}
+// add remembers the SYN of a connection that is over.
+func (s *lateSYNs) add(f packet.Flow, number uint32, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.of == nil {
 		s.of = map[packet.Flow]lateSYN{}
 	}
-	s.of[l.Flow] = lateSYN{number, now.Add(lateWithin)}
+	s.of[f] = lateSYN{number, now.Add(lateWithin)}
 	s.any.Store(true)
 }
 

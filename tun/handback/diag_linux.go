@@ -1,13 +1,10 @@
 package handback
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"sync/atomic"
 
 	"gatun/network/packet"
 
@@ -26,15 +23,11 @@ const (
 	attrInfo     = 2 // INET_DIAG_INFO: struct tcp_info
 	wantInfo     = 1 << (attrInfo - 1)
 	// Offsets in struct tcp_info (linux/tcp.h; Linux 4.19).
+	infoAcked    = 120 // bytes, the SYN counts as one
 	infoReceived = 128
 	infoSent     = 200
 	infoAgain    = 208
 	infoSize     = 216
-	// Multicast groups of destroyed sockets, as bits: SKNLGRP_INET_TCP_DESTROY and so on.
-	groupsTCP = 1<<(1-1) | 1<<(3-1)
-	groupsUDP = 1<<(2-1) | 1<<(4-1)
-	// eventBuffer is room for about 20 000 sockets that nobody has read of yet.
-	eventBuffer = 8 << 20
 )
 
 // socket writes the question for, or the order about, the socket of f.
@@ -78,21 +71,27 @@ func parseSocket(proto packet.Proto, b []byte) (f packet.Flow, ok bool) {
 		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(id[2:]))}, true
 }
 
-// trafficOf reads what a TCP socket has sent and received, from the attributes behind struct
+// carried is what a TCP socket says of itself.
+type carried struct {
+	Traffic
+	answered bool // somebody has taken the connection
+}
+
+// carriedOf reads what a TCP socket has sent and received, from the attributes behind struct
 // inet_diag_msg. known is false where the kernel does not say.
-func trafficOf(b []byte) (t Traffic, known bool) {
+func carriedOf(b []byte) (c carried, known bool) {
 	for b = b[min(len(b), diagMessage):]; len(b) >= 4; {
 		size := int(binary.NativeEndian.Uint16(b))
 		if size < 4 || size > len(b) {
-			return t, false
+			return c, false
 		}
 		if info := b[4:size]; binary.NativeEndian.Uint16(b[2:]) == attrInfo && len(info) >= infoSize {
 			at := func(offset int) uint64 { return binary.NativeEndian.Uint64(info[offset:]) }
-			return Traffic{Sent: at(infoSent) - at(infoAgain), Received: at(infoReceived)}, true
+			return carried{Traffic{Sent: at(infoSent) - at(infoAgain), Received: at(infoReceived)}, at(infoAcked) > 0}, true
 		}
 		b = b[min(len(b), (size+3)&^3):]
 	}
-	return t, false
+	return c, false
 }
 
 // ask sends what was written as the last message and returns its answer: the socket, or the error.
@@ -156,13 +155,13 @@ func (w *wire) destroy(f packet.Flow) error {
 // socket is a socket that there is, or was.
 type socket struct {
 	packet.Flow
-	traffic Traffic
-	known   bool // the traffic
+	carried
+	known bool // what it has carried
 }
 
 func readSocket(proto packet.Proto, b []byte) (s socket, ok bool) {
 	if s.Flow, ok = parseSocket(proto, b); ok && proto == packet.TCP {
-		s.traffic, s.known = trafficOf(b)
+		s.carried, s.known = carriedOf(b)
 	}
 	return s, ok
 }
@@ -209,85 +208,4 @@ func (w *wire) dump(each func(body []byte)) error {
 		}
 	}
 	return nil
-}
-
-// events is the kernel's word that sockets of one protocol are gone.
-type events struct {
-	proto packet.Proto
-	f     *os.File
-	ended atomic.Bool
-}
-
-func (e *events) close() {
-	e.ended.Store(true)
-	_ = e.f.Close()
-}
-
-func openEvents(proto packet.Proto) (*events, error) {
-	groups := uint32(groupsTCP)
-	if proto == packet.UDP {
-		groups = groupsUDP
-	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_SOCK_DIAG)
-	if err != nil {
-		return nil, fmt.Errorf("listen for closed sockets: %w", typed(err))
-	}
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventBuffer) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, eventBuffer) // as much as is allowed
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
-		return nil, errors.Join(fmt.Errorf("listen for closed sockets: %w", typed(err)), unix.Close(fd))
-	}
-	return &events{proto: proto, f: os.NewFile(uintptr(fd), "closed sockets")}, nil
-}
-
-// run passes what was gone at once as one batch, until ctx ends. lost is called where the kernel had
-// to throw events away.
-func (e *events) run(ctx context.Context, gone func([]socket), lost func()) error {
-	defer context.AfterFunc(ctx, e.close)()
-	raw, err := e.f.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("listen for closed sockets: %w", err)
-	}
-	buf := make([]byte, 8<<10)
-	var batch []socket
-	for {
-		batch = batch[:0]
-		overrun := false
-		var rerr error
-		err := raw.Read(func(fd uintptr) bool {
-			for len(batch) < batchLimit {
-				n, err := uninterrupted(func() (int, error) { n, _, err := unix.Recvfrom(int(fd), buf, 0); return n, err })
-				switch {
-				case err == unix.EAGAIN:
-					return len(batch) > 0 || overrun
-				case err == unix.ENOBUFS:
-					overrun = true
-					return true
-				case err != nil:
-					rerr = err
-					return true
-				}
-				if n > netlinkHeader {
-					if s, ok := readSocket(e.proto, buf[netlinkHeader:n]); ok {
-						if s.known && s.traffic.Received > 0 {
-							s.traffic.Received-- // the other side's FIN counts as a byte
-						}
-						batch = append(batch, s)
-					}
-				}
-			}
-			return true
-		})
-		if e.ended.Load() {
-			return nil
-		}
-		if err = errors.Join(err, rerr); err != nil {
-			return fmt.Errorf("listen for closed sockets: %w", err)
-		}
-		gone(batch)
-		if overrun {
-			lost()
-		}
-	}
 }

@@ -157,14 +157,18 @@ func (c Cause) String() string {
 // End tells of an accepted flow that is over.
 type End struct {
 	Flow  packet.Flow
-	Sent  Counter
 	Cause Cause
+	// Sent is all that was sent, or for TCP that was answered and that the program has closed, what
+	// was read last: Traffic says more.
+	Sent Counter
 	// Traffic is exact for TCP that the program has closed; else Received is 0 and Sent what Counter
 	// stands for. A connection that was reset has received a byte more than it says.
 	Traffic Traffic
 	// Attempts is how many SYNs a connection has sent that sent nothing else: it was refused, or
 	// nobody answered. 0 where it was answered, and for what is no connection.
 	Attempts uint64
+	// SYN is the sequence number that began a connection; 0 where that was before this process.
+	SYN uint32
 }
 
 // Sizes of the headers of an ordinary packet: IP without options, TCP with time stamps.

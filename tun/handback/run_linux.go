@@ -20,7 +20,7 @@ func (t *Table) gone(sockets []socket) {
 	for _, s := range sockets {
 		if e, ok := t.flows[s.Flow]; ok {
 			if s.known {
-				e.traffic = s.traffic
+				e.carried = s.carried
 				t.flows[s.Flow] = e
 			}
 			flows = append(flows, s.Flow)

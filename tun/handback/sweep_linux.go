@@ -131,7 +131,7 @@ func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
 	return errors.Join(err, t.lent(t.diags, func(w *wire) error {
 		return w.sockets(packet.TCP, func(s socket) {
 			if s.known && t.accepted(s.Flow) {
-				each(s.Flow, s.traffic)
+				each(s.Flow, s.Traffic)
 			}
 		})
 	}))
@@ -144,25 +144,30 @@ func sum(a, b Counter) Counter {
 // ending is an End that is about to be told.
 type ending struct {
 	End
-	base  Counter
-	first int
+	base     Counter
+	first    int
+	answered bool // known only of TCP, by the word of the socket
 }
 
 // attempts is Attempts: a SYN that is sent again is as long as the first one, and an ACK shorter.
 func (e *ending) attempts() uint64 {
-	if e.Flow.Proto != packet.TCP || e.first == 0 || e.Sent.Bytes != e.Sent.Packets*uint64(e.first) {
+	if e.Flow.Proto != packet.TCP || e.answered || e.first == 0 || e.Sent.Bytes != e.Sent.Packets*uint64(e.first) {
 		return 0
 	}
 	return e.Sent.Packets
 }
 
-// lastCounters reads the counters of flows that end.
+// lastCounters reads the counters of flows that end. A connection that was answered has told what it has
+// carried: of these the counters stay as they were read last.
 func (t *Table) lastCounters(ended []ending) error {
-	flows := make([]packet.Flow, len(ended))
+	var flows []packet.Flow
+	var at []int
 	for i, e := range ended {
-		flows[i] = e.Flow
+		if !e.answered {
+			flows, at = append(flows, e.Flow), append(at, i)
+		}
 	}
-	return t.get(flows, func(i int, e found) { ended[i].Sent = sum(ended[i].base, e.sent) })
+	return t.get(flows, func(i int, e found) { ended[at[i]].Sent = sum(ended[at[i]].base, e.sent) })
 }
 
 // sweep reads the counters, renews what lives and is past half its time, and ends what the kernel
@@ -313,7 +318,31 @@ func (t *Table) orphans() error {
 			return fmt.Errorf("look for sockets of accepted flows: %w", err)
 		}
 	}
-	return t.over(over, Closed)
+	return t.overdue(over)
+}
+
+// overdue ends flows that have no socket, after the word of their ends has had the time to come: it
+// says what they have carried.
+func (t *Table) overdue(flows []packet.Flow) error {
+	if len(flows) == 0 {
+		return nil
+	}
+	since := make(map[packet.Flow]time.Time, len(flows))
+	t.mu.Lock()
+	for _, f := range flows {
+		since[f] = t.flows[f].since
+	}
+	t.mu.Unlock()
+	wait := time.NewTimer(4 * gathering)
+	defer wait.Stop()
+	select {
+	case <-t.done:
+	case <-wait.C:
+	}
+	t.mu.Lock()
+	flows = slices.DeleteFunc(flows, func(f packet.Flow) bool { return t.flows[f].since != since[f] }) // another one by now
+	t.mu.Unlock()
+	return t.over(flows, Closed)
 }
 
 // reconcile compares what is accepted with the sockets that there are.
@@ -353,5 +382,5 @@ func (t *Table) reconcile() error {
 		}
 		return nil
 	})
-	return errors.Join(err, t.over(flows, Closed))
+	return errors.Join(err, t.overdue(flows))
 }

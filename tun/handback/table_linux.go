@@ -50,8 +50,8 @@ type entry struct {
 	sent  Counter   // when last read, base included
 	first int       // bytes of the packet that began it; 0: not known
 
-	traffic Traffic // of a TCP socket that was closed
-	syn     uint32  // the sequence number of the SYN
+	carried        // by a TCP socket that was closed
+	syn     uint32 // the sequence number of the SYN
 }
 
 const diagWires = 2
@@ -329,7 +329,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	t.mu.Lock()
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.traffic}, e.base, e.first})
+			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, e.base, e.first, e.answered})
 		}
 	}
 	t.mu.Unlock()
