@@ -52,14 +52,14 @@ func (t *Table) Bind(l *Link, c *Communication) *Communication {
 	e.live++
 	t.commMu.Unlock()
 	l.SetComm(e.comm)
-	l.bound.Store(true)
+	l.flags.Or(flagBound)
 	return e.comm
 }
 
 // unbind forgets the Communication when its last link has ended.
 func (t *Table) unbind(l *Link) {
 	c := l.Comm()
-	if c == nil || !l.bound.Swap(false) {
+	if c == nil || l.flags.And(^uint32(flagBound))&flagBound == 0 {
 		return
 	}
 	k := keyOf(c)

@@ -93,7 +93,7 @@ func (c *compactor) link(l *Link) *Link {
 		end ending
 	}{end: *end}
 	n := &kept.Link
-	n.Kind, n.Flow, n.Started, n.id, n.unlisted = l.Kind, l.Flow, l.Started, l.id, l.unlisted
+	n.Kind, n.Flow, n.started, n.id, n.unlisted = l.Kind, l.Flow, l.started, l.id, l.unlisted
 	n.comm.Store(c.comm(l.comm.Load()))
 	n.decision.Store(c.decision(l.decision.Load()))
 	n.sent.Store(l.sent.Load())

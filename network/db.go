@@ -165,7 +165,7 @@ func (c *Communication) newReport(l *Link) *CommunicationReport {
 		name = r.Address
 	}
 	r.ID = fmt.Sprintf("%d/%s/%s/%s", r.Process.PID, url.PathEscape(r.Process.Name), r.Direction, name)
-	if !l.bound.Load() {
+	if !l.has(flagBound) {
 		r.ID += "/" + l.ID()
 	}
 	return r

@@ -59,6 +59,7 @@ type Communication struct {
 	Solicited bool   // inbound, and it answers a multicast or broadcast query of this machine
 
 	cached atomic.Pointer[cachedDecision]
+	newest atomic.Pointer[Decision] // of its links: they share it as long as it stays the same
 }
 
 type cachedDecision struct {
@@ -80,33 +81,47 @@ func (c *Communication) Cache(revision uint64, d *Decision) {
 }
 
 // Link is one flow, or one DNS query. Its identity is immutable; what happens to it is kept in
-// atomics, so that any goroutine may read it at any time.
+// atomics, so that any goroutine may read it at any time. A machine may have tens of thousands of
+// flows that the kernel carries and that cost nothing else here: a Link is 192 bytes.
 type Link struct {
-	Kind    Kind
-	Flow    packet.Flow
-	Started time.Time
-
-	id       uint64
+	Kind     Kind
 	unlisted bool // carried, but not in the monitor
+	flags    atomic.Uint32
+	Flow     packet.Flow
+	started  int64 // nanoseconds since 1970
+	id       uint64
+	next     *Link // with the same hash; see shard
 	comm     atomic.Pointer[Communication]
 	decision atomic.Pointer[Decision]
 	sent     atomic.Uint64
 	received atomic.Uint64
 	ended    atomic.Pointer[ending]
 	answered atomic.Pointer[Answered]
-	abort    atomic.Pointer[func(cause string)]
+	abort    atomic.Pointer[Killer]
 	stamp    atomic.Pointer[intel.Stamp]
 	killed   atomic.Pointer[string] // why it is to end, while nobody carries it
-	bound    atomic.Bool            // counted by its Communication
 	done     atomic.Pointer[chan struct{}]
-	gone     atomic.Bool // done is to be closed
-	kernel   atomic.Bool // the system's kernel carries it
 }
+
+// The flags of a Link.
+const (
+	flagBound  = 1 << iota // counted by its Communication
+	flagGone               // done is to be closed
+	flagKernel             // the system's kernel carries it
+)
+
+func (l *Link) has(flag uint32) bool { return l.flags.Load()&flag != 0 }
+
+// Killer ends the effect of a link.
+type Killer func(l *Link, cause string)
 
 type ending struct {
 	at    time.Time
 	cause string
 }
+
+// Started is when the link was made.
+func (l *Link) Started() time.Time { return time.Unix(0, l.started) }
 
 // ID is unique in one run of the program and never used again.
 func (l *Link) ID() string { return strconv.FormatUint(l.id, 10) }
@@ -162,13 +177,13 @@ func (l *Link) Bytes() (sent, received uint64) { return l.sent.Load(), l.receive
 func (l *Link) Ended() bool { return l.ended.Load() != nil }
 
 // SetHandedBack notes that the system's kernel carries the link from now on.
-func (l *Link) SetHandedBack() { l.kernel.Store(true) }
+func (l *Link) SetHandedBack() { l.flags.Or(flagKernel) }
 
 // SetRelayed notes that the kernel did not take the link after all.
-func (l *Link) SetRelayed() { l.kernel.Store(false) }
+func (l *Link) SetRelayed() { l.flags.And(^uint32(flagKernel)) }
 
 // HandedBack reports whether the system's kernel carries the link.
-func (l *Link) HandedBack() bool { return l.kernel.Load() }
+func (l *Link) HandedBack() bool { return l.has(flagKernel) }
 
 // SetBytes sets the payload bytes of a link that somebody else counts. What was counted never
 // becomes less.
@@ -192,7 +207,7 @@ func (l *Link) Done() <-chan struct{} {
 		if !l.done.CompareAndSwap(nil, &c) {
 			continue
 		}
-		if l.gone.Load() {
+		if l.has(flagGone) {
 			l.finish()
 		}
 		return c
@@ -201,7 +216,7 @@ func (l *Link) Done() <-chan struct{} {
 
 // finish closes what Done has returned, and what it returns from now on.
 func (l *Link) finish() {
-	l.gone.Store(true)
+	l.flags.Or(flagGone)
 	if c := l.done.Swap(nil); c != nil {
 		close(*c)
 	}
@@ -211,7 +226,13 @@ func (l *Link) finish() {
 // and must not block. Whoever carries the link out sets it. A link that was killed before is
 // ended at once.
 func (l *Link) OnKill(f func(cause string)) {
-	l.abort.Store(&f)
+	k := Killer(func(_ *Link, cause string) { f(cause) })
+	l.OnKillBy(&k)
+}
+
+// OnKillBy is OnKill with a function that many links share, so that none has one of its own.
+func (l *Link) OnKillBy(k *Killer) {
+	l.abort.Store(k)
 	if cause := l.killed.Load(); cause != nil {
 		l.Kill(*cause)
 	}
@@ -219,13 +240,13 @@ func (l *Link) OnKill(f func(cause string)) {
 
 // Kill asks whoever carries the link to end it, and reports whether anybody does now.
 func (l *Link) Kill(cause string) bool {
-	f := l.abort.Swap(nil)
-	if f == nil {
+	k := l.abort.Swap(nil)
+	if k == nil {
 		l.killed.Store(&cause)
-		if f = l.abort.Swap(nil); f == nil {
+		if k = l.abort.Swap(nil); k == nil {
 			return false
 		}
 	}
-	(*f)(cause)
+	(*k)(l, cause)
 	return true
 }

@@ -110,7 +110,7 @@ func (l *Link) Report() Report {
 		DomainSource: DomainNone.String(), Direction: Outbound.String(),
 		Names: ReportNames{DNS: []string{}}, Lists: []string{},
 		Verdict: d.Verdict.String(), Stage: d.Stage.String(), Reason: d.Reason, ReasonCode: d.Code, Setting: d.Setting,
-		Started: l.Started.UTC(),
+		Started: l.Started().UTC(),
 	}
 	if d.Rule.Text != "" {
 		rule := d.Rule

@@ -74,61 +74,58 @@ type Table struct {
 	watchers map[*Watcher]struct{}
 }
 
-type shard struct {
-	mu    sync.RWMutex
-	links map[packet.Flow]*Link
-}
-
 // NewTable returns an empty table that reads the time from clock (time.Now outside tests).
 func NewTable(clock func() time.Time) *Table {
 	t := &Table{seed: maphash.MakeSeed(), clock: clock, watchers: map[*Watcher]struct{}{}, comms: map[commKey]*commEntry{}}
 	for i := range t.shards {
-		t.shards[i].links = map[packet.Flow]*Link{}
+		t.shards[i].links = map[uint64]*Link{}
 	}
 	return t
 }
 
-func (t *Table) shard(f packet.Flow) *shard {
-	return &t.shards[maphash.Comparable(t.seed, f)&(shardCount-1)]
+// place returns the shard of a flow and its hash.
+func (t *Table) place(f *packet.Flow) (*shard, uint64) {
+	h := maphash.Comparable(t.seed, *f)
+	return &t.shards[h&(shardCount-1)], h
 }
 
 // Link returns the live link of a flow. Where there is none it makes one, and known is false:
 // the caller then owns the link's decision.
 func (t *Table) Link(f packet.Flow) (l *Link, known bool) {
-	s := t.shard(f)
+	s, h := t.place(&f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l = s.links[f]; l != nil {
+	if l = s.find(h, &f); l != nil {
 		return l, true
 	}
-	l = &Link{Flow: f, Started: t.clock(), id: t.nextID.Add(1)}
-	s.links[f] = l
+	l = &Link{Flow: f, started: t.clock().UnixNano(), id: t.nextID.Add(1)}
+	s.add(h, l)
 	return l, false
 }
 
 // Find returns the live link of a flow, or nil.
 func (t *Table) Find(f packet.Flow) *Link {
-	s := t.shard(f)
+	s, h := t.place(&f)
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.links[f]
+	return s.find(h, &f)
 }
 
 // NewQuery returns a link of kind DNS. It is not found by flow, because many queries share
 // one; it appears in the list once it is decided and ended.
 func (t *Table) NewQuery(f packet.Flow) *Link {
-	return &Link{Kind: KindDNS, Flow: f, Started: t.clock(), id: t.nextID.Add(1)}
+	return &Link{Kind: KindDNS, Flow: f, started: t.clock().UnixNano(), id: t.nextID.Add(1)}
 }
 
 // Unlisted returns a link that never appears in the list and causes no event: for what is
 // relayed but not decided one by one (policy.md, fast track).
 func (t *Table) Unlisted(f packet.Flow) *Link {
-	return &Link{Flow: f, Started: t.clock(), id: t.nextID.Add(1), unlisted: true}
+	return &Link{Flow: f, started: t.clock().UnixNano(), id: t.nextID.Add(1), unlisted: true}
 }
 
 // Decide stores d as the link's decision and tells the watchers.
 func (t *Table) Decide(l *Link, d Decision) {
-	old := l.decision.Swap(&d)
+	old := l.decision.Swap(l.shared(&d))
 	switch {
 	case l.Kind == KindDNS, l.unlisted:
 		return // a query has one event, when it ended: the answer is part of it
@@ -139,6 +136,23 @@ func (t *Table) Decide(l *Link, d Decision) {
 	default:
 		t.publish(EventUpdated, l)
 	}
+}
+
+// shared returns d as the decision of l: that of the link before it with the same Communication
+// where it is the same one, as it mostly is.
+func (l *Link) shared(d *Decision) *Decision {
+	c := l.Comm()
+	if c == nil {
+		own := *d
+		return &own
+	}
+	newest := c.newest.Load()
+	if newest == nil || *newest != *d {
+		own := *d
+		newest = &own
+		c.newest.Store(newest)
+	}
+	return newest
 }
 
 // End takes the link out of the live ones and keeps it among the newest ended. The cause is
@@ -156,14 +170,9 @@ func (t *Table) End(l *Link, cause string) {
 	typ := EventDNS
 	if l.Kind == KindLink {
 		typ = EventEnded
-		s := t.shard(l.Flow)
+		s, h := t.place(&l.Flow)
 		s.mu.Lock()
-		if s.links[l.Flow] == l {
-			delete(s.links, l.Flow)
-		}
-		if len(s.links) == 0 {
-			s.links = map[packet.Flow]*Link{} // a Go map never shrinks
-		}
+		s.remove(h, l)
 		s.mu.Unlock()
 	}
 	t.mu.Lock()
@@ -183,9 +192,7 @@ func (t *Table) Live() []*Link {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.RLock()
-		for _, l := range s.links {
-			all = append(all, l)
-		}
+		all = s.all(all)
 		s.mu.RUnlock()
 	}
 	sortByID(all)
@@ -198,7 +205,7 @@ func (t *Table) LiveCount() int {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.RLock()
-		n += len(s.links)
+		n += s.count
 		s.mu.RUnlock()
 	}
 	return n

@@ -37,6 +37,7 @@ type handedBack struct {
 	mu     sync.Mutex
 	revoke []revocation
 	wake   chan struct{}
+	killer network.Killer // of all these links
 }
 
 type revocation struct {
@@ -44,7 +45,7 @@ type revocation struct {
 	cause string
 }
 
-func (h *handedBack) init() { h.wake = make(chan struct{}, 1) }
+func (h *handedBack) init() { h.wake, h.killer = make(chan struct{}, 1), h.add }
 
 // add lets Run revoke the link soon.
 func (h *handedBack) add(l *network.Link, cause string) {
@@ -134,7 +135,7 @@ func (g *Gate) handBack(l *network.Link, held []byte) bool {
 }
 
 func (g *Gate) onKill(l *network.Link) {
-	l.OnKill(func(cause string) { g.kernel.add(l, cause) })
+	l.OnKillBy(&g.kernel.killer)
 }
 
 // forget ends the link of a flow whose socket is not its own any more.
