@@ -30,8 +30,7 @@ type crew struct {
 
 func (c *crew) init() { c.work = make(chan newFlow) }
 
-// spawn runs the handler of a new flow. Only the reader calls it. A TCP flow, which the forwarder
-// has given a goroutine already, comes by serveTCP.
+// spawn runs the handler of a new flow.
 func (s *Stack) spawn(f newFlow) {
 	select {
 	case s.crew.work <- f:

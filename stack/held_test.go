@@ -70,9 +70,9 @@ func TestHeldFlowEndsWithTheProgram(t *testing.T) {
 func TestAbandonKeepsSlowRetransmitters(t *testing.T) {
 	var tab synTable
 	tab.init()
-	ctx, cancel := context.WithCancelCause(context.Background())
 	start := time.Unix(1000, 0)
-	f := &TCPFlow{first: start, ctx: ctx, cancel: cancel}
+	f := &TCPFlow{first: start}
+	ctx := f.ctx.get(context.Background())
 	f.lastSYN.Store(start.UnixNano())
 	tab.m[f.id] = f
 	// Linux' schedule; the connect fails 127 s after the first SYN.

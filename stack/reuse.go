@@ -27,9 +27,10 @@ func address(a netip.Addr) tcpip.Address {
 	return tcpip.AddrFrom16(a.As16())
 }
 
-// tcp hands one TCP packet to netstack.
+// tcp hands one TCP packet to netstack, or holds the connection that it begins.
 func (s *Stack) tcp(h *packet.Header, b []byte) {
-	if h.TCPFlags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn && !s.makeRoom(h, b) {
+	if h.TCPFlags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn {
+		s.syn(h, b, (*link).inject)
 		return
 	}
 	s.netOf(tuple(h.Flow)).link.inject(b, h.Is6())
@@ -38,35 +39,53 @@ func (s *Stack) tcp(h *packet.Header, b []byte) {
 // again delivers a SYN that has waited for the end of the flow before it.
 func (s *Stack) again(b []byte) {
 	var h packet.Header
-	if err := h.Parse(b); err == nil && s.ctx.Err() == nil && s.makeRoom(&h, b) {
-		s.netOf(tuple(h.Flow)).link.injectAlone(b, h.Is6())
+	if err := h.Parse(b); err == nil && s.ctx.Err() == nil {
+		s.syn(&h, b, (*link).injectAlone)
+	}
+}
+
+// syn sorts a SYN: netstack gets it if it has its connection, all others are held.
+func (s *Stack) syn(h *packet.Header, b []byte, inject func(*link, []byte, bool)) {
+	known, room := s.makeRoom(h, b)
+	switch {
+	case !room:
+	case known:
+		inject(s.netOf(tuple(h.Flow)).link, b, h.Is6())
+	default:
+		s.hold(h, b)
 	}
 }
 
 // makeRoom ends the connection whose place a new SYN takes, and reports whether the SYN may go
-// on. The program's own kernel sends it, so that kernel has forgotten the old connection: it
+// on, and whether netstack has its connection. The program's own kernel sends it, so that kernel has forgotten the old connection: it
 // reuses a port at once when the server closed first, within milliseconds when the others are in
 // TIME_WAIT, and after a reset that may still wait in the endpoint's queue. Netstack has no
 // listener that could take such a SYN. It would swallow it, which costs the program a second, or
 // refuse it when the endpoint ends while the SYN is in its queue.
-func (s *Stack) makeRoom(h *packet.Header, b []byte) bool {
+func (s *Stack) makeRoom(h *packet.Header, b []byte) (known, room bool) {
 	id := tuple(h.Flow)
 	if f := s.syns.get(id); f != nil {
-		return f.seq == h.TCPSeq || !s.syns.replace(f, b)
+		if f.seq == h.TCPSeq {
+			return f.passed.Load() == passedToAccept, true
+		}
+		return false, !s.syns.replace(f, b)
 	}
 	ns := s.netOf(id)
 	ep := ns.endpoint(id)
-	if ep == nil || ep.SocketOptions().GetMark() == h.TCPSeq {
-		return true // new, or a retransmission
+	if ep == nil {
+		return false, true
+	}
+	if ep.SocketOptions().GetMark() == h.TCPSeq {
+		return true, true // a retransmission
 	}
 	s.counts.reusedTuples.Add(1)
 	if settled(ep) != tcp.StateTimeWait {
 		ep.Abort() // its RST has an old sequence number: no harm to the new connection
-		return true
+		return false, true
 	}
 	// Everything is said and acknowledged. Whoever still reads the last bytes may go on.
 	ns.net.StartTransportEndpointCleanup([]tcpip.NetworkProtocolNumber{netProto(id)}, tcp.ProtocolNumber, id, ep, ports.Flags{}, 0)
-	return true
+	return false, true
 }
 
 // settled is the state of the endpoint when nobody is changing it: netstack acknowledges a FIN before
@@ -82,6 +101,6 @@ func settled(ep *tcp.Endpoint) tcp.EndpointState {
 func (t *synTable) replace(f *TCPFlow, b []byte) bool {
 	next := bytes.Clone(b)
 	f.next.Store(&next)
-	f.cancel(ErrProgramGone)
+	f.ctx.end(ErrProgramGone)
 	return t.get(f.id) == f || !f.next.CompareAndSwap(&next, nil)
 }

@@ -1,8 +1,8 @@
 package stack
 
 import (
+	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"maps"
 	"net"
@@ -20,9 +20,6 @@ import (
 	"gatun/network/packet"
 )
 
-// maxSYN is enough for the longest IP and TCP headers; a SYN's data is not needed.
-const maxSYN = 128
-
 // Why the Context of a TCPFlow ended (context.Cause).
 var (
 	// ErrProgramGone says that the program reset the connection, or stopped asking for it.
@@ -34,27 +31,74 @@ var (
 // TCPFlow is a connection that a program has asked for: its SYN is held, and its
 // retransmissions are absorbed.
 //
-//	held ──Accept──▶ handshake ──▶ TCPConn
+//	held ──Accept──▶ netstack, handshake ──▶ TCPConn
 //	  ├────Reject──▶ RST
 //	  ├────Unreachable──▶ ICMP error
 //	  └────Drop──▶ silence; the next retransmission is a new TCPFlow
 //
 // Exactly one of these takes effect, the first; all others do nothing.
 type TCPFlow struct {
-	s      *Stack
-	ns     *netstack
-	flow   packet.Flow
-	id     stack.TransportEndpointID
-	syn    []byte // IP and TCP header, for the ICMP error that quotes it
-	seq    uint32
-	first  time.Time
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	s       *Stack
+	ns      *netstack // it gets the SYN when there is a verdict that needs it
+	flow    packet.Flow
+	id      stack.TransportEndpointID
+	syn     []byte // the packet
+	headers int    // bytes of it that are headers
+	seq     uint32
+	first   time.Time
+	ctx     lazyContext
 
 	lastSYN atomic.Int64 // nanoseconds since 1970
 	decided atomic.Bool
 	next    atomic.Pointer[[]byte] // the SYN that took this one's place
-	req     *tcp.ForwarderRequest  // set before the handler runs
+	passed  atomic.Int32           // how netstack gets the SYN
+	req     chan *tcp.ForwarderRequest
+}
+
+// How netstack gets a SYN that was held.
+const (
+	passedNot      = iota
+	passedToAccept // the forwarder makes a connection of it
+	passedToRefuse // nobody wants it: it is answered with RST
+)
+
+// lazyContext is a context that is made when somebody asks for it: a flow that is decided at once
+// needs none.
+type lazyContext struct {
+	mu     sync.Mutex
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	cause  error // it has ended
+}
+
+func (l *lazyContext) get(parent context.Context) context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx == nil {
+		l.ctx, l.cancel = context.WithCancelCause(parent)
+		if l.cause != nil {
+			l.cancel(l.cause)
+		}
+	}
+	return l.ctx
+}
+
+func (l *lazyContext) end(cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.cause == nil {
+		l.cause = cause
+	}
+	if l.cancel != nil {
+		l.cancel(cause)
+	}
+}
+
+// over reports whether end was called.
+func (l *lazyContext) over() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.cause != nil
 }
 
 // Flow returns the connection's name; Local is the program.
@@ -79,11 +123,7 @@ func (f *TCPFlow) TOS() uint8 {
 // Held returns the held SYN as a whole packet, or nil where data came with it, which is not
 // kept. The caller must not change it.
 func (f *TCPFlow) Held() []byte {
-	length := int(binary.BigEndian.Uint16(f.syn[2:]))
-	if f.flow.Is6() {
-		length = header.IPv6MinimumSize + int(binary.BigEndian.Uint16(f.syn[4:]))
-	}
-	if length != len(f.syn) {
+	if f.headers != len(f.syn) {
 		return nil
 	}
 	return f.syn
@@ -92,35 +132,72 @@ func (f *TCPFlow) Held() []byte {
 // Context ends when the program gives up, when the flow got a verdict other than Accept, or
 // when the stack ends. It stays alive for an accepted connection until the handler returns; the
 // connection may live on.
-func (f *TCPFlow) Context() context.Context { return f.ctx }
+func (f *TCPFlow) Context() context.Context { return f.ctx.get(f.s.ctx) }
 
 // Accept completes the handshake with the program. It fails where the program went away.
 func (f *TCPFlow) Accept() (*TCPConn, error) {
 	if !f.decided.CompareAndSwap(false, true) {
 		return nil, ErrDecided
 	}
-	if f.ctx.Err() != nil {
-		f.complete(false)
-		return nil, f.goneError(context.Cause(f.ctx))
+	ctx := f.Context()
+	if ctx.Err() != nil {
+		f.complete()
+		return nil, f.goneError(context.Cause(ctx))
 	}
 	// A program that was killed meanwhile never answers the SYN-ACK. Netstack would hold the
 	// endpoint for a long time; the deadline and the context end that.
 	deadline := time.AfterFunc(f.s.limits.Handshake, f.abortHandshake)
 	defer deadline.Stop()
-	unhook := context.AfterFunc(f.ctx, f.abortHandshake)
+	unhook := context.AfterFunc(ctx, f.abortHandshake)
 	defer unhook()
 
+	req := f.request()
+	if req == nil {
+		f.complete()
+		return nil, f.goneError(ErrProgramGone)
+	}
 	c := newTCPConn(f)
-	ep, terr := f.req.CreateEndpoint(&c.wq)
+	ep, terr := req.CreateEndpoint(&c.wq)
 	if terr == nil {
 		ep.SocketOptions().SetMark(f.seq) // tells a retransmission of this SYN from another one, see makeRoom
 	}
-	f.complete(false)
+	req.Complete(false) // before our table forgets it: a retransmission never finds only one of them
+	f.complete()
 	if terr != nil {
 		return nil, f.goneError(translate(terr))
 	}
 	c.start(ep)
 	return c, nil
+}
+
+// request gives the SYN to netstack, whose forwarder asks for a connection in a goroutine of its own.
+// It returns nil if netstack did not take it.
+func (f *TCPFlow) request() *tcp.ForwarderRequest {
+	f.req = make(chan *tcp.ForwarderRequest, 1)
+	f.passed.Store(passedToAccept)
+	f.ns.link.injectAlone(f.syn, f.flow.Is6())
+	gone := time.NewTimer(f.s.limits.Handshake)
+	defer gone.Stop()
+	if f.passed.Load() == passedToAccept {
+		select {
+		case req := <-f.req:
+			return req
+		case <-f.Context().Done():
+		case <-gone.C: // a connection that ended this moment had the SYN in its queue
+		}
+	}
+	f.passed.Store(passedNot)
+	f.spare()
+	return nil
+}
+
+// spare completes a request for which nobody waits any more.
+func (f *TCPFlow) spare() {
+	select {
+	case req := <-f.req:
+		req.Complete(false)
+	default:
+	}
 }
 
 func (f *TCPFlow) goneError(err error) error {
@@ -132,8 +209,10 @@ func (f *TCPFlow) goneError(err error) error {
 func (f *TCPFlow) Reject() {
 	if f.decided.CompareAndSwap(false, true) {
 		f.s.syns.refuse(f, time.Now())
-		f.complete(true)
-		f.cancel(ErrDecided)
+		f.passed.Store(passedToRefuse)
+		f.ns.link.injectAlone(f.syn, f.flow.Is6())
+		f.complete()
+		f.ctx.end(ErrDecided)
 	}
 }
 
@@ -141,24 +220,22 @@ func (f *TCPFlow) Reject() {
 func (f *TCPFlow) Unreachable(e *packet.ICMPError) {
 	if f.decided.CompareAndSwap(false, true) {
 		f.s.syns.refuse(f, time.Now())
-		f.s.sendError(e, f.syn)
-		f.complete(false)
-		f.cancel(ErrDecided)
+		f.s.sendError(e, f.syn[:f.headers])
+		f.complete()
+		f.ctx.end(ErrDecided)
 	}
 }
 
 // Drop answers nothing. The program tries again: each retransmission is a new flow.
 func (f *TCPFlow) Drop() {
 	if f.decided.CompareAndSwap(false, true) {
-		f.complete(false)
-		f.cancel(ErrDecided)
+		f.complete()
+		f.ctx.end(ErrDecided)
 	}
 }
 
-// complete ends the hold. The forwarder forgets the SYN before our table does, so that a
-// retransmission never finds only one of them.
-func (f *TCPFlow) complete(reset bool) {
-	f.req.Complete(reset)
+// complete ends the hold.
+func (f *TCPFlow) complete() {
 	f.s.syns.remove(f)
 	if next := f.next.Swap(nil); next != nil {
 		f.s.again(*next)
@@ -187,49 +264,53 @@ func (s *Stack) unmatchedTCP(ns *netstack, id stack.TransportEndpointID, pkt *st
 		s.syns.reset(id)
 		return true
 	case flags&(header.TCPFlagSyn|header.TCPFlagAck) == header.TCPFlagSyn:
-		return s.heldSYN(ns, id, h.SequenceNumber(), pkt)
+		return s.passedSYN(ns, id, pkt)
 	default:
 		s.counts.straySegments.Add(1)
 		return s.elsewhere(flowOf(id))
 	}
 }
 
-// heldSYN absorbs a SYN that is held already, or holds a new one.
-func (s *Stack) heldSYN(ns *netstack, id stack.TransportEndpointID, seq uint32, pkt *stack.PacketBuffer) bool {
-	now := time.Unix(0, s.now.Load())
-	if s.ctx.Err() != nil || s.syns.again(id, now) || s.syns.late(id, seq, now) {
+// passedSYN takes a SYN that netstack has for nobody: one that was held, and has its verdict, or one
+// whose connection has ended since it was read.
+func (s *Stack) passedSYN(ns *netstack, id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	f := s.syns.get(id)
+	if f == nil {
+		b := pkt.ToBuffer()
+		defer b.Release()
+		var h packet.Header
+		if whole := b.Flatten(); h.Parse(whole) == nil {
+			s.hold(&h, whole)
+		}
 		return true
 	}
-	f := s.newTCPFlow(ns, id, seq, now, pkt)
-	if !s.syns.add(f, s.limits.HeldTCP) {
-		s.counts.heldTCPLimit.Add(1)
-		f.cancel(ErrDecided)
+	switch f.passed.Load() {
+	case passedToAccept:
+		if !ns.fwd.HandlePacket(id, pkt) {
+			f.passed.Store(passedNot)
+		}
 		return true
-	}
-	if !s.handlers.add() { // serveTCP, in the forwarder's goroutine
-		s.syns.remove(f)
-		f.cancel(ErrDecided)
-		return true
-	}
-	ns.flows.Add(1)
-	if !ns.fwd.HandlePacket(id, pkt) {
-		s.syns.remove(f)
-		ns.flows.Add(-1)
-		s.handlers.done()
-		f.cancel(ErrDecided)
+	case passedToRefuse:
 		return false
+	default:
+		return true
 	}
-	return true
 }
 
-func (s *Stack) newTCPFlow(ns *netstack, id stack.TransportEndpointID, seq uint32, now time.Time, pkt *stack.PacketBuffer) *TCPFlow {
-	f := &TCPFlow{s: s, ns: ns, id: id, seq: seq, first: now}
+// hold absorbs a SYN that is held already, or holds a new one.
+func (s *Stack) hold(h *packet.Header, b []byte) {
+	now, id := time.Unix(0, s.now.Load()), tuple(h.Flow)
+	if s.ctx.Err() != nil || s.syns.again(id, now) || s.syns.late(id, h.TCPSeq, now) {
+		return
+	}
+	f := &TCPFlow{s: s, ns: s.netOf(id), flow: h.Flow, id: id, seq: h.TCPSeq, first: now, syn: bytes.Clone(b[:h.TotalLen]), headers: h.HeaderLen}
 	f.lastSYN.Store(now.UnixNano())
-	f.syn = append(make([]byte, 0, maxSYN), pkt.NetworkHeader().Slice()...)
-	f.syn = append(f.syn, pkt.TransportHeader().Slice()...)
-	f.flow = flowOf(id)
-	f.ctx, f.cancel = context.WithCancelCause(s.ctx)
-	return f
+	if !s.syns.add(f, s.limits.HeldTCP) {
+		s.counts.heldTCPLimit.Add(1)
+		return
+	}
+	f.ns.flows.Add(1)
+	s.spawn(f)
 }
 
 // flowOf names a connection: netstack speaks for the remote side.
@@ -248,16 +329,20 @@ func addr(a tcpip.Address) netip.Addr {
 	return netip.AddrFrom16(a.As16())
 }
 
-// serveTCP has the handler of a held SYN run. The forwarder calls it in a goroutine of its own.
+// serveTCP brings the forwarder's request to who waits for it in Accept. The forwarder calls it in a
+// goroutine of its own.
 func (s *Stack) serveTCP(req *tcp.ForwarderRequest) {
-	f := s.syns.get(req.ID())
-	f.req = req
-	select {
-	case s.crew.work <- f: // whoever took it is counted already
-		s.handlers.done()
-	default:
-		s.serveAll(s.ctx, f)
+	if f := s.syns.get(req.ID()); f != nil && f.passed.Load() == passedToAccept {
+		select {
+		case f.req <- req:
+			if f.passed.Load() != passedToAccept {
+				f.spare()
+			}
+			return
+		default: // it has one
+		}
 	}
+	req.Complete(false)
 }
 
 func (f *TCPFlow) handle(h Handler) { h.HandleTCP(f) }
@@ -267,7 +352,7 @@ func (f *TCPFlow) end(bool) {
 		f.s.counts.undecided.Add(1)
 	}
 	f.Drop()
-	f.cancel(net.ErrClosed)
+	f.ctx.end(net.ErrClosed)
 }
 
 const (
@@ -359,7 +444,7 @@ func (t *synTable) again(id stack.TransportEndpointID, now time.Time) bool {
 
 func (t *synTable) reset(id stack.TransportEndpointID) {
 	if f := t.get(id); f != nil {
-		f.cancel(ErrProgramGone)
+		f.ctx.end(ErrProgramGone)
 	}
 }
 
@@ -388,8 +473,8 @@ func (t *synTable) abandon(now time.Time) uint64 {
 	n := uint64(0)
 	for _, f := range t.all() {
 		last := time.Unix(0, f.lastSYN.Load())
-		if f.ctx.Err() == nil && now.Sub(last) > 6*time.Second+last.Sub(f.first)*3/2 {
-			f.cancel(ErrProgramGone)
+		if !f.ctx.over() && now.Sub(last) > 6*time.Second+last.Sub(f.first)*3/2 {
+			f.ctx.end(ErrProgramGone)
 			n++
 		}
 	}
