@@ -13,9 +13,9 @@ const (
 	manyLinks     = 1000 // below that there is not enough to give back
 )
 
-// keepSmall keeps the heap small, and returns memory to the system after a flood: the runtime
-// alone would keep it for minutes, because an idle program has no reason to collect. live counts
-// the links; compact frees the pages that few kept things lie on.
+// keepSmall keeps the heap small, and returns memory to the system after a flood, and when a burst of
+// flows that stay is over: the runtime alone would keep it for minutes, because an idle program has
+// no reason to collect. live counts the links; compact frees the pages that few kept things lie on.
 func keepSmall(ctx context.Context, live func() int, compact func()) error {
 	tick := time.NewTicker(paceEvery)
 	defer tick.Stop()
@@ -30,9 +30,14 @@ func keepSmall(ctx context.Context, live func() int, compact func()) error {
 			if percent, changed := pace.next(); changed {
 				debug.SetGCPercent(percent)
 			}
+			settled := pace.settled()
 			if n%giveBackEvery == 0 && p.over(live()) {
 				compact()
+				settled = true
+			}
+			if settled {
 				debug.FreeOSMemory()
+				giveBackProgram()
 			}
 		}
 	}
@@ -73,6 +78,8 @@ type pace struct {
 	sample    []metrics.Sample
 	percent   int
 	allocated uint64
+	burst     uint64 // allocated since the last time that it had settled
+	quiet     bool   // in the last pace
 }
 
 const (
@@ -80,6 +87,7 @@ const (
 	hugeHeap   = 64 << 20
 	quietBytes = 1 << 20 // allocated per pace
 	calmBytes  = 4 << 20
+	burstBytes = 16 << 20 // less garbage is not worth the work
 )
 
 func newPace() *pace {
@@ -90,11 +98,22 @@ func newPace() *pace {
 func (p *pace) next() (percent int, changed bool) {
 	metrics.Read(p.sample)
 	live, all := p.sample[0].Value.Uint64(), p.sample[1].Value.Uint64()
-	percent = gcPercent(live, all-p.allocated)
-	p.allocated = all
+	fresh := all - p.allocated
+	percent = gcPercent(live, fresh)
+	p.allocated, p.quiet = all, fresh < quietBytes
+	p.burst += fresh
 	changed = percent != p.percent
 	p.percent = percent
 	return percent, changed
+}
+
+// settled reports, once, that a burst is over.
+func (p *pace) settled() bool {
+	if !p.quiet || p.burst < burstBytes {
+		return false
+	}
+	p.burst = 0
+	return true
 }
 
 func gcPercent(live, allocated uint64) int {

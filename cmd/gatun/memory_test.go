@@ -43,3 +43,20 @@ func TestGCPercent(t *testing.T) {
 		t.Error("the runtime's figures are not read")
 	}
 }
+
+func TestSettled(t *testing.T) {
+	p := newPace()
+	for i, step := range []struct {
+		fresh   uint64
+		settled bool
+	}{
+		{100 << 10, false}, {30 << 20, false}, {2 << 20, false}, {100 << 10, true}, {100 << 10, false}, // a burst, once
+		{10 << 20, false}, {0, false}, {10 << 20, false}, {0, true}, {0, false},
+	} {
+		p.quiet = step.fresh < quietBytes
+		p.burst += step.fresh
+		if got := p.settled(); got != step.settled {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}
