@@ -12,6 +12,7 @@ import (
 
 	"gatun/config"
 	"gatun/firewall/interception"
+	"gatun/network"
 	"gatun/network/packet"
 	"gatun/status"
 	"gatun/tun/handback"
@@ -34,7 +35,7 @@ const shortLease = 20 * time.Second
 
 // openCarrier puts the kernel's side of handing back in, or adopts what a crash has left.
 func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, log *zap.Logger) *carrier {
-	o := handback.Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, Logger: log}
+	o := handback.Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, OwnMark: n.Mark, Logger: log}
 	o.Ended = func(e handback.End) {
 		gate().KernelEnded(interception.KernelEnd{Flow: e.Flow, Sent: e.Traffic.Sent, Received: e.Traffic.Received,
 			Cause: endCause(e.Cause), Unanswered: e.Attempts > 0, SYN: e.SYN})
@@ -42,6 +43,7 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 			gate().Relay.Dialed(e.Flow.Remote, err)
 		}
 	}
+	o.Holder = func(f packet.Flow) int { return holder(gate().Table.Find(f)) }
 	c := &carrier{}
 	if cfg.String("handback/afterCrash") == "kill" {
 		o.TCPTimeout, o.UDPTimeout, o.Sweep = shortLease, shortLease, shortLease/4
@@ -55,6 +57,14 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 	}
 	c.absent = c.table.Counters(func(f packet.Flow, _ handback.Counter) { c.adopted = append(c.adopted, f) })
 	return c
+}
+
+// holder is the process of a link, 0 where it is not known.
+func holder(l *network.Link) int {
+	if l == nil || l.Comm() == nil || l.Comm().Owner.Process == nil {
+		return 0
+	}
+	return l.Comm().Owner.Process.PID
 }
 
 // kernel is what the Gate gets; nil where there is none.

@@ -118,6 +118,7 @@ func (t *Table) enter(all []entering) {
 			late = append(late, changeOf(e.f, setAccept, "", 0))
 		case e.fresh:
 			t.young = append(t.young, e.f)
+			t.lasts(e.f)
 		default:
 			known.base, known.since = known.sent, time.Now()
 			t.flows[e.f] = known

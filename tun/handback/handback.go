@@ -67,6 +67,14 @@ type Options struct {
 	Device string
 	// Mark within Mask is what packets of accepted flows carry: route.Names.OldMark.
 	Mark, Mask uint32
+	// SocketMark within Mask is what sockets of accepted flows may carry themselves, and connection
+	// tracking with them (see Rules): route.Names.BackMark.
+	SocketMark uint32
+	// OwnMark is that of gatun's own sockets, whose packets are not looked at: route.Names.Mark.
+	OwnMark uint32
+	// Holder returns a process that holds the socket of an accepted flow, 0 if nobody knows. It makes
+	// sockets of flows that last carry SocketMark; nil: none does.
+	Holder func(packet.Flow) int
 	// Limit is how many accepted flows there may be, and how many entries each set may have.
 	Limit int
 	// TCPTimeout and UDPTimeout are how long the kernel keeps an accepted flow without hearing of
@@ -90,6 +98,11 @@ type Options struct {
 func (o Options) withDefaults() (Options, error) {
 	if o.Mark == 0 || o.Mark&^o.Mask != 0 {
 		return o, fmt.Errorf("handback: want a mark inside the mask %#08x and not 0, got %#08x", o.Mask, o.Mark)
+	}
+	for _, m := range []uint32{o.SocketMark, o.OwnMark} {
+		if m == 0 || m == o.Mark || m&^o.Mask != 0 || o.SocketMark == o.OwnMark {
+			return o, fmt.Errorf("handback: want three different marks inside the mask %#08x and not 0, got %#08x, %#08x and %#08x", o.Mask, o.Mark, o.SocketMark, o.OwnMark)
+		}
 	}
 	if o.Table == "" {
 		o.Table = DefaultTable

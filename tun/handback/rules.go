@@ -12,10 +12,68 @@ const (
 	chainPriority = -149
 	egressName    = "silence"
 
+	// knownName has what passes of sockets that carry the mark themselves, backName what marks the
+	// connections of those that may come to do so.
+	knownName = "known"
+	backName  = "back"
+
 	// How many rules they have.
-	inetRules   = 12
+	inetRules   = 16
+	knownRules  = 6
+	backRules   = 1
 	netdevRules = 2
 )
+
+// rule is one rule: a flow whose packet is of a kind, and is in a set, or without a set all of them.
+type rule struct {
+	kind, set, then, comment string
+}
+
+// The kinds of packets that rules are about.
+const (
+	kindMiddle = "tcp flags & syn != syn " // anything of a connection but its SYN
+	kindUDP    = "meta l4proto udp "
+	kindTCP    = "meta l4proto tcp "
+)
+
+// kindHeld is a SYN that is sent from here.
+func kindHeld(o Options) string {
+	return fmt.Sprintf("tcp flags & syn == syn socket mark & %#08x == %#08x ", o.Mask, o.Mark)
+}
+
+func marked(o Options, mark uint32) string {
+	return fmt.Sprintf("meta mark & %#08x == %#08x ", o.Mask, mark)
+}
+
+func setMark(o Options, mark uint32) string {
+	return fmt.Sprintf("meta mark set meta mark & %#08x ^ %#08x", ^o.Mask, mark)
+}
+
+// What rules do with a packet.
+const (
+	thenAccept = "accept"
+	thenReset  = "reject with tcp reset"
+	thenRefuse = "reject with icmpx port-unreachable"
+)
+
+// knownList is the chain "known": the same as is accepted of others, and nothing to be changed.
+func knownList() []rule {
+	return []rule{{kindMiddle, setAccept, thenAccept, "handed back"}, {kindUDP, setAccept, thenAccept, "handed back"},
+		{kindMiddle, setLinger, thenAccept, "closing"}}
+}
+
+// chainList is the chain "handback" behind the rules about marks.
+func chainList(o Options) []rule {
+	carry := setMark(o, o.Mark) + " goto " + backName
+	return []rule{
+		{kindMiddle, setAccept, carry, "handed back"},
+		{kindUDP, setAccept, carry, "handed back"},
+		{kindHeld(o), setAccept, carry, "held packet"},
+		{kindMiddle, setLinger, setMark(o, o.Mark) + " accept", "closing"},
+		{kindTCP, setBlock, thenReset, "blocked"},
+		{kindUDP, setBlock, thenRefuse, "blocked"},
+	}
+}
 
 // Rules is the text of both tables in the language of nft(8); rules_linux.go sends the same rules
 // to the kernel. A test feeds the text to nft and compares.
@@ -23,6 +81,11 @@ const (
 // The sets hold flows as the program's packets name them. A SYN does not pass by them: the port of a
 // closed connection may be another program's next moment, and after a crash nobody would notice. Only
 // what is sent from here, by a socket with the mark, does: the held SYN, and one that came again (Follow).
+//
+// What a set lets pass gets Options.Mark and is routed again, for it was on its way into the device. A
+// socket that carries Options.SocketMark itself (see Mark) is on the right way from the start; its flow
+// has to be in the set all the same, else it loses the mark and goes into the device. The chain "back"
+// gives connections the mark that the guard wants to see with it: without these rules no flow gets one.
 //
 // Silence cannot be had in an output hook, where a program's send fails with EPERM: what is to be
 // dropped goes the way of everything that is undecided, and ends at the device. Block over UDP is
@@ -33,20 +96,16 @@ func Rules(o Options) string {
 	for _, name := range []string{setAccept, setLinger, setBlock} {
 		writeSet(&b, name, o.Limit)
 	}
+	fmt.Fprintf(&b, "\tchain %s {\n", knownName)
+	writeRules(&b, knownList())
+	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
 	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
-	mark := fmt.Sprintf("meta mark set meta mark & %#08x ^ %#08x accept", ^o.Mask, o.Mark)
-	for _, r := range []struct{ before, set, then, comment string }{
-		{"tcp flags & syn != syn ", setAccept, mark, "handed back"},
-		{"meta l4proto udp ", setAccept, mark, "handed back"},
-		{fmt.Sprintf("tcp flags & syn == syn socket mark & %#08x == %#08x ", o.Mask, o.Mark), setAccept, mark, "held packet"},
-		{"tcp flags & syn != syn ", setLinger, mark, "closing"},
-		{"meta l4proto tcp ", setBlock, "reject with tcp reset", "blocked"},
-		{"meta l4proto udp ", setBlock, "reject with icmpx port-unreachable", "blocked"},
-	} {
-		for _, family := range []string{"4", "6"} {
-			fmt.Fprintf(&b, "\t\t%s%s @%s%s %s comment %q\n", r.before, tuple(family), r.set, family, r.then, r.comment)
-		}
+	for _, mark := range []uint32{o.OwnMark, o.Mark} {
+		fmt.Fprintf(&b, "\t\t%saccept comment \"others decide\"\n", marked(o, mark))
 	}
+	fmt.Fprintf(&b, "\t\t%sjump %s comment \"socket with the mark\"\n", marked(o, o.SocketMark), knownName)
+	fmt.Fprintf(&b, "\t\t%s%s comment \"socket with the mark\"\n", marked(o, o.SocketMark), setMark(o, 0))
+	writeRules(&b, chainList(o))
 	b.WriteString("\t}\n}\n")
 	if o.Device == "" {
 		return b.String()
@@ -54,11 +113,17 @@ func Rules(o Options) string {
 	fmt.Fprintf(&b, "table netdev %s {\n", o.Table)
 	writeSet(&b, setDrop, o.Limit)
 	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook egress device %q priority 0; policy accept;\n", egressName, o.Device)
-	for _, family := range []string{"4", "6"} {
-		fmt.Fprintf(&b, "\t\t%s @%s%s drop comment \"dropped\"\n", tuple(family), setDrop, family)
-	}
+	writeRules(&b, []rule{{"", setDrop, "drop", "dropped"}})
 	b.WriteString("\t}\n}\n")
 	return b.String()
+}
+
+func writeRules(b *strings.Builder, rules []rule) {
+	for _, r := range rules {
+		for _, family := range []string{"4", "6"} {
+			fmt.Fprintf(b, "\t\t%s%s @%s%s %s comment %q\n", r.kind, tuple(family), r.set, family, r.then, r.comment)
+		}
+	}
 }
 
 func tuple(family string) string {

@@ -98,39 +98,85 @@ func inetTable(o Options, c *nftables.Conn) error {
 	if err := obj.add(c); err != nil {
 		return err
 	}
+	known := c.AddChain(&nftables.Chain{Table: obj.table, Name: knownName})
+	obj.rules(c, known, o, knownList())
+	back := c.AddChain(&nftables.Chain{Table: obj.table, Name: backName})
+	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
+	obj.rule(c, back, "handed back", []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
+		connection, bits(^o.Mask, o.SocketMark), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}})
 	policy := nftables.ChainPolicyAccept
 	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: chainName, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityRef(chainPriority), Policy: &policy})
-	mark := []expr.Any{meta(expr.MetaKeyMARK),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(^o.Mask), Xor: native(o.Mark)},
-		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}, &expr.Verdict{Kind: expr.VerdictAccept}}
-	notSYN := append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{tcpSYN}})
-	heldSYN := append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSYN}},
-		&expr.Socket{Key: expr.SocketKeyMark, Register: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(o.Mask), Xor: native(0)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: native(o.Mark)})
-	for _, r := range []struct {
-		before  []expr.Any
-		set     string
-		then    []expr.Any
-		comment string
-	}{
-		{notSYN, setAccept, mark, "handed back"},
-		{protocolIs(unix.IPPROTO_UDP), setAccept, mark, "handed back"},
-		{heldSYN, setAccept, mark, "held packet"},
-		{notSYN, setLinger, mark, "closing"},
-		{protocolIs(unix.IPPROTO_TCP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}, "blocked"},
-		{protocolIs(unix.IPPROTO_UDP), setBlock, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}, "blocked"},
-	} {
+	for _, mark := range []uint32{o.OwnMark, o.Mark} {
+		obj.rule(c, chain, "others decide", marks(o, mark), accepts())
+	}
+	const carries = "socket with the mark"
+	obj.rule(c, chain, carries, marks(o, o.SocketMark), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: knownName}})
+	obj.rule(c, chain, carries, marks(o, o.SocketMark), sets(o, 0))
+	obj.rules(c, chain, o, chainList(o))
+	return nil
+}
+
+func accepts() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+func bits(mask, xor uint32) expr.Any {
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: native(mask), Xor: native(xor)}
+}
+
+func equal(data []byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+
+// marks ends the rule unless the packet has the mark.
+func marks(o Options, mark uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0), equal(native(mark))}
+}
+
+// sets gives the packet the mark.
+func sets(o Options, mark uint32) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyMARK), bits(^o.Mask, mark), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}}
+}
+
+// rules adds the rules of a list for both families.
+func (obj objects) rules(c *nftables.Conn, chain *nftables.Chain, o Options, list []rule) {
+	for _, r := range list {
 		for _, family := range []string{"4", "6"} {
-			obj.rule(c, chain, r.comment, r.before, obj.match(r.set, family), r.then)
+			obj.rule(c, chain, r.comment, kindOf(o, r.kind), obj.match(r.set, family), effect(o, r.then))
 		}
 	}
-	return nil
+}
+
+// kindOf is a kind of packets in the kernel's terms.
+func kindOf(o Options, kind string) []expr.Any {
+	flag := func(op expr.CmpOp) []expr.Any {
+		return append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+			&expr.Cmp{Op: op, Register: 1, Data: []byte{tcpSYN}})
+	}
+	switch kind {
+	case kindMiddle:
+		return flag(expr.CmpOpNeq)
+	case kindHeld(o):
+		return append(flag(expr.CmpOpEq), &expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bits(o.Mask, 0), equal(native(o.Mark)))
+	case kindTCP:
+		return protocolIs(unix.IPPROTO_TCP)
+	default:
+		return protocolIs(unix.IPPROTO_UDP)
+	}
+}
+
+// effect is what a rule does, in the kernel's terms.
+func effect(o Options, then string) []expr.Any {
+	switch then {
+	case thenAccept:
+		return accepts()
+	case thenReset:
+		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
+	case thenRefuse:
+		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+	case setMark(o, o.Mark) + " accept":
+		return append(sets(o, o.Mark), accepts()...)
+	default:
+		return append(sets(o, o.Mark), &expr.Verdict{Kind: expr.VerdictGoto, Chain: backName})
+	}
 }
 
 func netdevTable(o Options, c *nftables.Conn) error {

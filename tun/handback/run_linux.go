@@ -74,6 +74,9 @@ func (t *Table) Run(ctx context.Context) error {
 		g.Go(func() error { return e.run(ctx, t.gone, tell) })
 	}
 	g.Go(func() error { return t.watch(ctx) })
+	if t.o.Holder != nil {
+		g.Go(func() error { return t.keepMarking(ctx) })
+	}
 	g.Go(func() error {
 		tick, young := time.NewTicker(t.o.Sweep), time.NewTicker(orphanAge)
 		defer tick.Stop()

@@ -44,6 +44,7 @@ func (t *Table) adopt() error {
 		defer t.mu.Unlock()
 		if _, ok := t.flows[f]; !ok {
 			t.keep(f, entry{since: now, sent: e.sent})
+			t.lasts(f)
 		}
 	})
 }

@@ -32,6 +32,7 @@ type Table struct {
 	flows    map[packet.Flow]entry
 	ports    map[port][]packet.Flow // sockets that are gone have no whole name
 	young    []packet.Flow          // accepted since the last look for orphans
+	watches  watches
 	closed   bool
 }
 
@@ -64,7 +65,7 @@ func Open(o Options) (*Table, error) {
 		return nil, err
 	}
 	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
-		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{})}
+		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)}}
 	if err := t.openSockets(); err != nil {
 		t.release()
 		return nil, err

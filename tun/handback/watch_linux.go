@@ -67,9 +67,16 @@ func (t *Table) mend() error {
 
 // whole reports whether every rule is there.
 func (t *Table) whole() (bool, error) {
-	ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, chainName, inetRules)
-	if err != nil || !ok || !t.drops {
-		return ok, err
+	for _, c := range []struct {
+		name  string
+		rules int
+	}{{chainName, inetRules}, {knownName, knownRules}, {backName, backRules}} {
+		if ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, c.name, c.rules); err != nil || !ok {
+			return ok, err
+		}
+	}
+	if !t.drops {
+		return true, nil
 	}
 	return hasRules(t.o.Table, nftables.TableFamilyNetdev, egressName, netdevRules)
 }

@@ -150,6 +150,8 @@ func (g builder) incoming() []GuardRule {
 		{"loopback", []Clause{{kind: iifIs, text: "lo"}}, "accept"},
 		{"from the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		// Forwarded packets get no mark: they take our table and end in the TUN or nowhere.
+		// A reply of what tun/handback gave back, which needs no look at the routes.
+		{"reply of a flow handed back", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.BackMark), g.setMark(g.n.OldMark)}, "accept"},
 		{"to be forwarded", []Clause{{kind: destinationType, num: typeUnicast}}, "accept"},
 		{"inbound flow", []Clause{{kind: ctNew}, g.ctMark(0), g.setCtMark(g.n.OldMark)}, ""}, // not again: it may be accepted by now
 		{"for this machine", []Clause{g.setMark(g.n.OldMark)}, "accept"},
@@ -157,7 +159,7 @@ func (g builder) incoming() []GuardRule {
 }
 
 func (g builder) outgoing(p Policy) []GuardRule {
-	own, old := g.n.Mark, g.n.OldMark
+	own, old, back := g.n.Mark, g.n.OldMark, g.n.BackMark
 	original := Clause{kind: ctDirection, num: directionOriginal}
 	return []GuardRule{
 		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
@@ -165,16 +167,22 @@ func (g builder) outgoing(p Policy) []GuardRule {
 		// Connection tracking has no entry for the resets and errors that answer what came in: then
 		// the rule above ends where it looks for one.
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}}, "accept"},
-		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(old), g.setMark(old)}, "accept"},
-		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.InMark), g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot4}, g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot6}, g.setMark(old)}, "accept"},
+		// Nothing below concerns what tun/handback carries: its chain, the next, has the word. The mark
+		// of a socket counts only with that of the connection, which no program can set; they are behind
+		// the snapshot because both outlive Down.
+		{"handed back", []Clause{g.mark(back), g.ctMark(back)}, "accept"},
+		{"handed back", []Clause{g.mark(0), g.ctMark(back)}, "accept"},
+		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(old), g.setMark(old)}, "accept"},
+		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.InMark), g.setMark(old)}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 68<<16 | 67}, g.setMark(old)}, "accept"},
 		// What the kernel still sends for our sockets after they are closed has the connection
 		// mark but no user. A program's packet has a user and never gets this far with our mark:
 		// else it could bind the port of a closed flow and borrow its mark.
 		{"mark of another user", []Clause{g.mark(own), {kind: hasUID}, g.setMark(0)}, "accept"},
 		{"mark of another user", []Clause{g.mark(old), {kind: hasUID}, g.setMark(0)}, "accept"},
+		{"mark without a flow", []Clause{g.mark(back), g.setMark(0)}, "accept"},
 		{"has a user", []Clause{{kind: hasUID}}, "accept"},
 		{"after own sockets", []Clause{g.ctMark(own), original, g.setMark(own)}, "accept"},
 		{"mark without a flow", []Clause{g.mark(own), g.setMark(0)}, "accept"},
@@ -184,13 +192,14 @@ func (g builder) outgoing(p Policy) []GuardRule {
 
 func (g builder) guard(p Policy) []GuardRule {
 	rules := []GuardRule{
+		{"old path", []Clause{g.mark(g.n.OldMark)}, "accept"},
+		{"handed back", []Clause{g.mark(g.n.BackMark), g.ctMark(g.n.BackMark)}, "accept"},
 		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
 		{"into the tun", []Clause{{kind: oifIs, text: g.n.Device}}, "accept"},
 		{"out of the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		{"own sockets", []Clause{g.mark(g.n.Mark), {kind: uidIs, num: p.UID}}, "accept"},
 		// "outgoing" left this mark only where the kernel speaks for a closed socket of ours.
 		{"after own sockets", []Clause{g.mark(g.n.Mark), g.ctMark(g.n.Mark)}, "accept"},
-		{"old path", []Clause{g.mark(g.n.OldMark)}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 546<<16 | 547}, {kind: destination, prefix: linkLocal6()}}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 546<<16 | 547}, {kind: destination, prefix: netip.MustParsePrefix("ff02::/16")}}, "accept"},
 	}

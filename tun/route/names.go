@@ -46,6 +46,7 @@ type Names struct {
 	OldMark      uint32 `json:"old_mark"`   // set by the guard only: this packet keeps its old path
 	InMark       uint32 `json:"in_mark"`    // on inbound flows that were accepted
 	AskedMark    uint32 `json:"asked_mark"` // on datagrams that answer a multicast or broadcast query
+	BackMark     uint32 `json:"back_mark"`  // on sockets of flows that were handed back; counts only together with that flow's connection mark
 	Queue        uint16 `json:"queue"`
 	Mask         uint32 `json:"mask"`
 	Table        int    `json:"table"`
@@ -72,6 +73,7 @@ func (n Names) WithMark(mark uint32) Names {
 	n.Mark, n.OldMark = mark, nextMark(mark, n.Mask)
 	n.InMark = nextMark(n.OldMark, n.Mask)
 	n.AskedMark = nextMark(n.InMark, n.Mask)
+	n.BackMark = nextMark(n.AskedMark, n.Mask)
 	return n
 }
 
@@ -91,7 +93,7 @@ func nextMark(mark, mask uint32) uint32 {
 
 func distinct(marks ...uint32) bool {
 	slices.Sort(marks)
-	return len(slices.Compact(marks)) == 4
+	return len(slices.Compact(slices.Clone(marks))) == len(marks)
 }
 
 // The routing tables that belong to the kernel (rtnetlink(7)).
@@ -108,8 +110,8 @@ func (n Names) Validate() error {
 		return errors.New("the names of the device and of the nftables table must not be empty")
 	case n.Mark == 0 || n.Mark&^n.Mask != 0:
 		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
-	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark):
-		return fmt.Errorf("core/mark: %#08x leaves no room for three marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark, n.BackMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark, n.BackMark):
+		return fmt.Errorf("core/mark: %#08x leaves no room for four marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
 	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
 		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
 	}

@@ -215,13 +215,15 @@ func rules(n Names, h HostState) []Rule {
 	for _, v6 := range families {
 		out = append(out,
 			Rule{V6: v6, Priority: n.PriorityOwn, Mark: n.Mark, Mask: n.Mask, Table: tableMain},
-			Rule{V6: v6, Priority: n.PriorityOld, Mark: n.OldMark, Mask: n.Mask, Table: tableMain})
+			Rule{V6: v6, Priority: n.PriorityOld, Mark: n.OldMark, Mask: n.Mask, Table: tableMain},
+			Rule{V6: v6, Priority: n.PriorityOld, Mark: n.BackMark, Mask: n.Mask, Table: tableMain})
 		for _, to := range linkScope(v6) {
 			out = append(out, Rule{V6: v6, Priority: n.PriorityLink, To: to, Table: tableMain})
 		}
 		out = append(out,
 			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.Mark, Mask: n.Mask, Unreachable: true},
-			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.OldMark, Mask: n.Mask, Unreachable: true})
+			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.OldMark, Mask: n.Mask, Unreachable: true},
+			Rule{V6: v6, Priority: n.PriorityLink, Mark: n.BackMark, Mask: n.Mask, Unreachable: true})
 	}
 	for _, v6 := range families {
 		out = append(out, Rule{V6: v6, Priority: n.PriorityTun, Table: n.Table})
