@@ -89,6 +89,16 @@ func (f *Finder) seen(s state.Sender) (Owner, bool) {
 	return o, true
 }
 
+// Seen returns the owner of a flow at once, if the kernel saw it and its program is known: it
+// searches nothing and asks only the kernel. What it finds, Find finds.
+func (f *Finder) Seen(flow packet.Flow) (o Owner, found bool) {
+	s, found := f.sender(flow)
+	if !found || !s.Certain || f.os.witness.get(sighting{s.ImageID, s.UID}) == nil {
+		return o, false
+	}
+	return f.seen(s)
+}
+
 // sender asks who was seen.
 func (f *Finder) sender(flow packet.Flow) (state.Sender, bool) {
 	if f.os.witness.senders == nil {

@@ -62,6 +62,7 @@ func (r *reader) batch(n int) {
 	}
 	r.s.nets.flush()
 	r.trains.flush()
+	r.s.begin()
 	if r.now.Sub(r.looked) >= r.s.nets.every {
 		r.looked = r.now
 		r.s.turnOver()

@@ -27,10 +27,18 @@ func address(a netip.Addr) tcpip.Address {
 	return tcpip.AddrFrom16(a.As16())
 }
 
-// tcp hands one TCP packet to netstack, or holds the connection that it begins.
+// tcp hands one TCP packet to netstack, or holds the connection that it begins. Only the reader calls
+// it.
 func (s *Stack) tcp(h *packet.Header, b []byte) {
 	if h.TCPFlags&(packet.TCPSyn|packet.TCPAck|packet.TCPRst) == packet.TCPSyn {
-		s.syn(h, b, (*link).inject)
+		f := s.syn(h, b, (*link).inject)
+		switch {
+		case f == nil:
+		case s.quick == nil:
+			s.spawn(f)
+		default:
+			s.fresh = append(s.fresh, f)
+		}
 		return
 	}
 	s.netOf(tuple(h.Flow)).link.inject(b, h.Is6())
@@ -40,20 +48,24 @@ func (s *Stack) tcp(h *packet.Header, b []byte) {
 func (s *Stack) again(b []byte) {
 	var h packet.Header
 	if err := h.Parse(b); err == nil && s.ctx.Err() == nil {
-		s.syn(&h, b, (*link).injectAlone)
+		if f := s.syn(&h, b, (*link).injectAlone); f != nil {
+			s.spawn(f)
+		}
 	}
 }
 
-// syn sorts a SYN: netstack gets it if it has its connection, all others are held.
-func (s *Stack) syn(h *packet.Header, b []byte, inject func(*link, []byte, bool)) {
+// syn sorts a SYN: netstack gets it if it has its connection, all others are held. It
+// returns a connection that is new.
+func (s *Stack) syn(h *packet.Header, b []byte, inject func(*link, []byte, bool)) *TCPFlow {
 	known, room := s.makeRoom(h, b)
 	switch {
 	case !room:
 	case known:
 		inject(s.netOf(tuple(h.Flow)).link, b, h.Is6())
 	default:
-		s.hold(h, b)
+		return s.hold(h, b)
 	}
+	return nil
 }
 
 // makeRoom ends the connection whose place a new SYN takes, and reports whether the SYN may go

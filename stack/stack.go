@@ -105,6 +105,7 @@ type Stack struct {
 	dev     Device
 	large   bool // dev takes packets larger than the MTU
 	handler Handler
+	quick   Quick // handler, if it is one
 	local   func(netip.Addr) bool
 	log     *zap.Logger
 
@@ -124,6 +125,7 @@ type Stack struct {
 	handlers handlers
 	crew     crew
 
+	fresh  []*TCPFlow // of the batch that is being read; the reader's
 	syns   synTable
 	udp    table[UDPFlow]
 	pings  table[PingFlow]
@@ -157,6 +159,7 @@ func New(o Options) (*Stack, error) {
 		dev: o.Device, handler: o.Handler, local: o.Local, log: o.Logger,
 		elsewhere: o.Elsewhere, limits: o.Limits.withDefaults(), mtu: mtu, large: o.Device.MaxPacket() > mtu,
 	}
+	s.quick, _ = o.Handler.(Quick)
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)
 	s.crew.init()

@@ -53,6 +53,8 @@ type TCPFlow struct {
 	next    atomic.Pointer[[]byte] // the SYN that took this one's place
 	passed  atomic.Int32           // how netstack gets the SYN
 	req     chan *tcp.ForwarderRequest
+	later   bool // QuickTCP has left it to HandleTCP
+	kept    any
 }
 
 // How netstack gets a SYN that was held.
@@ -128,6 +130,12 @@ func (f *TCPFlow) Held() []byte {
 	}
 	return f.syn
 }
+
+// Keep lets QuickTCP leave what it has found out for HandleTCP.
+func (f *TCPFlow) Keep(found any) { f.kept = found }
+
+// Kept returns what was kept, or nil.
+func (f *TCPFlow) Kept() any { return f.kept }
 
 // Context ends when the program gives up, when the flow got a verdict other than Accept, or
 // when the stack ends. It stays alive for an accepted connection until the handler returns; the
@@ -280,7 +288,9 @@ func (s *Stack) passedSYN(ns *netstack, id stack.TransportEndpointID, pkt *stack
 		defer b.Release()
 		var h packet.Header
 		if whole := b.Flatten(); h.Parse(whole) == nil {
-			s.hold(&h, whole)
+			if f := s.hold(&h, whole); f != nil {
+				s.spawn(f)
+			}
 		}
 		return true
 	}
@@ -297,20 +307,20 @@ func (s *Stack) passedSYN(ns *netstack, id stack.TransportEndpointID, pkt *stack
 	}
 }
 
-// hold absorbs a SYN that is held already, or holds a new one.
-func (s *Stack) hold(h *packet.Header, b []byte) {
+// hold absorbs a SYN that is held already, or holds a new one, which it returns.
+func (s *Stack) hold(h *packet.Header, b []byte) *TCPFlow {
 	now, id := time.Unix(0, s.now.Load()), tuple(h.Flow)
 	if s.ctx.Err() != nil || s.syns.again(id, now) || s.syns.late(id, h.TCPSeq, now) {
-		return
+		return nil
 	}
 	f := &TCPFlow{s: s, ns: s.netOf(id), flow: h.Flow, id: id, seq: h.TCPSeq, first: now, syn: bytes.Clone(b[:h.TotalLen]), headers: h.HeaderLen}
 	f.lastSYN.Store(now.UnixNano())
 	if !s.syns.add(f, s.limits.HeldTCP) {
 		s.counts.heldTCPLimit.Add(1)
-		return
+		return nil
 	}
 	f.ns.flows.Add(1)
-	s.spawn(f)
+	return f
 }
 
 // flowOf names a connection: netstack speaks for the remote side.

@@ -107,7 +107,10 @@ func (g *Gate) bind(l *network.Link, owner attribution.Owner) *network.Communica
 // decide decides and writes it into the table. A policy that changed meanwhile has passed over
 // this link, which had no verdict yet: then the new one decides.
 func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Owner) network.Decision {
-	c := g.bind(l, owner)
+	c := l.Comm()
+	if c == nil {
+		c = g.bind(l, owner)
+	}
 	for {
 		revision := g.Firewall.Settings(owner).Revision
 		l.SetStamp(g.Firewall.Stamp(c, l.Flow))
@@ -125,6 +128,10 @@ func (g *Gate) decide(ctx context.Context, l *network.Link, owner attribution.Ow
 
 // HandleTCP decides on a held SYN and carries the verdict out. The Relay reports the end.
 func (g *Gate) HandleTCP(f *stack.TCPFlow) {
+	if b, _ := f.Kept().(*begun); b != nil {
+		g.goOn(f, b)
+		return
+	}
 	if g.kernel.late.has(f, g.Clock()) {
 		f.Drop()
 		return
@@ -147,6 +154,10 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 		l, _ = g.Table.Link(f.Flow())
 	}
 	d, owner := g.judge(f.Context(), l)
+	g.carryOutTCP(f, l, d, owner)
+}
+
+func (g *Gate) carryOutTCP(f *stack.TCPFlow, l *network.Link, d network.Decision, owner attribution.Owner) {
 	switch d.Verdict {
 	case network.PermanentAccept:
 		if !g.handBackTCP(f, l) {

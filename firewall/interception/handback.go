@@ -18,6 +18,8 @@ type Kernel interface {
 	// Accept gives the flow to the system's kernel, and the held packet first. After an error the
 	// flow is as it was.
 	Accept(f packet.Flow, held []byte) error
+	// AcceptAll is Accept for flows that came together. each is told what became of every one.
+	AcceptAll(flows []packet.Flow, held [][]byte, each func(i int, err error))
 	// Send sends a packet that was held behind the first, also where its flow is over meanwhile.
 	Send(f packet.Flow, held []byte) error
 	// Follow sends a packet that came here all the same. It fails where the flow is not accepted any
@@ -120,18 +122,23 @@ func (g *Gate) handBack(l *network.Link, held []byte) bool {
 		return false
 	}
 	l.SetHandedBack() // before: a short flow may end before Accept returns
-	if err := g.Kernel.Accept(l.Flow, held); err != nil {
-		if l.Ended() {
-			return true // its program closed the socket
-		}
-		l.SetRelayed()
-		if g.kernel.refused.Add(1) == 1 {
-			g.Log.Warn("a flow is relayed because the kernel does not take it; status counts them", zap.Error(err))
-		}
-		return false
+	return g.taken(l, g.Kernel.Accept(l.Flow, held))
+}
+
+// taken looks at what became of handing l back, and reports whether it is out of our hands.
+func (g *Gate) taken(l *network.Link, err error) bool {
+	switch {
+	case err == nil:
+		g.onKill(l)
+		return true
+	case l.Ended():
+		return true // its program closed the socket
 	}
-	g.onKill(l)
-	return true
+	l.SetRelayed()
+	if g.kernel.refused.Add(1) == 1 {
+		g.Log.Warn("a flow is relayed because the kernel does not take it; status counts them", zap.Error(err))
+	}
+	return false
 }
 
 func (g *Gate) onKill(l *network.Link) {

@@ -28,6 +28,7 @@ type fakeKernel struct {
 	accepted map[packet.Flow]bool
 	calls    []string
 	sent     [][]byte
+	together []int // how many flows came at once
 }
 
 func (k *fakeKernel) call(what string, f packet.Flow, b []byte) {
@@ -49,6 +50,15 @@ func (k *fakeKernel) Accept(f packet.Flow, b []byte) error {
 	k.accepted[f] = true
 	k.call("accept", f, b)
 	return nil
+}
+
+func (k *fakeKernel) AcceptAll(flows []packet.Flow, held [][]byte, each func(int, error)) {
+	k.mu.Lock()
+	k.together = append(k.together, len(flows))
+	k.mu.Unlock()
+	for i, f := range flows {
+		each(i, k.Accept(f, held[i]))
+	}
 }
 
 func (k *fakeKernel) Send(f packet.Flow, b []byte) error {
@@ -100,13 +110,18 @@ type kernelLab struct {
 
 func newKernelLab(t *testing.T, yaml string) *kernelLab {
 	t.Helper()
+	return newKernelLabOf(t, yaml, func(l *kernelLab) Owners { return l })
+}
+
+func newKernelLabOf(t *testing.T, yaml string, owners func(*kernelLab) Owners) *kernelLab {
+	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	l := &kernelLab{kernel: &fakeKernel{accepted: map[packet.Flow]bool{}}, dialed: make(chan netip.AddrPort, 16)}
 	l.redirectLab = &redirectLab{t: t, owner: prog("/usr/bin/a")}
 	m := master(t, yaml)
 	m.HandsBack = true
 	l.gate = &Gate{
-		Table: network.NewTable(nowForTests), Firewall: m, Owners: l, Names: l, Nameserver: l, Log: zap.NewNop(),
+		Table: network.NewTable(nowForTests), Firewall: m, Owners: owners(l), Names: l, Nameserver: l, Log: zap.NewNop(),
 		Prompts: firewall.NewPrompts(nowForTests), Clock: nowForTests, Kernel: l.kernel,
 	}
 	out := &fakeNet{dial: func(context.Context) (*fakeUp, error) { return nil, syscall.ECONNREFUSED }}
