@@ -76,7 +76,7 @@ func running(t *testing.T, m *Monitor) {
 			if err != nil {
 				t.Errorf("Run: %v", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("Run does not end")
 		}
 	})
@@ -86,7 +86,7 @@ func receives(t *testing.T, m *Monitor) {
 	t.Helper()
 	select {
 	case <-m.Changed():
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Fatal("no change is told")
 	}
 }

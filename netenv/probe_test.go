@@ -220,7 +220,7 @@ func TestProbeEnds(t *testing.T) {
 		if c.page != failed {
 			t.Errorf("%+v", c)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("a check that is called off goes on")
 	}
 }

@@ -107,7 +107,7 @@ func TestAbandonedHandshake(t *testing.T) {
 			if err == nil {
 				t.Error("Accept succeeds without the program's ACK")
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("the handshake's deadline does not work")
 		}
 		eventually(t, "the endpoint is gone", func() bool { return len(l.s.nets.current.Load().net.RegisteredEndpoints()) == 0 })

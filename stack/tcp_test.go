@@ -84,7 +84,11 @@ func TestTCPVerdicts(t *testing.T) {
 				var calls atomic.Int32
 				l := newLab(t, &handler{tcp: func(fl *TCPFlow) { calls.Add(1); tt.decide(fl, f) }}, Limits{})
 				p := newProgram(t, l)
-				ctx, cancel := context.WithTimeout(context.Background(), 1500*time.Millisecond)
+				wait := 30 * time.Second
+				if tt.want == "deadline" {
+					wait = 1500 * time.Millisecond
+				}
+				ctx, cancel := context.WithTimeout(context.Background(), wait)
 				defer cancel()
 				_, err := p.dial(ctx, at(f.peer, 443))
 				if err == nil || !strings.Contains(err.Error(), tt.want) {

@@ -258,7 +258,7 @@ func TestCloseEndsABlockedRead(t *testing.T) {
 			if !errors.Is(err, os.ErrClosed) {
 				t.Errorf("Read after Close: %v, want os.ErrClosed", err)
 			}
-		case <-time.After(5 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("Read did not end")
 		}
 		if _, err := d.Write([][]byte{{0x45}}); !errors.Is(err, os.ErrClosed) {

@@ -316,7 +316,7 @@ func TestStreamTruth(t *testing.T) {
 		}
 	}
 	all.Wait()
-	eventually(t, 10*time.Second, "all flows have ended", func() bool { return l.table.LiveCount() == 0 })
+	eventually(t, 30*time.Second, "all flows have ended", func() bool { return l.table.LiveCount() == 0 })
 	if t.Failed() {
 		return
 	}
@@ -354,10 +354,15 @@ func TestRefused(t *testing.T) {
 	l := newLab(t)
 	for _, to := range []string{"127.99.0.1:9", "[::1]:9"} {
 		for _, w := range []way{direct(), l.relayed()} {
-			start := time.Now()
-			_, err := w.dial("tcp", netip.MustParseAddrPort(to))
-			if errnoName(err) != "ECONNREFUSED" || time.Since(start) > time.Second {
-				t.Errorf("%s %s: %v after %v", w.name, to, err, time.Since(start))
+			var err error
+			soonest := time.Hour
+			for tries := 0; tries < 5 && soonest > time.Second; tries++ { // a busy machine may pause
+				start := time.Now()
+				_, err = w.dial("tcp", netip.MustParseAddrPort(to))
+				soonest = min(soonest, time.Since(start))
+			}
+			if errnoName(err) != "ECONNREFUSED" || soonest > time.Second {
+				t.Errorf("%s %s: %v after %v", w.name, to, err, soonest)
 			}
 		}
 	}
@@ -415,7 +420,7 @@ func TestFileBudgetRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.Close()
-	eventually(t, 3*time.Second, "a file is free again", func() bool {
+	eventually(t, 30*time.Second, "a file is free again", func() bool {
 		c, err := l.relayed().dial("tcp", to)
 		if err != nil {
 			return false

@@ -177,7 +177,7 @@ func TestUDPPairMemory(t *testing.T) {
 				t.Fatalf("socket %d: %v", i, err)
 			}
 		}
-		eventually(t, 5*time.Second, fmt.Sprint(want, " pairs"), func() bool { return l.pairs() == want })
+		eventually(t, 30*time.Second, fmt.Sprint(want, " pairs"), func() bool { return l.pairs() == want })
 	}
 	files, _ = l.relay.Files.Used(OwnerKey{})
 	after := memory()
@@ -186,12 +186,12 @@ func TestUDPPairMemory(t *testing.T) {
 	if per > 8<<10 || files != socks {
 		t.Errorf("%d bytes per pair, limit 8 KiB; %d files, want one per socket", per, files)
 	}
-	eventually(t, 5*time.Second, "all pairs end", func() bool { // the last datagrams may still be on their way
+	eventually(t, 30*time.Second, "all pairs end", func() bool { // the last datagrams may still be on their way
 		l.relay.now.Add(1000)
 		l.relay.udp.sweep()
 		return l.pairs() == 0
 	})
-	eventually(t, 3*time.Second, "files given back", func() bool { n, _ := l.relay.Files.Used(OwnerKey{}); return n == 0 })
+	eventually(t, 30*time.Second, "files given back", func() bool { n, _ := l.relay.Files.Used(OwnerKey{}); return n == 0 })
 }
 
 func (l *lab) pairs() int {

@@ -58,7 +58,7 @@ func TestClosings(t *testing.T) {
 
 func await(t *testing.T, ports <-chan uint16, want uint16) {
 	t.Helper()
-	timeout := time.After(2 * time.Second)
+	timeout := time.After(30 * time.Second)
 	for {
 		select {
 		case got := <-ports:

@@ -396,7 +396,7 @@ func TestLiveSnapshotEnds(t *testing.T) {
 			t.Errorf("snapshot has %d flows, want 2", s.Snapshot)
 		}
 		_ = c.Close()
-		took := l.eventually(10*time.Second, "the entry is gone", func() bool {
+		took := l.eventually(30*time.Second, "the entry is gone", func() bool {
 			return m.Status().Snapshot == 1 && !strings.Contains(l.sh("nft list set inet gatun est4"), far4)
 		})
 		t.Logf("entry gone %s after the close", took)
@@ -439,7 +439,7 @@ func TestLiveUnusualHosts(t *testing.T) {
 			l.settled()
 		}
 		// IPv6 switched on again gives eth0 its link-local address when duplicate address detection is done.
-		l.eventually(10*time.Second, "eth0 has its link-local address", func() bool {
+		l.eventually(30*time.Second, "eth0 has its link-local address", func() bool {
 			return l.sh("ip -6 addr show dev eth0 scope link -tentative") != "" && l.sh("ip -6 addr show dev eth0 tentative") == ""
 		})
 		l.sh("ip route add 203.0.113.0/24 via " + router4 + " table 26465")

@@ -79,7 +79,7 @@ s.sendto(b"x", ("10.77.0.255", 9)); s.sendto(b"x", ("255.255.255.255", 9))`,
 			}
 			stop := l.run(m)
 			m.SetBlockLAN(!blockLAN)
-			l.eventually(5*time.Second, "the guard follows the setting", func() bool {
+			l.eventually(30*time.Second, "the guard follows the setting", func() bool {
 				return strings.Contains(m.Status().LinkLocal, "refused") != blockLAN
 			})
 			for name, script := range sends {

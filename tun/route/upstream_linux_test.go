@@ -71,8 +71,8 @@ func within[T any](t testing.TB, c <-chan T, what string) (v T) {
 	t.Helper()
 	select {
 	case v = <-c:
-	case <-time.After(3 * time.Second):
-		t.Fatalf("no %s within 3 s", what)
+	case <-time.After(30 * time.Second):
+		t.Fatalf("no %s within 30 s", what)
 	}
 	return v
 }
