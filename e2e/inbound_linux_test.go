@@ -19,7 +19,7 @@ func cmdDoorman(ts *testscript.TestScript, _ bool, args []string) {
 		append([]string{s.bins.Peer, "doorman"}, args[1:]...)...)
 	ts.Check(err)
 	s.keep[args[0]] = p
-	ts.Check(lab.Wait(10*time.Second, "the doorman listens", func() (bool, error) {
+	ts.Check(lab.Wait(time.Minute, "the doorman listens", func() (bool, error) {
 		b, err := os.ReadFile(p.Log)
 		return strings.Contains(string(b), "listening"), err
 	}))

@@ -54,7 +54,7 @@ func cmdListIs(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) >= 2, "list-is ID KEY=VALUE…")
 	s := of(ts)
 	var last string
-	err := lab.Wait(10*time.Second, strings.Join(args, " "), func() (bool, error) {
+	err := lab.Wait(time.Minute, strings.Join(args, " "), func() (bool, error) {
 		out, err := s.gatun.Client("list", "--json")
 		if err != nil {
 			return false, err

@@ -137,7 +137,7 @@ func (s *site) join() {
 		s.Fatal(err)
 	}
 	// What it was before is no longer what it is: the check has begun.
-	if err := lab.Wait(10*time.Second, "it asks", func() (bool, error) {
+	if err := lab.Wait(time.Minute, "it asks", func() (bool, error) {
 		n, err := s.lab.Count(question)
 		return n > 0, err
 	}); err != nil {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -24,7 +25,10 @@ const (
 	packetSeed     = 20261122
 	packetPolicies = 15
 	packetFlows    = 20
-	patience       = 2500 * time.Millisecond // of a program whose packets nobody answers
+
+	// How long a program waits for an answer: one whose packets nobody shall answer, and any other,
+	// whose packets may be answered late.
+	briefly, patience = 2500 * time.Millisecond, 40 * time.Second
 )
 
 // TestPolicyOnPackets sends random flows through random policies, one `gatun run` each, and
@@ -189,30 +193,20 @@ func (x *trial) run() {
 	}()
 	var commands bytes.Buffer
 	for i, f := range x.flows {
-		line, err := json.Marshal(command(i, f))
+		line, err := json.Marshal(x.command(i, f))
 		if err != nil {
 			x.t.Fatal(err)
 		}
 		commands.Write(append(line, '\n'))
 	}
 	list := x.file("flows", commands.Bytes())
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if _, err := g.Program(ctx, "flock", "-at", "6", list); err != nil {
 		x.t.Fatal(err)
 	}
-	var flows []lab.Flow
-	// What was dropped ends without a word to the program: the list is complete when it stays as it is.
-	if err := lab.Wait(10*time.Second, "the list of flows stays as it is", func() (bool, error) {
-		before := len(flows)
-		time.Sleep(100 * time.Millisecond)
-		var err error
-		flows, err = g.Flows()
-		return err == nil && before > 0 && len(flows) == before, err
-	}); err != nil {
-		x.t.Fatal(err)
-	}
 	saw := x.results(list + ".out")
+	flows := x.listed(g, saw)
 	for i, f := range x.flows {
 		x.compare(f, saw[strconv.Itoa(i)], flows)
 		x.dryRun(g, f)
@@ -222,9 +216,68 @@ func (x *trial) run() {
 	}
 }
 
+// listed waits until the list has a flow of every program. What it never has is told by compare.
+func (x *trial) listed(g *lab.Gatun, saw map[string]lab.Result) []lab.Flow {
+	var flows []lab.Flow
+	err := lab.Wait(20*time.Second, "every flow is listed", func() (bool, error) {
+		var err error
+		if flows, err = g.Flows(); err != nil {
+			return false, err
+		}
+		for i, f := range x.flows {
+			for _, which := range x.shows(f, saw[strconv.Itoa(i)]) {
+				if !slices.ContainsFunc(flows, func(l lab.Flow) bool { return isFlow(l, which) }) {
+					return false, nil
+				}
+			}
+		}
+		return true, nil
+	})
+	if err != nil && !errors.Is(err, lab.ErrTimeout) {
+		x.t.Fatal(err)
+	}
+	return flows
+}
+
+// decides is what the evaluator says of a flow: of its name, and of its connection, which there is
+// only where the name was permitted.
+func (x *trial) decides(f *policytest.Flow) (name, link policytest.Decision) {
+	name = policytest.Decision{Verdict: "accept"}
+	if f.Domain != "" {
+		if name = x.ref.BeforeIntel(f); name.Permits() {
+			name, _ = x.ref.AfterIntel(f)
+		}
+	}
+	if name.Permits() {
+		link = x.ref.FirstPacket(f)
+	}
+	return name, link
+}
+
+// shows is by what the flows of a program are found in the list: that of its name, that of its connection.
+func (x *trial) shows(f *policytest.Flow, saw lab.Result) []map[string]string {
+	var all []map[string]string
+	if f.Domain != "" {
+		all = append(all, map[string]string{"pid": strconv.Itoa(saw.PID), "kind": "dns", "domain": f.Domain})
+	}
+	if name, _ := x.decides(f); name.Permits() {
+		all = append(all, map[string]string{"pid": strconv.Itoa(saw.PID), "kind": "link"})
+	}
+	return all
+}
+
+// isFlow says whether a flow of the list is the one that is looked for; a query's packets are none.
+func isFlow(l lab.Flow, which map[string]string) bool {
+	return l.Match(which) && (which["kind"] != "link" || !strings.HasSuffix(l.Field("remote"), ":53"))
+}
+
 // command is what the program of a flow is called with.
-func command(i int, f *policytest.Flow) []string {
-	c := []string{f.Program.Path, "visit", "-tag", strconv.Itoa(i), "-timeout", patience.String()}
+func (x *trial) command(i int, f *policytest.Flow) []string {
+	wait := patience
+	if name, link := x.decides(f); name.Verdict == "drop" || link.Verdict == "drop" {
+		wait = briefly
+	}
+	c := []string{f.Program.Path, "visit", "-tag", strconv.Itoa(i), "-timeout", wait.String()}
 	if f.Domain != "" {
 		c = append(c, "-name", f.Domain, "-server", lab.Resolver4)
 	}
@@ -258,24 +311,18 @@ func (x *trial) compare(f *policytest.Flow, saw lab.Result, flows []lab.Flow) {
 		x.t.Errorf("%+v: the program said nothing", *f)
 		return
 	}
-	want := policytest.Decision{Verdict: "accept"}
-	if f.Domain != "" {
-		want = x.ref.BeforeIntel(f)
-		if want.Permits() {
-			want, _ = x.ref.AfterIntel(f)
-		}
-		x.shown(f, flows, map[string]string{"pid": strconv.Itoa(saw.PID), "kind": "dns", "domain": f.Domain}, want)
+	name, link := x.decides(f)
+	for _, which := range x.shows(f, saw) {
+		x.shown(f, flows, which, map[string]policytest.Decision{"dns": name, "link": link}[which["kind"]])
 	}
-	if !want.Permits() {
-		x.sees(f, saw, "dns", map[string]string{"block": "NXDOMAIN", "drop": "timeout"}[want.Verdict])
+	if !name.Permits() {
+		x.sees(f, saw, "dns", map[string]string{"block": "NXDOMAIN", "drop": "timeout"}[name.Verdict])
 		return
 	}
-	want = x.ref.FirstPacket(f)
-	x.shown(f, flows, map[string]string{"pid": strconv.Itoa(saw.PID), "kind": "link"}, want)
 	refused := map[string]string{"tcp": "ECONNREFUSED", "udp": "ECONNREFUSED", "ping": "EHOSTUNREACH|EACCES"}
 	answered := map[string]string{"tcp": "connected", "udp": "answer", "ping": "answer"}
 	proto := visited(f.Proto)
-	x.sees(f, saw, proto, map[string]string{"accept": answered[proto], "block": refused[proto], "drop": "timeout"}[want.Verdict])
+	x.sees(f, saw, proto, map[string]string{"accept": answered[proto], "block": refused[proto], "drop": "timeout"}[link.Verdict])
 }
 
 // sees checks what the program saw, and where.
@@ -291,7 +338,7 @@ func (x *trial) sees(f *policytest.Flow, saw lab.Result, where, want string) {
 // shown checks what `gatun flows` says of it.
 func (x *trial) shown(f *policytest.Flow, flows []lab.Flow, which map[string]string, want policytest.Decision) {
 	for _, flow := range flows {
-		if !flow.Match(which) || which["kind"] == "link" && strings.HasSuffix(flow.Field("remote"), ":53") {
+		if !isFlow(flow, which) {
 			continue
 		}
 		if have := decision(flow); have != plain(want) {

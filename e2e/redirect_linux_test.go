@@ -42,14 +42,14 @@ func cmdStub(ts *testscript.TestScript, _ bool, _ []string) {
 			"--server="+lab.Resolver4, "--log-queries", "--log-facility=-", "--pid-file=", "--cache-size=1000")
 		ts.Check(err)
 	}
-	ts.Check(lab.Wait(20*time.Second, "dnsmasq listens", func() (bool, error) {
+	ts.Check(lab.Wait(time.Minute, "dnsmasq listens", func() (bool, error) {
 		out, err := s.lab.Host.Output("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6")
 		return strings.Count(out, " 0A ") == 4, err
 	}))
 }
 
 func cmdRedirects(ts *testscript.TestScript, _ bool, _ []string) {
-	ts.Check(lab.Wait(20*time.Second, "queries to the stub are intercepted", func() (bool, error) {
+	ts.Check(lab.Wait(time.Minute, "queries to the stub are intercepted", func() (bool, error) {
 		out, err := of(ts).gatun.Client("status")
 		return strings.Contains(string(out), "DNS to loopback resolvers is intercepted"), err
 	}))

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -98,6 +99,7 @@ func cmdRuns(ts *testscript.TestScript, _ bool, args []string) {
 	out, err := cmd.Output()
 	ts.Check(err)
 	s.saw, err = lab.ParseResult(out)
+	s.again = func() { cmdRuns(ts, false, args) }
 	ts.Check(err)
 	ts.Logf("%+v", s.saw)
 }
@@ -110,13 +112,24 @@ func cmdFlows(ts *testscript.TestScript, _ bool, args []string) {
 		usage(ts, ok, "flows KEY=VALUE… ==|> N")
 		want[k] = v
 	}
-	flows, err := of(ts).gatun.Flows()
+	least, err := strconv.Atoi(args[len(args)-1])
 	ts.Check(err)
+	if args[len(args)-2] == ">" {
+		least++
+	}
 	n := 0
-	for _, f := range flows {
-		if f.Match(want) {
-			n++
+	// Fewer than wanted may be on their way; more are too many.
+	if err := lab.Wait(30*time.Second, fmt.Sprintf("%d flows with %v", least, want), func() (bool, error) {
+		flows, err := of(ts).gatun.Flows()
+		n = 0
+		for _, f := range flows {
+			if f.Match(want) {
+				n++
+			}
 		}
+		return err == nil && n >= least, err
+	}); err != nil && !errors.Is(err, lab.ErrTimeout) {
+		ts.Check(err)
 	}
 	compare(ts, fmt.Sprintf("flows with %v:", want), n, args[len(args)-2], args[len(args)-1])
 }
@@ -139,7 +152,7 @@ func cmdWatch(ts *testscript.TestScript, _ bool, args []string) {
 		_ = file.Close()
 	})
 	// A command that has just ended may still be connected: exactly the watches must be.
-	ts.Check(lab.Wait(20*time.Second, "the watch is connected", func() (bool, error) { return s.clients(ts) == len(s.watches), nil }))
+	ts.Check(lab.Wait(time.Minute, "the watch is connected", func() (bool, error) { return s.clients(ts) == len(s.watches), nil }))
 	time.Sleep(100 * time.Millisecond) // and its request was read
 }
 
@@ -171,7 +184,7 @@ func cmdAwaits(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	file := ts.MkAbs(args[0])
 	var text []byte
-	err = lab.Wait(20*time.Second, args[1]+" in "+args[0], func() (bool, error) {
+	err = lab.Wait(time.Minute, args[1]+" in "+args[0], func() (bool, error) {
 		text, err = os.ReadFile(file)
 		return re.Match(text), err
 	})
@@ -183,7 +196,7 @@ func cmdAwaits(ts *testscript.TestScript, _ bool, args []string) {
 func cmdAppears(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 1, "appears PATTERN")
 	var found []string
-	ts.Check(lab.Wait(20*time.Second, args[0]+" in the state directory", func() (ok bool, err error) {
+	ts.Check(lab.Wait(time.Minute, args[0]+" in the state directory", func() (ok bool, err error) {
 		found, err = filepath.Glob(filepath.Join(of(ts).lab.StateDir(), args[0]))
 		return len(found) == 1, err
 	}))
@@ -225,7 +238,7 @@ func cmdImporters(ts *testscript.TestScript, _ bool, args []string) {
 func cmdOnline(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 1, "online STATE")
 	var out []byte
-	err := lab.Wait(30*time.Second, "online is "+args[0], func() (ok bool, err error) {
+	err := lab.Wait(time.Minute, "online is "+args[0], func() (ok bool, err error) {
 		var s struct{ Online string }
 		if out, err = of(ts).gatun.Client("status", "--json"); err == nil {
 			err = json.Unmarshal(out, &s)

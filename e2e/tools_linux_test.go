@@ -73,7 +73,7 @@ func cmdServerSide(ts *testscript.TestScript, _ bool, args []string) {
 	before := s.listening(ts)
 	_, err := s.lab.Start(s.lab.Server, lab.Spec{Dir: s.dir}, args...)
 	ts.Check(err)
-	ts.Check(lab.Wait(20*time.Second, args[0]+" listens", func() (bool, error) { return s.listening(ts) > before, nil }))
+	ts.Check(lab.Wait(time.Minute, args[0]+" listens", func() (bool, error) { return s.listening(ts) > before, nil }))
 }
 
 func (s *story) listening(ts *testscript.TestScript) int {
@@ -164,7 +164,7 @@ func cmdEqualScan(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-var hop = regexp.MustCompile(`(?m)^\s*(\d+)[:?]?\s+([0-9a-fA-F.:]+|\*|no reply)`)
+var hop = regexp.MustCompile(`(?m)^\s*(\d+)[:?]?\s+(?:\*\s+)*([0-9a-fA-F.:]+|\*|no reply)`)
 
 // cmdEqualHops compares the addresses that two traces show, hop by hop; times differ.
 func cmdEqualHops(ts *testscript.TestScript, _ bool, args []string) {

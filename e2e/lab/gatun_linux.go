@@ -90,7 +90,7 @@ func (l *Lab) Up(config string, flags ...string) (*Gatun, error) {
 
 // WaitState waits until `gatun status` reports a state.
 func (g *Gatun) WaitState(state string) error {
-	return Wait(10*time.Second, "gatun "+g.Mode+" is "+state, func() (bool, error) {
+	return Wait(time.Minute, "gatun "+g.Mode+" is "+state, func() (bool, error) {
 		select {
 		case <-g.Process.Done():
 			return true, fmt.Errorf("gatun %s ended with %d: %s", g.Mode, g.Process.ExitCode(), tail(g.Process.Log))
@@ -199,7 +199,7 @@ func (g *Gatun) ClientCode(args ...string) ([]byte, int, error) {
 }
 
 func (g *Gatun) client(args []string) (out, talk []byte, code int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := g.Command(ctx, args...)
@@ -239,7 +239,7 @@ func (g *Gatun) Down() (int, error) {
 	select {
 	case <-g.Process.Done():
 		return g.Process.ExitCode(), nil
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		return -1, fmt.Errorf("gatun up after `down`: %w: %s", ErrTimeout, tail(g.Process.Log))
 	}
 }

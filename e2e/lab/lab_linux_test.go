@@ -151,7 +151,7 @@ func TestRouterAdvertisement(t *testing.T) {
 	if _, err := l.PeerAs(context.Background(), l.Router, 0, "ra", "br0", "2001:db8:1::/64"); err != nil {
 		t.Fatal(err)
 	}
-	err = Wait(3*time.Second, "IPv6 after the advertisement", func() (bool, error) {
+	err = Wait(30*time.Second, "IPv6 after the advertisement", func() (bool, error) {
 		r, err := l.Peer(context.Background(), l.Host, "tcp", "-timeout", "300ms", "["+Server6+"]:7")
 		return r.Result == "connected", err
 	})

@@ -37,7 +37,7 @@ func tcpCommand(args []string) (result, error) {
 	var timeout, hold time.Duration
 	var say string
 	rest, err := flags("tcp", args, 1, func(fs *flag.FlagSet) {
-		fs.DurationVar(&timeout, "timeout", 4*time.Second, "for the connect and for the echo")
+		fs.DurationVar(&timeout, "timeout", 20*time.Second, "for the connect and for the echo")
 		fs.DurationVar(&hold, "hold", 0, "keep the connection so long afterwards")
 		fs.StringVar(&say, "say", "", "a line to be echoed; empty: only connect")
 	})
@@ -116,7 +116,7 @@ func udpCommand(args []string) (result, error) {
 	var timeout time.Duration
 	var size int
 	rest, err := flags("udp", args, 1, func(fs *flag.FlagSet) {
-		fs.DurationVar(&timeout, "timeout", 2*time.Second, "for the answer")
+		fs.DurationVar(&timeout, "timeout", 10*time.Second, "for the answer")
 		fs.IntVar(&size, "size", 32, "bytes to send")
 	})
 	if err != nil {
@@ -147,7 +147,7 @@ func udpCommand(args []string) (result, error) {
 func pingCommand(args []string) (result, error) {
 	var timeout time.Duration
 	rest, err := flags("ping", args, 1, func(fs *flag.FlagSet) {
-		fs.DurationVar(&timeout, "timeout", 2*time.Second, "for the answer")
+		fs.DurationVar(&timeout, "timeout", 10*time.Second, "for the answer")
 	})
 	if err != nil {
 		return result{}, err
@@ -224,7 +224,7 @@ func dnsCommand(args []string) (result, error) {
 	var tcp bool
 	var qtype string
 	rest, err := flags("dns", args, 2, func(fs *flag.FlagSet) {
-		fs.DurationVar(&timeout, "timeout", 2*time.Second, "for the answer")
+		fs.DurationVar(&timeout, "timeout", 10*time.Second, "for the answer")
 		fs.BoolVar(&tcp, "tcp", false, "ask over TCP")
 		fs.StringVar(&qtype, "type", "A", "A or AAAA")
 	})

@@ -35,7 +35,7 @@ type exchangeReply struct {
 // exchangeCommand sends DNS messages as given: "exchange FILE ADDR:PORT", where FILE is a JSON
 // list of orders. Data is the JSON list of what came back.
 func exchangeCommand(args []string) (result, error) {
-	at, timeout, naive := 8, 3*time.Second, false
+	at, timeout, naive := 8, 10*time.Second, false
 	rest, err := flags("exchange", args, 2, func(fs *flag.FlagSet) {
 		fs.IntVar(&at, "at", at, "orders at a time")
 		fs.DurationVar(&timeout, "timeout", timeout, "for the replies of one order")

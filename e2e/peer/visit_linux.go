@@ -16,7 +16,7 @@ func visitCommand(args []string) (result, error) {
 	var timeout time.Duration
 	var name, server, tag string
 	rest, err := flags("visit", args, 2, func(fs *flag.FlagSet) {
-		fs.DurationVar(&timeout, "timeout", 2*time.Second, "for each answer")
+		fs.DurationVar(&timeout, "timeout", 10*time.Second, "for each answer")
 		fs.StringVar(&name, "name", "", "ask for this name first")
 		fs.StringVar(&server, "server", "", "address of the name server")
 		fs.StringVar(&tag, "tag", "", "to know the result by")

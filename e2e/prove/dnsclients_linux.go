@@ -206,7 +206,7 @@ printf '[Resolve]\nDNS=198.51.100.61\nDNSSEC=no\nLLMNR=no\nMulticastDNS=no\nCach
 		return err
 	}
 	defer p.Kill()
-	if err := lab.Wait(5*time.Second, "systemd-resolved listens", func() (bool, error) {
+	if err := lab.Wait(30*time.Second, "systemd-resolved listens", func() (bool, error) {
 		out, err := w.Host.Output("sh", "-c", "cat /proc/net/udp")
 		return strings.Contains(out, " 3500007F:0035 "), err
 	}); err != nil {

@@ -83,7 +83,7 @@ func startStub(l *lab.Lab, log string) error {
 	if err != nil {
 		return err
 	}
-	return lab.Wait(5*time.Second, "dnsmasq listens", func() (bool, error) {
+	return lab.Wait(30*time.Second, "dnsmasq listens", func() (bool, error) {
 		out, err := l.Host.Output("sh", "-c", "cat /proc/net/tcp /proc/net/tcp6")
 		return strings.Count(out, " 0A ") == 3, err
 	})
