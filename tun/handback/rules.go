@@ -12,13 +12,15 @@ const (
 	chainPriority = -149
 	egressName    = "silence"
 
-	// knownName has what passes of sockets that carry the mark themselves, backName what marks the
-	// connections of those that may come to do so.
-	knownName = "known"
-	backName  = "back"
+	// markedName has what is done with packets that have a mark of ours already, knownName what passes
+	// of sockets that carry one themselves, backName marks the connections of those that may come to.
+	markedName = "marked"
+	knownName  = "known"
+	backName   = "back"
 
 	// How many rules they have.
-	inetRules   = 16
+	inetRules   = 13
+	markedRules = 4
 	knownRules  = 6
 	backRules   = 1
 	netdevRules = 2
@@ -99,12 +101,14 @@ func Rules(o Options) string {
 	fmt.Fprintf(&b, "\tchain %s {\n", knownName)
 	writeRules(&b, knownList())
 	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
-	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
+	fmt.Fprintf(&b, "\tchain %s {\n", markedName)
 	for _, mark := range []uint32{o.OwnMark, o.Mark} {
 		fmt.Fprintf(&b, "\t\t%saccept comment \"others decide\"\n", marked(o, mark))
 	}
 	fmt.Fprintf(&b, "\t\t%sjump %s comment \"socket with the mark\"\n", marked(o, o.SocketMark), knownName)
-	fmt.Fprintf(&b, "\t\t%s%s comment \"socket with the mark\"\n", marked(o, o.SocketMark), setMark(o, 0))
+	fmt.Fprintf(&b, "\t\t%s%s comment \"socket with the mark\"\n\t}\n", marked(o, o.SocketMark), setMark(o, 0))
+	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
+	fmt.Fprintf(&b, "\t\tmeta mark & %#08x != 0x00000000 jump %s comment \"marked\"\n", o.Mask, markedName)
 	writeRules(&b, chainList(o))
 	b.WriteString("\t}\n}\n")
 	if o.Device == "" {

@@ -104,15 +104,18 @@ func inetTable(o Options, c *nftables.Conn) error {
 	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
 	obj.rule(c, back, "handed back", []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
 		connection, bits(^o.Mask, o.SocketMark), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}})
+	before := c.AddChain(&nftables.Chain{Table: obj.table, Name: markedName})
+	for _, mark := range []uint32{o.OwnMark, o.Mark} {
+		obj.rule(c, before, "others decide", marks(o, mark), accepts())
+	}
+	const carries = "socket with the mark"
+	obj.rule(c, before, carries, marks(o, o.SocketMark), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: knownName}})
+	obj.rule(c, before, carries, marks(o, o.SocketMark), sets(o, 0))
 	policy := nftables.ChainPolicyAccept
 	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: chainName, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityRef(chainPriority), Policy: &policy})
-	for _, mark := range []uint32{o.OwnMark, o.Mark} {
-		obj.rule(c, chain, "others decide", marks(o, mark), accepts())
-	}
-	const carries = "socket with the mark"
-	obj.rule(c, chain, carries, marks(o, o.SocketMark), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: knownName}})
-	obj.rule(c, chain, carries, marks(o, o.SocketMark), sets(o, 0))
+	obj.rule(c, chain, "marked", []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(0)}, &expr.Verdict{Kind: expr.VerdictJump, Chain: markedName}})
 	obj.rules(c, chain, o, chainList(o))
 	return nil
 }
