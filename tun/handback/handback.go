@@ -11,7 +11,9 @@
 // are tun/route's, and serve as they are: Options.Mark is route.Names.OldMark, which rule 11 routes
 // by main and the guard's rule "old path" lets out. The guard's chain "outgoing" (priority mangle)
 // takes that mark from every packet with a user; the chain here comes one later and gives it only to
-// flows of the set. So the guard needs no rule more. Replies pass strict reverse-path filters by
+// flows of the set. Sockets of flows that last carry a mark of their own, Options.SocketMark
+// (route.Names.BackMark), which the guard takes only together with the connection mark that the chain
+// here gives. Replies pass strict reverse-path filters by
 // the guard's chain "incoming" and src_valid_mark.
 //
 // Only what starts on this machine is handed back. What comes in is room tun/inbound's; forwarded flows
@@ -129,6 +131,13 @@ func (o Options) withDefaults() (Options, error) {
 		o.Ended = func(End) {}
 	}
 	return o, nil
+}
+
+// lease is how long the kernel keeps a connection at first: until it was seen to last, which a sweep
+// does, and through the end of one that did not. So nothing has to be said to the kernel about the end of
+// a short connection. Where that is as long as the whole time, all get the whole time.
+func (o Options) lease() time.Duration {
+	return min(2*o.Sweep+o.Linger, o.TCPTimeout)
 }
 
 func (o Options) timeout(p packet.Proto) time.Duration {

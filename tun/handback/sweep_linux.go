@@ -148,6 +148,7 @@ type ending struct {
 	base     Counter
 	first    int
 	answered bool // known only of TCP, by the word of the socket
+	stays    bool // the kernel need not hear of it
 }
 
 // attempts is Attempts: a SYN that is sent again is as long as the first one, and an ACK shorter.
@@ -200,11 +201,16 @@ func (t *Table) sweep() error {
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(renew, func(f packet.Flow) bool { return f.Proto == packet.TCP }) {
-		// A connection whose end was missed must not be renewed for ever.
-		if err := t.reconcile(); err != nil {
-			return err
+	// A connection whose end was missed must not be renewed for ever.
+	var tcp []packet.Flow
+	for _, f := range renew {
+		if f.Proto == packet.TCP {
+			tcp = append(tcp, f)
 		}
+	}
+	gone, err := t.socketless(tcp)
+	if err = errors.Join(err, t.overdue(gone)); err != nil {
+		return err
 	}
 	missing := t.missing(start, flows, there)
 	if len(missing) > 0 {
@@ -240,7 +246,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 		t.mu.Lock()
 		for _, f := range flows[:n] {
 			if known, ok := t.flows[f]; ok {
-				known.base, known.since = known.sent, time.Now()
+				known.base, known.since, known.leased = known.sent, time.Now(), false
 				t.flows[f] = known
 				c := changeOf(f, setAccept, setAccept, t.o.timeout(f.Proto))
 				c.replace = true
@@ -306,8 +312,13 @@ func (t *Table) orphans() error {
 	young := t.young
 	t.young = nil
 	t.mu.Unlock()
-	var over []packet.Flow
-	for _, f := range young {
+	over, err := t.socketless(young)
+	return errors.Join(err, t.overdue(over))
+}
+
+// socketless returns those of flows that are accepted and have no socket.
+func (t *Table) socketless(flows []packet.Flow) (over []packet.Flow, err error) {
+	for _, f := range flows {
 		if !t.accepted(f) {
 			continue
 		}
@@ -316,10 +327,10 @@ func (t *Table) orphans() error {
 		case errors.Is(err, unix.ENOENT):
 			over = append(over, f)
 		case err != nil:
-			return fmt.Errorf("look for sockets of accepted flows: %w", err)
+			return over, fmt.Errorf("look for sockets of accepted flows: %w", err)
 		}
 	}
-	return t.overdue(over)
+	return over, nil
 }
 
 // overdue ends flows that have no socket, after the word of their ends has had the time to come: it
