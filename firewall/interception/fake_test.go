@@ -25,6 +25,7 @@ type fakeNet struct {
 
 	listenErr, echoErr error
 	opened, closed     atomic.Int32
+	attaches           bool // UDP sockets need no goroutine
 
 	mu    sync.Mutex
 	udp   []*fakeUDP
@@ -128,6 +129,17 @@ func (s *fakeUDP) Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool) (
 	return len(b), nil
 }
 
+// Attach keeps who is to be called where the net says so.
+func (s *fakeUDP) Attach(datagram func([]byte, netip.AddrPort, uint8), report func(netip.AddrPort, *packet.ICMPError)) bool {
+	if !s.n.attaches {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.datagram, s.report = datagram, report
+	return true
+}
+
 func (s *fakeUDP) Serve(datagram func([]byte, netip.AddrPort, uint8), report func(netip.AddrPort, *packet.ICMPError)) error {
 	s.mu.Lock()
 	s.datagram, s.report = datagram, report
@@ -185,6 +197,7 @@ func (s *fakeEcho) Close() error {
 
 // fakeFlow is the stack's side of a UDP pair.
 type fakeFlow struct {
+	bug  bool // Reply panics
 	flow packet.Flow
 
 	mu       sync.Mutex
@@ -209,6 +222,9 @@ func (f *fakeFlow) Reject(e *packet.ICMPError) {
 func (f *fakeFlow) Reply(b []byte, _ uint8) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.bug {
+		panic("bug")
+	}
 	f.replies = append(f.replies, string(b))
 	return nil
 }

@@ -226,7 +226,7 @@ func (u *udpRelay) open(s *udpSocket) {
 			u.r.Files.Release(s.owner)
 		}
 	}
-	if s.err == nil && !u.r.workers.start(s.serve) {
+	if s.err == nil && !s.attached() && !u.r.workers.start(s.serve) {
 		s.err = errors.New(causeStopped)
 		u.closeSocket(s)
 	}
@@ -265,17 +265,37 @@ func (u *udpRelay) evict(pairs []*pair) {
 }
 
 func (s *udpSocket) serve() {
-	defer func() {
-		if p := recover(); p != nil {
-			s.u.r.panicked("udp reader", p)
-		}
-		for _, p := range s.all() { // none, unless the socket failed
-			s.u.end(p, "upstream socket failed")
-		}
-	}()
+	defer s.fail() // nobody is left, unless the socket failed
+	defer s.survive()
 	<-s.ready
 	if err := s.sock.Serve(s.datagram, s.report); err != nil && len(s.all()) > 0 {
 		s.u.r.log.Warn("upstream UDP socket ended", zap.Error(err))
+	}
+}
+
+// attached has the socket served by who serves others too, if anybody does: a panic ends this one's
+// pairs only.
+func (s *udpSocket) attached() bool {
+	return s.sock.Attach(func(b []byte, from netip.AddrPort, tos uint8) {
+		defer s.survive()
+		s.datagram(b, from, tos)
+	}, func(peer netip.AddrPort, e *packet.ICMPError) {
+		defer s.survive()
+		s.report(peer, e)
+	})
+}
+
+// survive is to be deferred.
+func (s *udpSocket) survive() {
+	if p := recover(); p != nil {
+		s.u.r.panicked("udp reader", p)
+		s.fail()
+	}
+}
+
+func (s *udpSocket) fail() {
+	for _, p := range s.all() {
+		s.u.end(p, "upstream socket failed")
 	}
 }
 

@@ -63,6 +63,35 @@ func TestUDPSharesOneSocketPerLocalSocket(t *testing.T) {
 	}
 }
 
+// TestUDPAttached: a socket that others serve needs no goroutine, and a panic in what it is called with
+// ends its pairs only.
+func TestUDPAttached(t *testing.T) {
+	r := newRig(t)
+	r.net.attaches = true
+	a, _ := r.udpPair(1, "10.0.0.2:5000", "192.0.2.1:1000")
+	b, _ := r.udpPair(1, "10.0.0.2:5001", "192.0.2.2:1000")
+	socks := r.net.sockets()
+	datagram, report := socks[0].served(t)
+	datagram([]byte("answer"), a.flow.Remote, 0)
+	report(a.flow.Remote, packet.PortUnreachable(a.flow.Remote.Addr()))
+	if !slices.Equal(a.replies, []string{"answer"}) || len(a.errs) != 1 || len(b.replies)+len(b.errs) != 0 {
+		t.Errorf("a got %q and %v, b %q and %v", a.replies, a.errs, b.replies, b.errs)
+	}
+	a.bug = true
+	datagram([]byte("x"), a.flow.Remote, 0)
+	if a.forgot == 0 || b.forgot != 0 || r.Counters().Panics != 1 || r.net.closed.Load() != 1 {
+		t.Errorf("forgot a %d, b %d; %d panics, %d sockets closed", a.forgot, b.forgot, r.Counters().Panics, r.net.closed.Load())
+	}
+	if got := r.causesOf(a.flow); !slices.Equal(got, []string{"upstream socket failed"}) {
+		t.Errorf("causes %q", got)
+	}
+	datagram, _ = socks[1].served(t)
+	datagram([]byte("goes on"), b.flow.Remote, 0)
+	if !slices.Equal(b.replies, []string{"goes on"}) {
+		t.Errorf("b got %q", b.replies)
+	}
+}
+
 func TestUDPIdleLimits(t *testing.T) {
 	r := newRig(t)
 	dns, _ := r.udpPair(1, "10.0.0.2:1", "192.0.2.1:53")

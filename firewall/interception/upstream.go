@@ -30,7 +30,10 @@ type UDPUpstream interface {
 	// Send sends datagrams in order until one fails, and returns how many it has sent. It never
 	// blocks.
 	Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool) (sent int, err error)
-	// Serve blocks until Close. The slice is valid during the call only.
+	// Attach lets others call datagram and report until Close; neither may block, and the slice is
+	// valid during the call only. False: Serve is to be used instead.
+	Attach(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(peer netip.AddrPort, e *packet.ICMPError)) bool
+	// Serve is the same and blocks until Close.
 	Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(peer netip.AddrPort, e *packet.ICMPError)) error
 	Close() error
 }

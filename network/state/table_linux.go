@@ -30,13 +30,24 @@ func Open(o Options) (*Table, error) {
 	if procNet == "" && len(o.Files) == 0 {
 		procNet = "/proc/self/net"
 	}
-	return &Table{pool: p, udp: dumper{pool: p}, procNet: procNet, device: o.Device}, nil
+	t := &Table{pool: p, udp: dumper{pool: p}, procNet: procNet, device: o.Device}
+	stat := o.ProcNet
+	if stat == "" && len(o.Files) == 0 {
+		stat = "/proc/thread-self/net" // where the pool was made
+	}
+	if stat != "" {
+		t.udp.six, _ = os.Open(filepath.Join(stat, "sockstat6")) // nil: more work, the same answers
+	}
+	return t, nil
 }
 
 // Close gives back the files of t. Look-ups that run end on their own, later ones fail with
 // os.ErrClosed.
 func (t *Table) Close() error {
 	t.pool.close()
+	if t.udp.six != nil {
+		return t.udp.six.Close()
+	}
 	return nil
 }
 

@@ -462,3 +462,60 @@ func BenchmarkFind(b *testing.B) {
 		})
 	}
 }
+
+// TestFindUDPWithoutIPv6: in a namespace that has no IPv6 UDP socket one walk is enough, until there is
+// one, which may speak IPv4 and shares the port.
+func TestFindUDPWithoutIPv6(t *testing.T) {
+	inNamespace(t, func() error {
+		table, err := New()
+		if err != nil {
+			return err
+		}
+		defer table.Close()
+		socket := func(domain int, at unix.Sockaddr) (int, error) {
+			fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return 0, err
+			}
+			return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1), unix.Bind(fd, at))
+		}
+		four, err := socket(unix.AF_INET, &unix.SockaddrInet4{Port: 4000})
+		if err != nil {
+			return err
+		}
+		defer unix.Close(four)
+		if table.udp.mayHaveV6() {
+			return errors.New("an IPv6 socket is reported in a fresh namespace")
+		}
+		f := packet.Flow{Proto: packet.UDP, Local: netip.MustParseAddrPort("10.9.9.9:4000"), Remote: netip.MustParseAddrPort("192.0.2.1:53")}
+		if got, err := table.Find(nil, f); err != nil || len(got) != 1 {
+			return fmt.Errorf("got %+v, %w; want one socket", got, err)
+		}
+		six, err := socket(unix.AF_INET6, &unix.SockaddrInet6{Port: 4000})
+		if errors.Is(err, unix.EAFNOSUPPORT) {
+			t.Log("no IPv6: its half is not tested")
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		defer unix.Close(six)
+		if got, err := table.Find(nil, f); err != nil || len(got) != 2 {
+			return fmt.Errorf("got %+v, %w; want both sockets", got, err)
+		}
+		return nil
+	})
+}
+
+func TestNoUDP6(t *testing.T) {
+	for text, want := range map[string]bool{
+		"TCP6: inuse 3\nUDP6: inuse 0\nUDPLITE6: inuse 0\nRAW6: inuse 0\nFRAG6: inuse 0 memory 0\n": true,
+		"TCP6: inuse 0\nUDP6: inuse 10\nUDPLITE6: inuse 0\n":                                        false,
+		"TCP6: inuse 0\nUDPLITE6: inuse 0\n":                                                        false,
+		"":                                                                                          false,
+	} {
+		if got := noUDP6([]byte(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}

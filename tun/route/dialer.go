@@ -43,6 +43,7 @@ type Dialer struct {
 	sends   sync.Pool // *sendOp
 	batches sync.Pool // *recvBatch
 	watch   atomic.Pointer[watcher]
+	pollers atomic.Pointer[udpPollers]
 }
 
 // DialTCP connects to remote for a program at local. ttl is that of the program's SYN: it is

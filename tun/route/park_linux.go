@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -26,38 +27,63 @@ type watcher struct {
 
 const watchBatch = 128
 
-// Watch looks after parked connections until ctx ends. Without it no connection can be parked.
+// Watch looks after parked connections and attached UDP sockets until ctx ends. Without it no
+// connection can be parked and no socket attached.
 func (d *Dialer) Watch(ctx context.Context) error {
 	w, err := newWatcher()
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { w.f.Close() })()
+	pollers, err := openUDPPollers(runtime.GOMAXPROCS(0))
+	if err != nil {
+		return errors.Join(err, w.f.Close())
+	}
+	defer context.AfterFunc(ctx, func() {
+		w.f.Close()
+		_ = pollers.close()
+	})()
 	d.watch.Store(w)
 	defer d.watch.Store(nil)
+	d.pollers.Store(&pollers)
+	defer d.pollers.Store(nil)
+	var udp error
+	var wg sync.WaitGroup
+	wg.Go(func() { udp = pollers.run() })
 	err = w.run()
 	w.f.Close()
+	wg.Wait()
+	_ = pollers.close()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	return err
+	return errors.Join(err, udp)
 }
 
 func newWatcher() (*watcher, error) {
+	f, raw, err := newEpoll()
+	if err != nil {
+		return nil, err
+	}
+	return &watcher{f: f, raw: raw}, nil
+}
+
+// newEpoll makes an epoll instance that is itself in the runtime's poller.
+func newEpoll() (*os.File, syscall.RawConn, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		return nil, os.NewSyscallError("epoll_create1", err)
+		return nil, nil, os.NewSyscallError("epoll_create1", err)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil { // so that NewFile hands it to the poller
 		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
+		return nil, nil, os.NewSyscallError("fcntl", err)
 	}
-	w := &watcher{f: os.NewFile(uintptr(fd), "epoll")}
-	if w.raw, err = w.f.SyscallConn(); err != nil {
-		w.f.Close()
-		return nil, err
+	f := os.NewFile(uintptr(fd), "epoll")
+	raw, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, nil, err
 	}
-	return w, nil
+	return f, raw, nil
 }
 
 func (w *watcher) run() error {

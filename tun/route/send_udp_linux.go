@@ -25,8 +25,6 @@ type sendOp struct {
 	iovs [maxTrain]unix.Iovec
 	name unix.RawSockaddrInet6 // also holds a RawSockaddrInet
 	oob  [3 * cmsgIntSpace]byte
-	err  syscall.Errno
-	send func(fd uintptr) bool
 }
 
 const cmsgIntSpace = 24 // unix.CmsgSpace(4) on 64-bit; enough on 32-bit
@@ -35,14 +33,12 @@ func (d *Dialer) sendOp() *sendOp {
 	if op, ok := d.sends.Get().(*sendOp); ok {
 		return op
 	}
-	op := new(sendOp)
-	op.send = op.try
-	return op
+	return new(sendOp)
 }
 
-func (op *sendOp) try(fd uintptr) bool {
-	_, _, op.err = unix.Syscall(unix.SYS_SENDMSG, fd, uintptr(unsafe.Pointer(&op.hdr)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	return true
+func (op *sendOp) try(fd int) syscall.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_SENDMSG, uintptr(fd), uintptr(unsafe.Pointer(&op.hdr)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	return errno
 }
 
 // Send sends datagrams in order until one fails, and returns how many it has sent. It never waits:
@@ -52,9 +48,11 @@ func (s *UDPSocket) Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool)
 	if err := s.d.check(to.Addr()); err != nil {
 		return 0, err
 	}
-	if s.probing.Load() != df {
-		s.setDF(df)
+	if !s.hold() {
+		return 0, os.ErrClosed
 	}
+	defer s.drop()
+	s.setDF(df)
 	op := s.d.sendOp()
 	defer s.d.sends.Put(op)
 	op.address(to)
@@ -65,14 +63,13 @@ func (s *UDPSocket) Send(b [][]byte, to netip.AddrPort, ttl, tos uint8, df bool)
 		if s.single.Load() {
 			train = train[:1]
 		}
-		errno, err := s.sendTrain(op, train, ttl, tos)
+		errno := s.sendTrain(op, train, ttl, tos)
 		switch {
-		case err != nil:
-			return sent, closedError(err)
 		case errno == 0:
 			sent += len(train)
 		case len(train) > 1 && s.notTogether(errno, len(train[0])):
 			together = 1 // then it shows which of them is wrong, if any is
+		case errno == unix.EACCES && s.mayBroadcast(): // once more
 		case errno == unix.EMSGSIZE:
 			return sent, packet.TooBig(netip.Addr{}, s.d.pathMTU(s.fam, to))
 		default:
@@ -114,18 +111,17 @@ func (s *UDPSocket) notTogether(e syscall.Errno, size int) bool {
 	}
 }
 
-// sendTrain makes one sendmsg call. It fails only where the socket is closed; errno is the kernel's
-// answer.
-func (s *UDPSocket) sendTrain(op *sendOp, train [][]byte, ttl, tos uint8) (syscall.Errno, error) {
+// sendTrain makes one sendmsg call and returns the kernel's answer.
+func (s *UDPSocket) sendTrain(op *sendOp, train [][]byte, ttl, tos uint8) syscall.Errno {
 	op.fill(train, s.fam, ttl, tos, s.defTTL)
-	err := s.raw.Write(op.send)
-	if err == nil && pendingError(op.err) {
+	errno := op.try(s.fd)
+	if pendingError(errno) {
 		// The kernel may have reported the error of an earlier datagram, perhaps to another
-		// peer, and sent nothing; it is in the error queue as well, where Serve finds it.
-		err = s.raw.Write(op.send)
+		// peer, and sent nothing; it is in the error queue as well, where report finds it.
+		errno = op.try(s.fd)
 	}
 	clear(op.iovs[:len(train)])
-	return op.err, err
+	return errno
 }
 
 // pendingError reports whether sendmsg may have failed for an ICMP message that came earlier.

@@ -170,8 +170,8 @@ func TestUDPSocketExchange(t *testing.T) {
 			if got := within(t, u.got, "second peer's reply"); got.from != other {
 				t.Errorf("from %v, want %v", got.from, other)
 			}
-			if got := sockopt(t, u.f, unix.SOL_SOCKET, unix.SO_MARK); got != 7 {
-				t.Errorf("mark %d", got)
+			if got, err := unix.GetsockoptInt(u.fd, unix.SOL_SOCKET, unix.SO_MARK); got != 7 || err != nil {
+				t.Errorf("mark %d, %v", got, err)
 			}
 			big := bytes.Repeat([]byte("x"), 60_000) // fragments both ways
 			for range 2 {                            // over IPv6 the first only teaches our kernel the path's MTU

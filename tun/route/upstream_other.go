@@ -46,6 +46,9 @@ func (c *TCPConn) Broken() bool { return c.broken.Load() }
 // watcher is not needed on this system: no connection is ever parked.
 type watcher struct{}
 
+// udpPollers are not needed on this system: each UDP socket is served by a goroutine.
+type udpPollers struct{}
+
 // Watch waits for the end of ctx.
 func (d *Dialer) Watch(ctx context.Context) error {
 	<-ctx.Done()
@@ -102,6 +105,11 @@ func (s *UDPSocket) Send(b [][]byte, to netip.AddrPort, _, _ uint8, _ bool) (sen
 		}
 	}
 	return len(b), nil
+}
+
+// Attach reports that the socket is to be served.
+func (s *UDPSocket) Attach(func(b []byte, from netip.AddrPort, tos uint8), func(peer netip.AddrPort, e *packet.ICMPError)) bool {
+	return false
 }
 
 // Serve calls datagram for each datagram that arrives until the socket is closed; then it

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
-	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,14 +16,25 @@ import (
 // UDPSocket is an unconnected upstream socket. Send may be called from any goroutine, Serve
 // from one.
 type UDPSocket struct {
-	d       *Dialer
-	f       *os.File
-	raw     syscall.RawConn
-	fam     family
-	defTTL  uint8
-	probing atomic.Bool // how mtuDiscover is set; see setDF
-	single  atomic.Bool // no trains: this kernel, or the way out, does not take them
+	d         *Dialer
+	fd        int
+	refs      atomic.Int32 // calls that use fd, and one while it is open
+	closed    atomic.Bool
+	poller    atomic.Pointer[udpPoller]
+	calls     udpCalls
+	fam       family
+	defTTL    uint8
+	discover  atomic.Int32 // how mtuDiscover is set; see setDF
+	broadcast atomic.Bool  // SO_BROADCAST is set
+	single    atomic.Bool  // no trains: this kernel, or the way out, does not take them
 }
+
+// The values of discover.
+const (
+	discoverUnset = iota
+	discoverOff
+	discoverOn
+)
 
 func (d *Dialer) listenUDP(local netip.Addr) (*UDPSocket, error) {
 	fam := familyOf(local)
@@ -32,14 +42,10 @@ func (d *Dialer) listenUDP(local netip.Addr) (*UDPSocket, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	s := &UDPSocket{d: d, fam: fam}
+	s := &UDPSocket{d: d, fd: fd, fam: fam}
+	s.refs.Store(1)
 	if err := s.prepare(fd, d.source(local, local)); err != nil {
 		unix.Close(fd)
-		return nil, err
-	}
-	s.f = os.NewFile(uintptr(fd), "udp")
-	if s.raw, err = s.f.SyscallConn(); err != nil {
-		s.f.Close()
 		return nil, err
 	}
 	return s, nil
@@ -54,13 +60,9 @@ func (s *UDPSocket) prepare(fd int, source netip.Addr) error {
 			return os.NewSyscallError("setsockopt", err)
 		}
 	}
-	if err := unix.SetsockoptInt(fd, s.fam.level, s.fam.mtuDiscover, s.fam.discoverOff); err != nil {
-		return os.NewSyscallError("setsockopt MTU_DISCOVER", err)
-	}
 	if s.fam.domain == unix.AF_INET6 {
 		_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1)
 	}
-	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1) // whether a program may is policy, decided before
 	ttl, err := unix.GetsockoptInt(fd, s.fam.level, s.fam.ttl)
 	if err != nil {
 		return os.NewSyscallError("getsockopt TTL", err)
@@ -88,15 +90,19 @@ func bindUDP(fd int, fam family, source netip.Addr) error {
 // socket whose programs mix both kinds at the same time may send a datagram with the other
 // setting; that is a lost optimisation of path MTU discovery and not a wrong answer.
 func (s *UDPSocket) setDF(df bool) {
-	v := s.fam.discoverOff
+	state, v := int32(discoverOff), s.fam.discoverOff
 	if df {
-		v = s.fam.discoverOn
+		state, v = discoverOn, s.fam.discoverOn
 	}
-	_ = s.raw.Control(func(fd uintptr) {
-		if unix.SetsockoptInt(int(fd), s.fam.level, s.fam.mtuDiscover, v) == nil {
-			s.probing.Store(df)
-		}
-	})
+	if s.discover.Load() != state && unix.SetsockoptInt(s.fd, s.fam.level, s.fam.mtuDiscover, v) == nil {
+		s.discover.Store(state)
+	}
+}
+
+// mayBroadcast lets the socket send to a broadcast address, and reports whether that is news. Whether
+// a program may is policy, decided before.
+func (s *UDPSocket) mayBroadcast() bool {
+	return !s.broadcast.Swap(true) && unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1) == nil
 }
 
 // pathMTU asks the kernel by a connected socket; an unconnected one has no path. 0 is "unknown".
@@ -155,24 +161,6 @@ func (d *Dialer) batch() *recvBatch {
 		b.msgs[i].hdr.Control = &b.oobs[i][0]
 	}
 	return b
-}
-
-// Serve calls datagram for each datagram that arrives and report for each ICMP error about one
-// that was sent, until the socket is closed; then it returns os.ErrClosed. While nothing is
-// there it holds no buffer. The slice is valid during the call only.
-func (s *UDPSocket) Serve(datagram func(b []byte, from netip.AddrPort, tos uint8), report func(peer netip.AddrPort, e *packet.ICMPError)) error {
-	// One long call of the poller's read: an edge that comes while the callback works wakes the
-	// next wait, so a batch that was not full needs no further look.
-	err := s.raw.Read(func(fd uintptr) bool {
-		b := s.d.batch()
-		for s.receive(int(fd), b, datagram) {
-		}
-		for s.reportOne(int(fd), b, report) {
-		}
-		s.d.batches.Put(b)
-		return false
-	})
-	return closedError(err)
 }
 
 // closedError translates the poller's error: it knows deadlines and closed descriptors, and
@@ -244,14 +232,13 @@ func (s *UDPSocket) reportOne(fd int, b *recvBatch, report func(peer netip.AddrP
 
 // LocalPort is the port that peers see, 0 when the socket is closed.
 func (s *UDPSocket) LocalPort() uint16 {
-	var port uint16
-	_ = s.raw.Control(func(fd uintptr) {
-		if sa, err := unix.Getsockname(int(fd)); err == nil {
-			port = addrPort(sa).Port()
-		}
-	})
-	return port
+	if !s.hold() {
+		return 0
+	}
+	defer s.drop()
+	sa, err := unix.Getsockname(s.fd)
+	if err != nil {
+		return 0
+	}
+	return addrPort(sa).Port()
 }
-
-// Close ends Serve. It may be called more than once.
-func (s *UDPSocket) Close() error { return s.f.Close() }
