@@ -26,6 +26,7 @@ const gsoMaxSize = 65000
 // is why it calls itself a host with segmentation offload.
 type link struct {
 	out        *outQueue
+	now        func(*stack.PacketBuffer) bool // writes it at once, or says no
 	mtu        uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 	gro        gro.GRO // the reader's
@@ -47,6 +48,27 @@ func (l *link) inject(b []byte, six bool) {
 	}
 }
 
+// injectLarge is inject for a packet whose buffer becomes netstack's. Its headers get a buffer of
+// their own: netstack clones the one that they are in.
+func (l *link) injectLarge(v *buffer.View, headers int, six bool) {
+	d := l.dispatcher.Load()
+	if d == nil {
+		v.Release()
+		return
+	}
+	head := buffer.NewView(headers)
+	head.Grow(head.Capacity()) // no room at its end: Append would fill that from v
+	head.TrimFront(head.Size() - headers)
+	copy(head.AsSlice(), v.AsSlice())
+	v.TrimFront(headers)
+	payload := buffer.MakeWithView(head)
+	_ = payload.Append(v)
+	pkt := receivedIn(payload, six)
+	l.gro.Dispatcher = *d
+	l.gro.Enqueue(pkt)
+	pkt.DecRef()
+}
+
 // injectAlone is inject for any goroutine: the packet is merged with no other.
 func (l *link) injectAlone(b []byte, six bool) {
 	if d := l.dispatcher.Load(); d != nil {
@@ -58,7 +80,11 @@ func (l *link) injectAlone(b []byte, six bool) {
 
 // received makes netstack's form of a packet whose checksums were verified.
 func received(b []byte, six bool) *stack.PacketBuffer {
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(b)})
+	return receivedIn(buffer.MakeWithData(b), six)
+}
+
+func receivedIn(b buffer.Buffer, six bool) *stack.PacketBuffer {
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: b})
 	pkt.NetworkProtocolNumber = header.IPv4ProtocolNumber
 	if six {
 		pkt.NetworkProtocolNumber = header.IPv6ProtocolNumber
@@ -74,7 +100,7 @@ func (l *link) flush() { l.gro.Flush() }
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, pkt := range pkts.AsSlice() {
-		if !l.out.put(outItem{pkt: pkt.IncRef()}) {
+		if !l.now(pkt) && !l.out.put(outItem{pkt: pkt.IncRef()}) {
 			return n, &tcpip.ErrClosedForSend{}
 		}
 		n++
@@ -141,7 +167,7 @@ func (l *link) SetOnCloseAction(func()) {}
 // newNetstack makes a netstack. Only TCP is registered: whatever is not TCP never reaches it,
 // so it cannot answer pings or unknown ports on its own.
 func (s *Stack) newNetstack() (*netstack, error) {
-	ns := &netstack{link: &link{out: &s.out, mtu: uint32(s.mtu)}}
+	ns := &netstack{link: &link{out: &s.out, now: s.writeConn, mtu: uint32(s.mtu)}}
 	ns.link.gro.Init(true)
 	n := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},

@@ -6,6 +6,8 @@ import (
 	"os"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/buffer"
+
 	"gatun/network/packet"
 )
 
@@ -15,7 +17,9 @@ type reader struct {
 	s        *Stack
 	bufs     [][]byte
 	sizes    []int
-	unsummed bool // the packet at hand has no transport checksum yet
+	views    []*buffer.View // what bufs are parts of, where large packets have come
+	slot     int            // which of bufs holds the packet at hand, or none
+	unsummed bool           // the packet at hand has no transport checksum yet
 	h        packet.Header
 	frags    reassembler
 	trains   trains
@@ -41,13 +45,36 @@ func (s *Stack) read() error {
 
 func (s *Stack) newReader() *reader {
 	n := max(s.dev.BatchSize(), 1)
-	r := &reader{s: s, bufs: make([][]byte, n), sizes: make([]int, n)}
+	r := &reader{s: s, bufs: make([][]byte, n), sizes: make([]int, n), views: make([]*buffer.View, n)}
 	for i := range r.bufs { // only the pages that were written to take memory
 		r.bufs[i] = make([]byte, s.dev.MaxPacket())
 	}
 	r.frags.init(s.limits.FragmentBytes)
 	r.trains.init(n)
 	return r
+}
+
+// noSlot is where a packet is that was put together here.
+const noSlot = -1
+
+// lendFrom is the size of a TCP packet that netstack gets in the buffer that it was read into. To
+// clear another buffer costs as much as to copy half of one.
+const lendFrom = 24 << 10
+
+// lend takes the buffer that begins with the packet b out of its slot, if it is worth it.
+func (r *reader) lend(b []byte) *buffer.View {
+	if r.slot == noSlot || len(b) < lendFrom {
+		return nil
+	}
+	v := r.views[r.slot]
+	if v == nil { // the first large packet here
+		v = buffer.NewViewWithData(b)
+	} else {
+		v.CapLength(len(b))
+	}
+	next := buffer.NewViewSize(r.s.dev.MaxPacket())
+	r.views[r.slot], r.bufs[r.slot] = next, next.AsSlice()
+	return v
 }
 
 func (r *reader) batch(n int) {
@@ -57,7 +84,7 @@ func (r *reader) batch(n int) {
 	bytes := 0
 	for i, size := range r.sizes[:n] {
 		bytes += size
-		r.unsummed = r.s.dev.Unsummed(i)
+		r.slot, r.unsummed = i, r.s.dev.Unsummed(i)
 		r.packet(r.bufs[i][:size])
 	}
 	r.s.nets.flush()
@@ -133,7 +160,7 @@ func (r *reader) fragment(b []byte) {
 		c.sourceRoute.Add(1)
 		return
 	}
-	r.unsummed = false
+	r.slot, r.unsummed = noSlot, false
 	c.reassembled.Add(1)
 	h.DontFragment = false // whoever sent fragments allows them
 	r.whole(whole[:h.TotalLen])
@@ -149,6 +176,10 @@ func (r *reader) whole(b []byte) {
 	}
 	switch {
 	case h.Flow.Proto == packet.TCP:
+		if v := r.lend(b); v != nil {
+			s.netOf(tuple(h.Flow)).link.injectLarge(v, h.HeaderLen, h.Is6())
+			return
+		}
 		s.tcp(h, b)
 	case h.Flow.Proto == packet.UDP:
 		r.datagram(h, b)

@@ -130,7 +130,7 @@ func (d *batch) readReady(fd uintptr) bool {
 		case err == nil && n > 0:
 			t.sizes[t.n] = n
 			t.n++
-		case err == nil, err == unix.EINTR, err == unix.ENETDOWN:
+		case err == nil, err == unix.ENETDOWN:
 			// Nothing came with this call, more may be queued: a packet socket reports an
 			// empty frame as 0 bytes and a link that went down once, as an error.
 		case err == unix.EAGAIN:
@@ -187,15 +187,11 @@ func (d *batch) Close() error {
 	return d.file.Close()
 }
 
-func readTUN(fd int, b []byte, _ int) (int, error) { return unix.Read(fd, b) }
+func readTUN(fd int, b []byte, _ int) (int, error) { return quickRead(fd, b) }
 
 func writeTUN(fd int, b []byte) error {
-	for {
-		_, err := unix.Write(fd, b)
-		if err != unix.EINTR {
-			return err
-		}
-	}
+	_, err := quickWrite(fd, b)
+	return err
 }
 
 // gone reports whether err means that there is no device any more. Every other write error is

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// largestPacket is an IPv6 header and what its length can say.
-const largestPacket = 40 + 65535
+// largestPacket is the most that the kernel puts into one packet for a device that has not asked for
+// more (GSO_LEGACY_MAX_SIZE, linux/netdevice.h), headers included.
+const largestPacket = 64 << 10
 
 // The header in front of each packet (struct virtio_net_hdr, linux/virtio_net.h).
 const (
@@ -42,12 +44,22 @@ func (d *offload) Unsummed(i int) bool { return d.unsummed[i] }
 // vnetSide is what is in front of the packet that is read, or written, and its pieces.
 type vnetSide struct {
 	header [vnetHeaderLen + ethernetLen]byte
-	pieces [][]byte
+	pieces []unix.Iovec
 }
 
-func (s *vnetSide) join(front int, packet ...[]byte) [][]byte {
-	s.pieces = append(append(s.pieces[:0], s.header[:front]), packet...)
+func (s *vnetSide) join(front int, packet ...[]byte) []unix.Iovec {
+	s.pieces = s.pieces[:0]
+	s.add(s.header[:front])
+	for _, b := range packet {
+		s.add(b)
+	}
 	return s.pieces
+}
+
+func (s *vnetSide) add(b []byte) {
+	piece := unix.Iovec{Base: unsafe.SliceData(b)}
+	piece.SetLen(len(b))
+	s.pieces = append(s.pieces, piece)
 }
 
 // openLarge is Open with the offloading driver.
@@ -117,7 +129,7 @@ func newVnet(file *os.File, name string, mtu, front int) (*offload, error) {
 
 // recv reads packet i of a batch.
 func (d *offload) recv(fd int, b []byte, i int) (int, error) {
-	n, err := unix.Readv(fd, d.in.join(d.front, b))
+	n, err := quickReadv(fd, d.in.join(d.front, b))
 	if err != nil || n < d.front {
 		return 0, err
 	}
@@ -131,7 +143,8 @@ func (d *offload) send(fd int, b []byte) error {
 		return unix.EINVAL
 	}
 	clear(d.out.header[:vnetHeaderLen])
-	return writev(fd, d.out.join(d.front, b))
+	_, err := quickWritev(fd, d.out.join(d.front, b))
+	return err
 }
 
 // address completes the link layer's header, and reports whether b begins an IP packet.
@@ -169,7 +182,7 @@ func (d *offload) WriteLarge(pieces [][]byte, network, headers, mss int) (taken 
 	binary.NativeEndian.PutUint16(h[6:], uint16(link+network))
 	binary.NativeEndian.PutUint16(h[8:], tcpChecksumAt)
 	var sent error
-	err = d.raw.Control(func(fd uintptr) { sent = writev(int(fd), d.out.join(d.front, pieces...)) })
+	err = d.raw.Control(func(fd uintptr) { _, sent = quickWritev(int(fd), d.out.join(d.front, pieces...)) })
 	clear(d.out.pieces)
 	switch {
 	case err == nil && !gone(sent):
@@ -178,15 +191,6 @@ func (d *offload) WriteLarge(pieces [][]byte, network, headers, mss int) (taken 
 		return false, os.ErrClosed
 	}
 	return false, d.fail("write to", errors.Join(err, sent))
-}
-
-func writev(fd int, pieces [][]byte) error {
-	for {
-		_, err := unix.Writev(fd, pieces)
-		if err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 // hasVnetHeader reports whether packets of the descriptor carry the header.

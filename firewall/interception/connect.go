@@ -99,7 +99,7 @@ func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accep
 		up.Abort()
 		return nil, causeGaveUp
 	}
-	t := &tcpRelay{r: r, prog: prog, up: up, link: l}
+	t := &tcpRelay{r: r, prog: prog, up: up, bulk: bulkOf(prog, up), link: l}
 	made.Store(t)
 	l.OnKill(t.abort)
 	if dialing.Err() != nil { // killed between the two

@@ -75,6 +75,7 @@ type tcpRelay struct {
 	r     *Relay
 	prog  program
 	up    Upstream
+	bulk  bulkEnds
 	link  *network.Link
 	owner OwnerKey
 
@@ -230,15 +231,22 @@ func (t *tcpRelay) copyUp() (over bool) {
 			t.abort(clientCause(err))
 			return true
 		}
-		b := buffers.sized(last)()
-		n, err := t.prog.Read(b)
-		last = n
-		if n > 0 && !t.send(b[:n]) {
+		var n int
+		var err error
+		open := true
+		if t.bulk.possible() && last >= smallBuffer {
+			n, open, err = t.drainUp()
+		} else {
+			b := buffers.sized(last)()
+			if n, err = t.prog.Read(b); n > 0 {
+				open = t.send(b[:n])
+			}
 			buffers.put(b)
-			return true
 		}
-		buffers.put(b)
+		last = n
 		switch {
+		case !open:
+			return true
 		case err == nil:
 		case err == io.EOF:
 			t.clientClosed()
@@ -255,6 +263,11 @@ func (t *tcpRelay) send(b []byte) bool {
 	t.sending.Store(true)
 	t.stay()
 	n, err := t.up.Write(b)
+	return t.sent(n, err)
+}
+
+// sent ends a write to the server, and reports whether to go on.
+func (t *tcpRelay) sent(n int, err error) bool {
 	reset := isReset(err) && !t.aborted()
 	if reset {
 		// What the server sent before its reset may still be on the way to the program. The
@@ -272,32 +285,46 @@ func (t *tcpRelay) send(b []byte) bool {
 
 // copyDown carries the server's bytes to the program.
 func (t *tcpRelay) copyDown() (over bool) {
-	buffers, last := &t.r.buffers, 0
+	last := 0
 	for {
-		b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
+		var server, lost error
+		if t.bulk.possible() && last >= smallBuffer {
+			last, server, lost = t.drainDown()
+		} else {
+			last, server, lost = t.fillDown(last)
+		}
 		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		case lost != nil:
+			t.abort(clientCause(lost))
+			return true
+		case server == nil:
+		case errors.Is(server, os.ErrDeadlineExceeded):
 			return false
-		case err == io.EOF:
+		case server == io.EOF:
 			t.serverClosed()
 			return true
 		default:
-			t.abort(serverCause(err))
-			return true
-		}
-		last = n
-		t.receiving.Store(true)
-		t.stay()
-		wrote, err := t.prog.Write(b[:n])
-		t.receiving.Store(false)
-		buffers.put(b)
-		t.link.Received(wrote)
-		if err != nil {
-			t.abort(clientCause(err))
+			t.abort(serverCause(server))
 			return true
 		}
 	}
+}
+
+// fillDown carries what fits into one buffer. Its errors are those of the server, or in lost the
+// program's.
+func (t *tcpRelay) fillDown(last int) (n int, server, lost error) {
+	buffers := &t.r.buffers
+	b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
+	if err != nil {
+		return 0, err, nil
+	}
+	t.receiving.Store(true)
+	t.stay()
+	wrote, lost := t.prog.Write(b[:n])
+	t.receiving.Store(false)
+	buffers.put(b)
+	t.link.Received(wrote)
+	return n, nil, lost
 }
 
 // clientClosed passes the program's FIN on.

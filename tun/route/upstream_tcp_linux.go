@@ -22,6 +22,8 @@ type TCPConn struct {
 	d      *Dialer
 	remote netip.AddrPort
 	fill   fillState
+	drain  *drainState // since it is needed
+	offer  *offerState // likewise
 
 	mu     sync.Mutex
 	f      *os.File // nil while parked
@@ -80,22 +82,18 @@ func (c *TCPConn) Fill(get func() []byte, put func([]byte)) (b []byte, n int, er
 func (c *TCPConn) tryFill(fd uintptr) bool {
 	s := &c.fill
 	s.b = s.get()
-	for {
-		n, err := syscall.Read(int(fd), s.b)
-		switch err {
-		case nil:
-			s.n = n
-			return true
-		case syscall.EINTR:
-			continue
-		case syscall.EAGAIN:
-			s.put(s.b)
-			s.b = nil
-			return false
-		default:
-			s.err = os.NewSyscallError("read", err)
-			return true
-		}
+	n, err := quickly(unix.SYS_READ, int(fd), s.b)
+	switch err {
+	case nil:
+		s.n = n
+		return true
+	case syscall.EAGAIN:
+		s.put(s.b)
+		s.b = nil
+		return false
+	default:
+		s.err = os.NewSyscallError("read", err)
+		return true
 	}
 }
 
