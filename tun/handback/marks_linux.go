@@ -26,6 +26,9 @@ const (
 	looks      = 6 // from then on every 51 s
 	// busyFlow is how many packets since the last look are worth it.
 	busyFlow = 64
+	// maxWatched is how many flows are looked at. Beyond it the oldest of those that have long been idle
+	// is left as it is: whoever holds very many flows has few that are busy.
+	maxWatched = 4096
 	// maxDescriptors is how many descriptors of a process are looked through.
 	maxDescriptors = 1024
 )
@@ -57,16 +60,36 @@ func interval(look int) time.Duration {
 func (w *watches) add(look int, now time.Time, f watched) {
 	f.due = now.Add(interval(look))
 	w.mu.Lock()
-	w.queues[look] = append(w.queues[look], f)
+	room := w.room()
+	if room {
+		w.queues[look] = append(w.queues[look], f)
+	}
 	first := len(w.queues[look]) == 1
 	w.mu.Unlock()
-	if !first {
+	if !room || !first {
 		return
 	}
 	select {
 	case w.wake <- struct{}{}:
 	default:
 	}
+}
+
+// room makes room for one more if it can. w.mu is held.
+func (w *watches) room() bool {
+	n := 0
+	for _, q := range w.queues {
+		n += len(q)
+	}
+	if n < maxWatched {
+		return true
+	}
+	idle := &w.queues[looks-1]
+	if len(*idle) == 0 {
+		return false
+	}
+	*idle = (*idle)[1:]
+	return true
 }
 
 // due takes out what is to be looked at now, by queue, and says when the next is.

@@ -191,3 +191,28 @@ func TestWatches(t *testing.T) {
 		t.Errorf("the last interval is %s", interval(looks-1))
 	}
 }
+
+// However many flows there are, a bounded number is looked at, and new ones come before idle ones.
+func TestWatchesAreBounded(t *testing.T) {
+	w := &watches{wake: make(chan struct{}, 1)}
+	now := time.Now()
+	flow := func(i int) watched {
+		return watched{flow: packet.Flow{Proto: packet.UDP, Local: at2("10.0.0.1", uint16(i)), Remote: at2("10.0.0.2", 2)}}
+	}
+	for i := range maxWatched {
+		w.add(looks-1, now, flow(i))
+	}
+	for i := range 10 {
+		w.add(0, now, flow(maxWatched+i))
+	}
+	all, _ := w.due(now.Add(time.Hour))
+	if len(all[0]) != 10 || len(all[looks-1]) != maxWatched-10 || all[looks-1][0].flow != flow(10).flow {
+		t.Errorf("%d new and %d idle flows are looked at, want 10 and %d", len(all[0]), len(all[looks-1]), maxWatched-10)
+	}
+	for i := range maxWatched + 10 {
+		w.add(0, now, flow(i))
+	}
+	if all, _ = w.due(now.Add(time.Hour)); len(all[0]) != maxWatched {
+		t.Errorf("%d flows are looked at, want %d", len(all[0]), maxWatched)
+	}
+}
