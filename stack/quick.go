@@ -18,7 +18,7 @@ func (s *Stack) begin() {
 		return
 	}
 	if s.carriesNothing() {
-		g := group{s: s, flows: s.fresh}
+		g := group{s: s, flows: s.fresh, here: true}
 		s.serve(g.Flow(), func() { g.handle(s.handler) }, g.end)
 	} else {
 		s.spawn(&group{s: s, flows: append([]*TCPFlow(nil), s.fresh...)})
@@ -36,16 +36,27 @@ func (s *Stack) carriesNothing() bool {
 type group struct {
 	s     *Stack
 	flows []*TCPFlow
+	here  bool // on the packet path: nothing of it may be handled where it runs
 }
 
 // Flow returns the first of them.
 func (g *group) Flow() packet.Flow { return g.flows[0].flow }
 
-func (g *group) handle(Handler) {
+func (g *group) handle(h Handler) {
+	var last *TCPFlow // it needs no other goroutine
 	g.s.quick.QuickTCP(g.flows, func(f *TCPFlow) {
 		f.later = true // before: then it is another goroutine's
-		g.s.spawn(f)
+		if !g.here {
+			f, last = last, f
+		}
+		if f != nil {
+			g.s.spawn(f)
+		}
 	})
+	if last != nil {
+		g.end(false) // the others do not wait for it
+		g.s.serve(last.Flow(), func() { last.handle(h) }, last.end)
+	}
 }
 
 func (g *group) end(panicked bool) {

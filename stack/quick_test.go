@@ -124,7 +124,7 @@ func TestQuickEnds(t *testing.T) {
 
 // TestQuickAside: while something is carried here, the packet path does not wait for the handler.
 func TestQuickAside(t *testing.T) {
-	h := &quickHandler{handler: &handler{udp: func(u *UDPFlow) { u.Drop() }}}
+	h := &quickHandler{handler: &handler{udp: func(u *UDPFlow) { u.Drop() }, tcp: func(c *TCPFlow) { c.Reject() }}}
 	l := newQuickLab(t, h)
 	f := families[0]
 	l.send(udpPacket(at(f.prog, 5000), at(f.peer, 7), []byte("x")))
@@ -140,6 +140,15 @@ func TestQuickAside(t *testing.T) {
 	if l.recv(10*time.Second) == nil {
 		t.Error("the connection was not refused")
 	}
+	if _, err := l.prog.Write([][]byte{synOf(f, 4001, 100), synOf(f, 4003, 100), synOf(f, 4005, 100)}); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if l.recv(10*time.Second) == nil {
+			t.Error("a connection that was left for later was not refused")
+		}
+	}
+	eventually(t, "nothing is held", func() bool { return l.s.Counters().HeldTCP == 0 })
 }
 
 var _ Quick = (*quickHandler)(nil)

@@ -14,9 +14,10 @@ type Witness interface {
 
 // begun is what QuickTCP leaves of a connection for HandleTCP.
 type begun struct {
-	link  *network.Link
-	owner attribution.Owner
-	relay bool // it is permitted, and the kernel did not take it
+	link     *network.Link
+	owner    attribution.Owner
+	decision network.Decision // undecided: it asks, or the policy has changed
+	relay    bool             // it is permitted, and the kernel did not take it
 }
 
 // handing is connections on their way to the kernel.
@@ -46,7 +47,7 @@ func (g *Gate) QuickTCP(flows []*stack.TCPFlow, later func(*stack.TCPFlow)) {
 			h.held[i].Drop()
 			return
 		}
-		h.held[i].Keep(&begun{h.links[i], h.owners[i], true})
+		h.held[i].Keep(&begun{link: h.links[i], owner: h.owners[i], relay: true})
 		later(h.held[i])
 	})
 }
@@ -70,16 +71,17 @@ func (g *Gate) quick(f *stack.TCPFlow, w Witness, h *handing) (done bool) {
 	c, revision := g.bind(l, owner), g.Firewall.Settings(owner).Revision
 	l.SetStamp(g.Firewall.Stamp(c, l.Flow))
 	d := g.Firewall.Decide(c, l.Flow)
-	permitted := d.Verdict == network.PermanentAccept
-	if permitted {
-		g.Table.Decide(l, d)
-		permitted = g.Firewall.Settings(owner).Revision == revision // see decide
+	left := &begun{link: l, owner: owner}
+	if !d.Asks() {
+		if g.Table.Decide(l, d); g.Firewall.Settings(owner).Revision == revision { // see decide
+			g.count(owner, d)
+			left.decision = d
+		}
 	}
-	if !permitted {
-		f.Keep(&begun{link: l, owner: owner})
+	if left.decision.Verdict != network.PermanentAccept {
+		f.Keep(left)
 		return false
 	}
-	g.count(owner, d)
 	l.SetHandedBack() // before: a short flow may end before it is told that it is accepted
 	h.held, h.links, h.owners = append(h.held, f), append(h.links, l), append(h.owners, owner)
 	h.flows, h.packets = append(h.flows, l.Flow), append(h.packets, packet)
@@ -88,9 +90,12 @@ func (g *Gate) quick(f *stack.TCPFlow, w Witness, h *handing) (done bool) {
 
 // goOn handles a connection that QuickTCP has left.
 func (g *Gate) goOn(f *stack.TCPFlow, b *begun) {
-	if b.relay {
+	switch {
+	case b.relay:
 		g.Relay.TCP(g.ctx, f, b.link)
-		return
+	case b.decision.Decided():
+		g.carryOutTCP(f, b.link, b.decision, b.owner)
+	default:
+		g.carryOutTCP(f, b.link, g.decide(f.Context(), b.link, b.owner), b.owner)
 	}
-	g.carryOutTCP(f, b.link, g.decide(f.Context(), b.link, b.owner), b.owner)
 }
