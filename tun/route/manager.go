@@ -288,6 +288,7 @@ func (m *Manager) installFirstGuard(g Guard, adopt bool) error {
 	}
 	m.update(func(s *Status) { s.GuardOK, s.Snapshot = true, len(m.flows) })
 	m.forgetRedirected()
+	m.mayBeStale()
 	return nil
 }
 

@@ -175,8 +175,13 @@ type redirected struct {
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (r redirected) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	if f.Forward.DstPort != dnsPort || f.Forward.Protocol != unix.IPPROTO_UDP && f.Forward.Protocol != unix.IPPROTO_TCP {
+	if f.Forward.Protocol != unix.IPPROTO_UDP && f.Forward.Protocol != unix.IPPROTO_TCP {
 		return false
+	}
+	if f.Forward.DstPort != dnsPort {
+		// A reply on loopback that comes after the entry of its question was deleted makes one of its
+		// own, the wrong way round: the next questions of that socket would be replies to it.
+		return r.keep != 0 && f.Forward.Protocol == unix.IPPROTO_UDP && f.Forward.SrcPort == dnsPort && f.Forward.SrcIP.IsLoopback()
 	}
 	port := f.Reverse.SrcPort
 	if f.Reverse.SrcIP.IsLoopback() && port >= firstDNSPort && port <= lastDNSPort {

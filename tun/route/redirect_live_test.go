@@ -359,13 +359,19 @@ func TestLiveDNSOfOpenSockets(t *testing.T) {
 		m := l.manager(func(o *Options) { o.Policy.DNSPort = a.Port })
 		l.up(m)
 		stop := l.run(m)
+		number := 0
 		asks := func(want bool) func() bool {
 			return func() bool {
 				before := a.count()
-				_ = c.SetDeadline(time.Now().Add(50 * time.Millisecond))
-				_, _ = c.Write([]byte("question"))
+				number++
+				question := fmt.Appendf(nil, "question %d.", number)
+				_ = c.SetDeadline(time.Now().Add(time.Second))
+				_, _ = c.Write(question)
 				buf := make([]byte, 512)
 				n, err := c.Read(buf)
+				for err == nil && !bytes.HasPrefix(buf[:n], question) { // an answer that was late
+					n, err = c.Read(buf)
+				}
 				return err == nil && (a.count() > before) == want && bytes.Contains(buf[:n], []byte(">127.0.0.53:53")) == want
 			}
 		}
@@ -391,6 +397,46 @@ func TestLiveDNSOfOpenSockets(t *testing.T) {
 		if err := echoes(stream); err != nil {
 			t.Errorf("a connection that was open: %v", err)
 		}
+	})
+}
+
+// A resolver that replies when the redirect is in place to what it was asked before must not keep
+// the socket on the way that it had.
+func TestLiveDNSLateReply(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.sh("nft 'table inet user { chain c { type filter hook output priority 0; ct state new accept; }; }'") // tracking is on
+		resolver, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 53), Port: 53})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resolver.Close()
+		c, err := net.Dial("udp", "127.0.0.53:53")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, _ = c.Write([]byte("early"))
+		buf := make([]byte, 512)
+		_ = resolver.SetDeadline(time.Now().Add(patience))
+		_, from, err := resolver.ReadFrom(buf)
+		if err != nil {
+			t.Fatalf("control: %v", err)
+		}
+		a := l.answers()
+		l.openTun(false)
+		m := l.manager(func(o *Options) { o.Policy.DNSPort = a.Port })
+		l.up(m)
+		if _, err := resolver.WriteTo([]byte("late"), from); err != nil {
+			t.Fatal(err)
+		}
+		stop := l.run(m)
+		l.eventually(patience, "the socket is redirected", func() bool {
+			_ = c.SetDeadline(time.Now().Add(200 * time.Millisecond))
+			_, _ = c.Write([]byte("question"))
+			n, err := c.Read(buf)
+			return err == nil && bytes.Contains(buf[:n], []byte(">127.0.0.53:53"))
+		})
+		stop()
 	})
 }
 

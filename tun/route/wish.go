@@ -2,6 +2,7 @@ package route
 
 import (
 	"context"
+	"time"
 
 	"go.uber.org/zap"
 )
@@ -129,14 +130,25 @@ func (m *Manager) mayBeStale() {
 }
 
 // keepForgetting is apart from the loop that keeps the guard: a great table of connection tracking
-// takes a while to read.
+// takes a while to read. It looks again when a resolver has had time to reply to what it was asked
+// before.
 func (m *Manager) keepForgetting(ctx context.Context) {
+	again := time.NewTimer(0)
+	defer again.Stop()
+	<-again.C
+	var waits []time.Duration
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-m.stale:
-			m.forgetRedirected()
+			waits = []time.Duration{time.Second, 4 * time.Second}
+		case <-again.C:
+		}
+		m.forgetRedirected()
+		if len(waits) > 0 {
+			again.Reset(waits[0])
+			waits = waits[1:]
 		}
 	}
 }
