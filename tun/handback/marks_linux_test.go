@@ -165,6 +165,18 @@ func (l *lab) silent(c net.Conn, f packet.Flow) {
 	_ = c.SetReadDeadline(time.Time{})
 }
 
+// use uses connections that are open.
+func (l *lab) use(conns []net.Conn) {
+	l.t.Helper()
+	for _, c := range conns {
+		for range 3 {
+			if err := echoes(c, 30); err != nil {
+				l.t.Fatalf("%s: %v", flowOfConn(c), err)
+			}
+		}
+	}
+}
+
 func (l *lab) names() route.Names { return route.DefaultNames() }
 
 // The queues look at a flow at growing intervals, and never lose one.
@@ -215,4 +227,42 @@ func TestWatchesAreBounded(t *testing.T) {
 	if all, _ = w.due(now.Add(time.Hour)); len(all[0]) != maxWatched {
 		t.Errorf("%d flows are looked at, want %d", len(all[0]), maxWatched)
 	}
+}
+
+// Both marks outlive Down. The next Up finds the flow open, and leaves it alone.
+func TestLiveMarkedFlowsOutliveDownAndUp(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up(func(o *Options) { o.Holder = func(packet.Flow) int { return os.Getpid() } })
+		var conns []net.Conn
+		for _, far := range fars {
+			for _, network := range []string{"tcp", "udp"} {
+				c, f := l.dial(network, at(far))
+				l.eventually(f.String()+": the mark", func() bool {
+					for range 100 {
+						if err := echoes(c, 20); err != nil {
+							t.Fatalf("%s: %v (%v)", f, err, l.failures())
+						}
+					}
+					return markOf(t, c.(syscall.Conn)) == l.names().BackMark
+				})
+				conns = append(conns, c)
+			}
+		}
+		if err := l.m.Down(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := l.table.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l.use(conns)
+		_ = l.dev.Close()
+		l.up()
+		l.use(conns)
+		for _, c := range conns {
+			if n := l.packets(flowOfConn(c)); n != 1 {
+				t.Errorf("%s: %d packets came to the device, want the first alone", flowOfConn(c), n)
+			}
+		}
+	})
 }
