@@ -78,8 +78,9 @@ type pace struct {
 	sample    []metrics.Sample
 	percent   int
 	allocated uint64
-	burst     uint64 // allocated since the last time that it had settled
-	quiet     bool   // in the last pace
+	burst     uint64 // allocated since the last time that it had settled,
+	peak      uint64 // most in one pace,
+	fresh     uint64 // and in the last one
 }
 
 const (
@@ -100,19 +101,25 @@ func (p *pace) next() (percent int, changed bool) {
 	live, all := p.sample[0].Value.Uint64(), p.sample[1].Value.Uint64()
 	fresh := all - p.allocated
 	percent = gcPercent(live, fresh)
-	p.allocated, p.quiet = all, fresh < quietBytes
-	p.burst += fresh
+	p.allocated = all
+	p.note(fresh)
 	changed = percent != p.percent
 	p.percent = percent
 	return percent, changed
 }
 
-// settled reports, once, that a burst is over.
+// note counts what was allocated in one pace.
+func (p *pace) note(fresh uint64) {
+	p.fresh, p.burst, p.peak = fresh, p.burst+fresh, max(p.peak, fresh)
+}
+
+// settled reports, once, that a burst is over. Looking after many flows allocates too, so what is quiet
+// is measured by the burst.
 func (p *pace) settled() bool {
-	if !p.quiet || p.burst < burstBytes {
+	if p.burst < burstBytes || p.fresh >= max(quietBytes, min(p.peak/3, 2*calmBytes)) {
 		return false
 	}
-	p.burst = 0
+	p.burst, p.peak = 0, 0
 	return true
 }
 

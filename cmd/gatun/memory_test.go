@@ -50,11 +50,12 @@ func TestSettled(t *testing.T) {
 		fresh   uint64
 		settled bool
 	}{
-		{100 << 10, false}, {30 << 20, false}, {2 << 20, false}, {100 << 10, true}, {100 << 10, false}, // a burst, once
-		{10 << 20, false}, {0, false}, {10 << 20, false}, {0, true}, {0, false},
+		{100 << 10, false}, {30 << 20, false}, {12 << 20, false}, {4 << 20, true}, {4 << 20, false}, // a burst, once
+		{10 << 20, false}, {10 << 20, false}, {4 << 20, false}, {3 << 20, true}, {0, false},
+		{90 << 20, false}, {20 << 20, false}, {9 << 20, false}, {7 << 20, true}, // a third of much is not quiet
+		{3 << 20, false}, {3 << 20, false}, {3 << 20, false}, {3 << 20, false}, {3 << 20, false}, {3 << 20, false}, // all the same
 	} {
-		p.quiet = step.fresh < quietBytes
-		p.burst += step.fresh
+		p.note(step.fresh)
 		if got := p.settled(); got != step.settled {
 			t.Errorf("step %d: %v", i, got)
 		}
