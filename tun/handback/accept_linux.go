@@ -47,7 +47,7 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 		}
 		fresh := false
 		if err == nil {
-			fresh, err = t.reserve(f, entry{since: now, first: len(b), syn: sequence(f, b), leased: f.Proto == packet.TCP})
+			fresh, err = t.reserve(f, entry{since: now, first: len(b), syn: sequence(f, b)})
 		}
 		if err != nil {
 			each(i, err)
@@ -67,14 +67,10 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 	}
 }
 
-// entry is the change that accepts f. One that was known is in the set already, or has expired since;
-// in place of one that is new there may still be the connection that had its tuple before.
+// entry is the change that accepts f. One that was known is in the set already, or has expired since.
 func (t *Table) entry(f packet.Flow, fresh bool) change {
 	c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
-	if fresh && f.Proto == packet.TCP {
-		c.timeout = t.o.lease()
-	}
-	c.forget, c.exclusive, c.instead = fresh, true, fresh
+	c.forget, c.exclusive = fresh, !fresh
 	return *c
 }
 
@@ -124,7 +120,7 @@ func (t *Table) enter(all []entering) {
 			t.young = append(t.young, e.f)
 			t.lasts(e.f)
 		default:
-			known.base, known.since, known.leased = known.sent, time.Now(), false
+			known.base, known.since = known.sent, time.Now()
 			t.flows[e.f] = known
 		}
 	}
@@ -159,48 +155,4 @@ func (t *Table) reserve(f packet.Flow, e entry) (fresh bool, err error) {
 func (t *Table) keep(f packet.Flow, e entry) {
 	t.flows[f] = e
 	t.ports[portOf(f)] = append(t.ports[portOf(f)], f)
-}
-
-// leftovers counts connections that are over and that the kernel forgets by itself, by when it has.
-type leftovers struct {
-	n    int
-	till []leftover // the earliest first
-}
-
-type leftover struct {
-	at time.Time
-	n  int
-}
-
-// leftoverShare is the part of the set that they may take up.
-const leftoverShare = 2
-
-func (l *leftovers) add(at time.Time) {
-	l.n++
-	if last := len(l.till) - 1; last >= 0 && at.Sub(l.till[last].at) < time.Second {
-		l.till[last].n++
-		return
-	}
-	l.till = append(l.till, leftover{at.Add(time.Second), 1})
-}
-
-func (l *leftovers) forget(now time.Time) {
-	for len(l.till) > 0 && !now.Before(l.till[0].at) {
-		l.n -= l.till[0].n
-		l.till = l.till[1:]
-	}
-	if len(l.till) == 0 {
-		l.till = nil
-	}
-}
-
-// stays reports whether the kernel need not hear of the end of a connection: its entry lets nothing
-// begin, and lives just long enough for what a closed connection still has to say. t.mu is held.
-func (t *Table) stays(e entry, now time.Time) bool {
-	lease := t.o.lease()
-	if !e.leased || lease < t.o.Linger || now.Sub(e.since) > lease-t.o.Linger || t.left.n >= t.o.Limit/leftoverShare {
-		return false
-	}
-	t.left.add(now.Add(lease))
-	return true
 }

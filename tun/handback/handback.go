@@ -133,13 +133,6 @@ func (o Options) withDefaults() (Options, error) {
 	return o, nil
 }
 
-// lease is how long the kernel keeps a connection at first: until it was seen to last, which a sweep
-// does, and through the end of one that did not. So nothing has to be said to the kernel about the end of
-// a short connection. Where that is as long as the whole time, all get the whole time.
-func (o Options) lease() time.Duration {
-	return min(2*o.Sweep+o.Linger, o.TCPTimeout)
-}
-
 func (o Options) timeout(p packet.Proto) time.Duration {
 	if p == packet.UDP {
 		return o.UDPTimeout

@@ -148,7 +148,6 @@ type ending struct {
 	base     Counter
 	first    int
 	answered bool // known only of TCP, by the word of the socket
-	stays    bool // the kernel need not hear of it
 }
 
 // attempts is Attempts: a SYN that is sent again is as long as the first one, and an ACK shorter.
@@ -201,16 +200,11 @@ func (t *Table) sweep() error {
 	if err != nil {
 		return err
 	}
-	// A connection whose end was missed must not be renewed for ever.
-	var tcp []packet.Flow
-	for _, f := range renew {
-		if f.Proto == packet.TCP {
-			tcp = append(tcp, f)
+	if slices.ContainsFunc(renew, func(f packet.Flow) bool { return f.Proto == packet.TCP }) {
+		// A connection whose end was missed must not be renewed for ever.
+		if err := t.reconcile(); err != nil {
+			return err
 		}
-	}
-	gone, err := t.socketless(tcp)
-	if err = errors.Join(err, t.overdue(gone)); err != nil {
-		return err
 	}
 	missing := t.missing(start, flows, there)
 	if len(missing) > 0 {
@@ -246,7 +240,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 		t.mu.Lock()
 		for _, f := range flows[:n] {
 			if known, ok := t.flows[f]; ok {
-				known.base, known.since, known.leased = known.sent, time.Now(), false
+				known.base, known.since = known.sent, time.Now()
 				t.flows[f] = known
 				c := changeOf(f, setAccept, setAccept, t.o.timeout(f.Proto))
 				c.replace = true
@@ -312,13 +306,8 @@ func (t *Table) orphans() error {
 	young := t.young
 	t.young = nil
 	t.mu.Unlock()
-	over, err := t.socketless(young)
-	return errors.Join(err, t.overdue(over))
-}
-
-// socketless returns those of flows that are accepted and have no socket.
-func (t *Table) socketless(flows []packet.Flow) (over []packet.Flow, err error) {
-	for _, f := range flows {
+	var over []packet.Flow
+	for _, f := range young {
 		if !t.accepted(f) {
 			continue
 		}
@@ -327,10 +316,10 @@ func (t *Table) socketless(flows []packet.Flow) (over []packet.Flow, err error) 
 		case errors.Is(err, unix.ENOENT):
 			over = append(over, f)
 		case err != nil:
-			return over, fmt.Errorf("look for sockets of accepted flows: %w", err)
+			return fmt.Errorf("look for sockets of accepted flows: %w", err)
 		}
 	}
-	return over, nil
+	return t.overdue(over)
 }
 
 // overdue ends flows that have no socket, after the word of their ends has had the time to come: it

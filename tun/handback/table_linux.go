@@ -31,8 +31,7 @@ type Table struct {
 	mu       sync.Mutex
 	flows    map[packet.Flow]entry
 	ports    map[port][]packet.Flow // sockets that are gone have no whole name
-	left     leftovers
-	young    []packet.Flow // accepted since the last look for orphans
+	young    []packet.Flow          // accepted since the last look for orphans
 	watches  watches
 	closed   bool
 }
@@ -54,7 +53,6 @@ type entry struct {
 
 	carried        // by a TCP socket that was closed
 	syn     uint32 // the sequence number of the SYN
-	leased  bool   // it has Options.lease only
 }
 
 const diagWires = 2
@@ -329,12 +327,10 @@ func (t *Table) over(flows []packet.Flow, cause Cause) error {
 
 func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	var ended []ending
-	now := time.Now()
 	t.mu.Lock()
-	t.left.forget(now)
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, e.base, e.first, e.answered, cause == Closed && t.stays(e, now)})
+			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, e.base, e.first, e.answered})
 		}
 	}
 	t.mu.Unlock()
@@ -342,7 +338,19 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		return nil
 	}
 	errs := []error{t.lastCounters(ended)}
-	errs = append(errs, t.leave(ended))
+	changes := make([]*change, len(ended))
+	for i, e := range ended {
+		changes[i] = changeOf(e.Flow, setAccept, "", 0)
+		if e.Flow.Proto == packet.TCP && cause == Closed {
+			changes[i] = changeOf(e.Flow, setAccept, setLinger, t.o.Linger)
+		}
+	}
+	errs = append(errs, t.w.do(changes...))
+	for i, c := range changes {
+		if errors.Is(c.err, ErrFull) { // no room to linger: the accepted entry must go all the same
+			errs = append(errs[:1], t.w.do(changeOf(ended[i].Flow, setAccept, "", 0)))
+		}
+	}
 	for _, e := range ended {
 		if e.Traffic == (Traffic{}) {
 			e.Traffic.Sent = e.Sent.payload(e.Flow)
@@ -351,34 +359,4 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		t.o.Ended(e.End)
 	}
 	return errors.Join(errs...)
-}
-
-// leave tells the kernel about flows that are over.
-func (t *Table) leave(ended []ending) error {
-	var changes, again []*change
-	var flows []packet.Flow
-	for _, e := range ended {
-		switch {
-		case e.stays:
-			continue
-		case e.Flow.Proto == packet.TCP && e.Cause == Closed:
-			changes = append(changes, changeOf(e.Flow, setAccept, setLinger, t.o.Linger))
-		default:
-			changes = append(changes, changeOf(e.Flow, setAccept, "", 0))
-		}
-		flows = append(flows, e.Flow)
-	}
-	if len(changes) == 0 {
-		return nil
-	}
-	err := t.w.do(changes...)
-	for i, c := range changes {
-		if errors.Is(c.err, ErrFull) { // no room to linger: the accepted entry must go all the same
-			again = append(again, changeOf(flows[i], setAccept, "", 0))
-		}
-	}
-	if len(again) > 0 {
-		return t.w.do(again...)
-	}
-	return err
 }

@@ -24,8 +24,8 @@ type change struct {
 	replace  bool // nothing comes where nothing goes
 	forget   bool // connection tracking is to see the flow anew
 	err      error
-	// exclusive makes it EEXIST if what comes is there; with instead, what is there goes then.
-	exclusive, instead bool
+	// exclusive makes it EEXIST if what comes is there.
+	exclusive bool
 
 	first, last uint32 // sequence numbers in the transaction
 }
@@ -177,9 +177,6 @@ func (w *writer) write(changes []*change) {
 			switch {
 			case err != nil:
 				c.err = err
-			case c.instead && errors.Is(c.err, unix.EEXIST):
-				c.del, c.exclusive, c.instead, c.err = c.add, false, false, nil
-				again = append(again, c)
 			case c.err == errGone: // what was to go is not there: that is as good
 				c.del, c.err = "", nil
 				if c.add != "" && !c.replace {
