@@ -161,10 +161,10 @@ func (g *Gate) carryOutTCP(f *stack.TCPFlow, l *network.Link, d network.Decision
 	switch d.Verdict {
 	case network.PermanentAccept:
 		if !g.handBackTCP(f, l) {
-			g.Relay.TCP(g.ctx, f, l)
+			g.relayTCP(f, l)
 		}
 	case network.Accept:
-		g.Relay.TCP(g.ctx, f, l)
+		g.relayTCP(f, l)
 	case network.RerouteToNameserver:
 		g.Table.End(l, g.nameserverTCP(f, l, owner))
 	case network.Drop, network.PermanentDrop:

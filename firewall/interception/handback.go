@@ -29,6 +29,9 @@ type Kernel interface {
 	Revoke(f packet.Flow) error
 	// Forget takes the flow back and leaves the socket that has its tuple now alone.
 	Forget(f packet.Flow) error
+	// Relayed says that the flow is carried here: nothing of one before it, with the same five values,
+	// may let its packets pass.
+	Relayed(f packet.Flow) error
 }
 
 // handedBack is what the Gate knows of links that the kernel carries.
@@ -139,6 +142,16 @@ func (g *Gate) taken(l *network.Link, err error) bool {
 		g.Log.Warn("a flow is relayed because the kernel does not take it; status counts them", zap.Error(err))
 	}
 	return false
+}
+
+// relayTCP carries a connection here.
+func (g *Gate) relayTCP(f *stack.TCPFlow, l *network.Link) {
+	if g.Kernel != nil {
+		if err := g.Kernel.Relayed(l.Flow); err != nil {
+			g.Log.Warn("what is left of a handed-back flow may carry packets of a relayed one", zap.Stringer("flow", l.Flow), zap.Error(err))
+		}
+	}
+	g.Relay.TCP(g.ctx, f, l)
 }
 
 func (g *Gate) onKill(l *network.Link) {

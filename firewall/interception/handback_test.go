@@ -29,6 +29,7 @@ type fakeKernel struct {
 	calls    []string
 	sent     [][]byte
 	together []int // how many flows came at once
+	relayed  []packet.Flow
 }
 
 func (k *fakeKernel) call(what string, f packet.Flow, b []byte) {
@@ -91,6 +92,13 @@ func (k *fakeKernel) Forget(f packet.Flow) error {
 	defer k.mu.Unlock()
 	delete(k.accepted, f)
 	k.call("forget", f, nil)
+	return nil
+}
+
+func (k *fakeKernel) Relayed(f packet.Flow) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.relayed = append(k.relayed, f)
 	return nil
 }
 
@@ -328,6 +336,11 @@ func TestHandBackRefused(t *testing.T) {
 			}
 			if refused := l.gate.Refused(); refused > 0 != (c.err != nil) {
 				t.Errorf("%d refused", refused)
+			}
+			l.kernel.mu.Lock()
+			defer l.kernel.mu.Unlock()
+			if len(l.kernel.relayed) != 1 || l.kernel.relayed[0] != all[0].Flow {
+				t.Errorf("the kernel was told that %v are relayed", l.kernel.relayed)
 			}
 		})
 	}

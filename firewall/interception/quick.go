@@ -92,7 +92,7 @@ func (g *Gate) quick(f *stack.TCPFlow, w Witness, h *handing) (done bool) {
 func (g *Gate) goOn(f *stack.TCPFlow, b *begun) {
 	switch {
 	case b.relay:
-		g.Relay.TCP(g.ctx, f, b.link)
+		g.relayTCP(f, b.link)
 	case b.decision.Decided():
 		g.carryOutTCP(f, b.link, b.decision, b.owner)
 	default:

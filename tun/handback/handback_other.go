@@ -39,6 +39,9 @@ func (*Table) Follow(packet.Flow, []byte) error { return ErrUnsupported }
 // Send implements the contract of Linux.
 func (*Table) Send(packet.Flow, []byte) error { return ErrUnsupported }
 
+// Relayed implements the contract of Linux.
+func (*Table) Relayed(packet.Flow) error { return ErrUnsupported }
+
 // Forget implements the contract of Linux.
 func (*Table) Forget(packet.Flow) error { return ErrUnsupported }
 

@@ -155,7 +155,7 @@ func (t *Table) look(look int, due []watched) {
 	}
 	busy := map[int][]packet.Flow{} // by process
 	now := time.Now()
-	err := t.get(flows, func(i int, e found) {
+	err := t.get(setAccept, flows, func(i int, e found) {
 		f := watched{flow: flows[i], seen: e.sent.Packets}
 		if f.seen-min(f.seen, seen[i]) >= busyFlow {
 			if pid := t.o.Holder(f.flow); pid > 0 {

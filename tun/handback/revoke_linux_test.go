@@ -413,6 +413,39 @@ func TestLiveFlushedRuleset(t *testing.T) {
 	})
 }
 
+// TestLiveRelayed: a connection that is relayed does not find what lingers of one before it.
+func TestLiveRelayed(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serve()
+		l.up()
+		for _, to := range []string{far4, far6} {
+			c, f := l.dial("tcp", at(to))
+			if err := echoes(c, 3); err != nil {
+				t.Fatal(err)
+			}
+			_ = c.Close()
+			l.end(f)
+			lingers := func() (yes bool) {
+				if err := l.table.get(setLinger, []packet.Flow{f}, func(int, found) { yes = true }); err != nil {
+					t.Fatal(err)
+				}
+				return yes
+			}
+			if !lingers() {
+				t.Fatalf("%s: nothing lingers, so this shows nothing", f)
+			}
+			for range 2 { // the second time there is nothing
+				if err := l.table.Relayed(f); err != nil {
+					t.Error(err)
+				}
+				if lingers() {
+					t.Errorf("%s: what lingers lets packets of a relayed connection pass", f)
+				}
+			}
+		}
+	})
+}
+
 // Where there is no room the caller is told so, and nothing is left behind.
 func TestLiveFull(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {

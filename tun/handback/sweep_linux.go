@@ -60,14 +60,14 @@ func (t *Table) all() []packet.Flow {
 	return flows
 }
 
-// get asks the kernel for flows, and passes those that it has, by their position.
-func (t *Table) get(flows []packet.Flow, each func(i int, e found)) error {
+// get asks the kernel for flows of a set, and passes those that it has, by their position.
+func (t *Table) get(set string, flows []packet.Flow, each func(i int, e found)) error {
 	for at := 0; at < len(flows); at += batchLimit {
 		part := flows[at:min(at+batchLimit, len(flows))]
 		err := t.lent(t.lists, func(w *wire) error {
 			for _, f := range part {
 				k := keyOf(f)
-				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, setAccept, suffix(f), &k, 0)
+				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, set, suffix(f), &k, 0)
 			}
 			last := w.seq
 			first := last - uint32(len(part)) + 1
@@ -104,7 +104,7 @@ func (t *Table) Counters(each func(packet.Flow, Counter)) error {
 	}
 	flows := t.all()
 	sent := make([]*Counter, len(flows))
-	err := t.get(flows, func(i int, e found) {
+	err := t.get(setAccept, flows, func(i int, e found) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if known, ok := t.flows[flows[i]]; ok {
@@ -168,7 +168,7 @@ func (t *Table) lastCounters(ended []ending) error {
 			flows, at = append(flows, e.Flow), append(at, i)
 		}
 	}
-	return t.get(flows, func(i int, e found) { ended[at[i]].Sent = sum(ended[at[i]].base, e.sent) })
+	return t.get(setAccept, flows, func(i int, e found) { ended[at[i]].Sent = sum(ended[at[i]].base, e.sent) })
 }
 
 // sweep reads the counters, renews what lives and is past half its time, and ends what the kernel
@@ -180,7 +180,7 @@ func (t *Table) sweep() error {
 	start, flows, restored := time.Now(), t.all(), t.restored.Load()
 	there := make([]bool, len(flows))
 	var renew []packet.Flow
-	err := t.get(flows, func(i int, e found) {
+	err := t.get(setAccept, flows, func(i int, e found) {
 		there[i] = true
 		f := flows[i]
 		t.mu.Lock()

@@ -231,6 +231,17 @@ func (t *Table) Send(f packet.Flow, held []byte) error {
 // is no error if the flow is not there.
 func (t *Table) Forget(f packet.Flow) error { return t.over([]packet.Flow{f}, Closed) }
 
+// Relayed says that userspace carries f: what still lingers of another flow with its five values lets
+// nothing of it pass from now on. It changes nothing else.
+func (t *Table) Relayed(f packet.Flow) error {
+	lingers := false
+	err := t.get(setLinger, []packet.Flow{f}, func(int, found) { lingers = true })
+	if err != nil || !lingers { // to delete what is not there would cost a grace period
+		return err
+	}
+	return t.w.do(changeOf(f, setLinger, "", 0))
+}
+
 func (t *Table) accepted(f packet.Flow) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
