@@ -26,7 +26,6 @@ const gsoMaxSize = 65000
 // is why it calls itself a host with segmentation offload.
 type link struct {
 	out        *outQueue
-	now        func(*stack.PacketBuffer) bool // writes it at once, or says no
 	mtu        uint32
 	dispatcher atomic.Pointer[stack.NetworkDispatcher]
 	gro        gro.GRO // the reader's
@@ -100,7 +99,7 @@ func (l *link) flush() { l.gro.Flush() }
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	n := 0
 	for _, pkt := range pkts.AsSlice() {
-		if !l.now(pkt) && !l.out.put(outItem{pkt: pkt.IncRef()}) {
+		if !l.out.put(outItem{pkt: pkt.IncRef()}) {
 			return n, &tcpip.ErrClosedForSend{}
 		}
 		n++
@@ -167,7 +166,7 @@ func (l *link) SetOnCloseAction(func()) {}
 // newNetstack makes a netstack. Only TCP is registered: whatever is not TCP never reaches it,
 // so it cannot answer pings or unknown ports on its own.
 func (s *Stack) newNetstack() (*netstack, error) {
-	ns := &netstack{link: &link{out: &s.out, now: s.writeConn, mtu: uint32(s.mtu)}}
+	ns := &netstack{link: &link{out: &s.out, mtu: uint32(s.mtu)}}
 	ns.link.gro.Init(true)
 	n := stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},

@@ -118,9 +118,8 @@ type Stack struct {
 	ipID   atomic.Uint32
 	held   atomic.Int64 // bytes of held datagrams
 
-	out    outQueue
-	inline *writer // of who writes between out.begin and out.done
-	nets   netstacks
+	out  outQueue
+	nets netstacks
 
 	ctx      context.Context // of Run; parent of every flow's context
 	handlers handlers
@@ -163,7 +162,6 @@ func New(o Options) (*Stack, error) {
 	s.quick, _ = o.Handler.(Quick)
 	s.now.Store(time.Now().UnixNano())
 	s.out.init(mtu, &s.counts.writeErrors)
-	s.inline = s.newWriter(1)
 	s.crew.init()
 	s.nets.init()
 	s.syns.init()

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"testing"
 	"time"
 )
@@ -59,85 +58,15 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-// TestTake fills the way to a program that does not read, waits for room, and loses nothing.
-func TestTake(t *testing.T) {
+func TestDrainEnds(t *testing.T) {
 	prog, ours, _ := connected(t, families[0])
-	sent := make([]byte, 24<<20)
-	rand.Read(sent)
-	from, waits := bytes.NewReader(sent), 0
-	done := make(chan error, 1)
-	go func() {
-		for from.Len() > 0 {
-			before := from.Len()
-			n, err := ours.Take(from, before)
-			if err == nil && (n > takeMost || before-from.Len() != n) {
-				err = errors.New("Take does not say what it took")
-			}
-			if err == nil && n == 0 {
-				waits++
-				err = ours.WaitWritable()
-			}
-			if err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- ours.CloseWrite()
-	}()
-	time.Sleep(50 * time.Millisecond) // let it fill the buffers; nothing depends on it but waits
-	got, err := io.ReadAll(prog)
-	if err := errors.Join(err, <-done); err != nil {
-		t.Fatal(err)
+	if n, err := ours.Drain(io.Discard); n != 0 || err != nil {
+		t.Errorf("nothing has come: %d, %v", n, err)
 	}
-	if !bytes.Equal(got, sent) {
-		t.Fatalf("got %d bytes of %d, or others", len(got), len(sent))
-	}
-	if waits == 0 {
-		t.Error("it never waited for room")
-	}
-}
-
-// TestTakeFromLiar: a source that does not give what it promised is an error, not a hole.
-func TestTakeFromLiar(t *testing.T) {
-	_, ours, _ := connected(t, families[0])
-	if n, err := ours.Take(io.MultiReader(bytes.NewReader(make([]byte, 10)), failing{}), 1000); n != 0 || !errors.Is(err, io.ErrUnexpectedEOF) {
-		t.Errorf("%d, %v; want an unexpected EOF", n, err)
-	}
-}
-
-type failing struct{}
-
-func (failing) Read([]byte) (int, error) { return 0, os.ErrInvalid }
-
-func TestBulkEnds(t *testing.T) {
-	prog, ours, _ := connected(t, families[0])
-	waiting := make(chan error)
-	for {
-		n, err := ours.Take(bytes.NewReader(make([]byte, takeMost)), takeMost)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if n == 0 {
-			break
-		}
-	}
-	ours.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
-	for { // an event of before may be left
-		if err := ours.WaitWritable(); err != nil {
-			if !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("after the deadline: %v", err)
-			}
-			break
-		}
-	}
-	ours.SetWriteDeadline(time.Time{})
-	go func() { waiting <- ours.WaitWritable() }()
-	prog.Close() // with unread bytes: a reset
-	if err := <-waiting; err != nil {
-		t.Errorf("WaitWritable after a reset: %v; Take is to say it", err)
-	}
-	if _, err := ours.Take(bytes.NewReader([]byte("x")), 1); err == nil {
-		t.Error("Take after a reset: no error")
+	_, _ = ours.Write([]byte("unread")) // unread bytes make its Close a reset
+	for limit := time.Now().Add(20 * time.Second); time.Now().Before(limit) && !ours.Broken(); {
+		prog.Close()
+		time.Sleep(time.Millisecond)
 	}
 	if _, err := ours.Drain(io.Discard); err == nil {
 		t.Error("Drain after a reset: no error")
@@ -145,11 +74,5 @@ func TestBulkEnds(t *testing.T) {
 	ours.Close()
 	if _, err := ours.Drain(io.Discard); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("Drain after Close: %v", err)
-	}
-	if _, err := ours.Take(bytes.NewReader([]byte("x")), 1); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("Take after Close: %v", err)
-	}
-	if err := ours.WaitWritable(); err != nil && !errors.Is(err, net.ErrClosed) {
-		t.Errorf("WaitWritable after Close: %v", err)
 	}
 }

@@ -38,7 +38,6 @@ type TCPConn struct {
 	into   tcpip.SliceWriter
 	wmu    sync.Mutex // one writer at a time
 	source bytes.Reader
-	lent   lent
 }
 
 // notifier wakes the one goroutine that waits for an event, or, where none does, calls instead.

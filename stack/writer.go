@@ -2,12 +2,10 @@ package stack
 
 import (
 	"encoding/binary"
-	"errors"
 	"sync"
 	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
-	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 
 	"gatun/network/packet"
@@ -171,33 +169,13 @@ type writer struct {
 	pieces  [][]byte  // of a super-packet for the device
 }
 
-// newWriter makes a writer of batches of n packets.
-func (s *Stack) newWriter(n int) *writer {
+// write is the only goroutine that writes to the device.
+func (s *Stack) write() error {
+	n := max(s.dev.BatchSize(), 1)
 	w := &writer{s: s, bufs: make([][]byte, 0, n), scratch: make([][]byte, n)}
 	for i := range w.scratch {
 		w.scratch[i] = make([]byte, s.mtu)
 	}
-	return w
-}
-
-// writeConn writes a packet of a connection that stands, where nobody else writes: whoever made it
-// is awake, and no other goroutine must be woken. It holds the endpoint's lock, for which
-// netstack's processor spins during a handshake only, so that packets of those are left to the
-// writer. False: it is to be queued.
-func (s *Stack) writeConn(pkt *stack.PacketBuffer) bool {
-	if header.TCP(pkt.TransportHeader().Slice()).Flags()&header.TCPFlagSyn != 0 || !s.out.begin() {
-		return false
-	}
-	defer s.out.done()
-	if errors.Join(s.inline.add(outItem{pkt: pkt.IncRef()}), s.inline.flush()) != nil {
-		s.counts.writeErrors.Add(1) // the reader finds out why
-	}
-	return true
-}
-
-// write is the only goroutine that waits for packets.
-func (s *Stack) write() error {
-	w := s.newWriter(max(s.dev.BatchSize(), 1))
 	spare := make([]outItem, 0, outDepth)
 	for {
 		items := s.out.take(spare)

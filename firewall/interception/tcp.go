@@ -285,46 +285,32 @@ func (t *tcpRelay) sent(n int, err error) bool {
 
 // copyDown carries the server's bytes to the program.
 func (t *tcpRelay) copyDown() (over bool) {
-	last := 0
+	buffers, last := &t.r.buffers, 0
 	for {
-		var server, lost error
-		if t.bulk.possible() && last >= smallBuffer {
-			last, server, lost = t.drainDown()
-		} else {
-			last, server, lost = t.fillDown(last)
-		}
+		b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
 		switch {
-		case lost != nil:
-			t.abort(clientCause(lost))
-			return true
-		case server == nil:
-		case errors.Is(server, os.ErrDeadlineExceeded):
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
 			return false
-		case server == io.EOF:
+		case err == io.EOF:
 			t.serverClosed()
 			return true
 		default:
-			t.abort(serverCause(server))
+			t.abort(serverCause(err))
+			return true
+		}
+		last = n
+		t.receiving.Store(true)
+		t.stay()
+		wrote, err := t.prog.Write(b[:n])
+		t.receiving.Store(false)
+		buffers.put(b)
+		t.link.Received(wrote)
+		if err != nil {
+			t.abort(clientCause(err))
 			return true
 		}
 	}
-}
-
-// fillDown carries what fits into one buffer. Its errors are those of the server, or in lost the
-// program's.
-func (t *tcpRelay) fillDown(last int) (n int, server, lost error) {
-	buffers := &t.r.buffers
-	b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
-	if err != nil {
-		return 0, err, nil
-	}
-	t.receiving.Store(true)
-	t.stay()
-	wrote, lost := t.prog.Write(b[:n])
-	t.receiving.Store(false)
-	buffers.put(b)
-	t.link.Received(wrote)
-	return n, nil, lost
 }
 
 // clientClosed passes the program's FIN on.

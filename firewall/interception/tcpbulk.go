@@ -5,25 +5,20 @@ import (
 	"io"
 )
 
-// Bulk is carried without a buffer of ours between netstack and the socket: what the program sent
-// is written to the server from netstack's memory, and what the server sent is read into it. A
-// connection is in bulk while a read fills a small buffer. Chatter is cheaper through one: its
-// pieces travel together.
+// Bulk from a program is carried without a buffer of ours: it is written to the server from
+// netstack's memory. A connection is in bulk while a read fills a small buffer. Chatter is cheaper
+// through one: its pieces travel together. Bulk from a server goes through a big buffer: netstack
+// makes large packets of it while the next are read (docs/decisions/0019).
 
 // bulkProgram is a program's end that can do without our buffers. *stack.TCPConn is one.
 type bulkProgram interface {
-	Drain(w io.Writer) (int, error)       // w must neither block nor keep what it gets
-	Take(r io.Reader, n int) (int, error) // up to n bytes of r; 0: there is no room
-	WaitWritable() error
+	Drain(w io.Writer) (int, error) // w must neither block nor keep what it gets
 }
 
 // bulkUpstream is a server's end that can. *route.TCPConn is one where the system allows it.
 type bulkUpstream interface {
 	Offer(b []byte) (int, error) // what finds room now
 	WaitWritable() error
-	// Drain waits until bytes are there, and calls take with a reader of n bytes. The errors are
-	// those of Upstream.Fill.
-	Drain(take func(r io.Reader, n int)) error
 }
 
 // bulkEnds are both ends of a connection that can, or nothing.
@@ -101,27 +96,4 @@ func (t *tcpRelay) drainUp() (n int, open bool, read error) {
 		n = max(n, smallBuffer)
 	}
 	return n, open, read
-}
-
-// drainDown carries what the server has sent so far, as much as the program has room for, waits for
-// room where there is none, and reports how much there was. Its errors are those of the server, or
-// in lost the program's.
-func (t *tcpRelay) drainDown() (waiting int, server, lost error) {
-	n := 0
-	server = t.bulk.up.Drain(func(r io.Reader, there int) {
-		waiting = there
-		t.receiving.Store(true)
-		t.stay()
-		n, lost = t.bulk.prog.Take(r, there)
-		t.receiving.Store(false)
-	})
-	t.link.Received(n)
-	if n > 0 || server != nil || lost != nil {
-		return waiting, server, lost
-	}
-	t.receiving.Store(true)
-	t.stay()
-	lost = t.bulk.prog.WaitWritable()
-	t.receiving.Store(false)
-	return waiting, nil, lost
 }

@@ -30,8 +30,7 @@ func (n *narrow) Offer(b []byte) (int, error) {
 	return take, n.err
 }
 
-func (n *narrow) WaitWritable() error                  { return nil }
-func (n *narrow) Drain(func(r io.Reader, n int)) error { return io.EOF }
+func (n *narrow) WaitWritable() error { return nil }
 
 func TestGather(t *testing.T) {
 	large, small := strings.Repeat("L", 60_000), strings.Repeat("s", 1000)

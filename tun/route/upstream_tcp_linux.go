@@ -22,8 +22,7 @@ type TCPConn struct {
 	d      *Dialer
 	remote netip.AddrPort
 	fill   fillState
-	drain  *drainState // since it is needed
-	offer  *offerState // likewise
+	offer  *offerState // since it is needed
 
 	mu     sync.Mutex
 	f      *os.File // nil while parked
