@@ -194,6 +194,10 @@ func measureMemory(b *bench, w work, mode string) (rows []row, err error) {
 
 func mib(n int64) float64 { return float64(n) / (1 << 20) }
 
+// settling is how long what is held has been idle when it is measured: the daemon collects what the
+// set-up of thousands of flows left once that is over.
+const settling = 10 * time.Second
+
 // crowd is the daemon's memory with n things held.
 type crowd struct {
 	n      float64
@@ -217,7 +221,7 @@ func held(l *lab.Lab, g *lab.Gatun, key string, n int, command ...string) (c cro
 	if c.n = r.Extra[key]; c.n < 0.9*float64(n) {
 		return c, fmt.Errorf("%v: %.0f of %d: %s", command, c.n, n, r.Error)
 	}
-	time.Sleep(2 * time.Second) // buffers of the last ones go back
+	time.Sleep(settling)
 	c.memory, err = lab.Memory(g.Process.PID)
 	return c, err
 }
