@@ -181,10 +181,11 @@ func (r *run) serve(ctx context.Context) (int, error) {
 	} else {
 		defer closeAPI()
 	}
+	relaySignals := r.box.CatchSignals()
 	if err := r.box.Go(ctx); err != nil {
 		return startFailure(err)
 	}
-	g.Go(func() error { return r.box.RelaySignals(ctx) })
+	g.Go(func() error { return relaySignals(ctx) })
 	code, err := r.box.Wait(ctx)
 	cancel()
 	if gerr := g.Wait(); err == nil && gerr != nil && !errors.Is(gerr, context.Canceled) {

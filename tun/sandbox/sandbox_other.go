@@ -50,8 +50,10 @@ func (*Box) Wait(context.Context) (int, error) { return ExitOwnFailure, ErrUnsup
 // Signal returns ErrUnsupported.
 func (*Box) Signal(syscall.Signal) error { return ErrUnsupported }
 
-// RelaySignals returns ErrUnsupported.
-func (*Box) RelaySignals(context.Context) error { return ErrUnsupported }
+// CatchSignals returns a function that returns ErrUnsupported.
+func (*Box) CatchSignals() (relay func(context.Context) error) {
+	return func(context.Context) error { return ErrUnsupported }
+}
 
 // DialInside returns ErrUnsupported.
 func (*Box) DialInside(context.Context, uint16) (*net.TCPConn, error) { return nil, ErrUnsupported }

@@ -37,17 +37,26 @@ func inForeground() bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// RelaySignals passes the signals meant for the command on until ctx ends; meanwhile they do
-// not end the caller. A signal that the terminal has already sent to the command, which is in
-// the same process group, is not sent twice. Signals that are ignored (nohup) stay ignored.
-func (b *Box) RelaySignals(ctx context.Context) error {
+// CatchSignals keeps the signals that are meant for the command from ending the caller, from now on.
+// It is to be called before Go: a command may expect a signal as soon as it runs. What came before
+// relay is called is passed on then.
+//
+// relay passes them on until ctx ends. A signal that the terminal has already sent to the command,
+// which is in the same process group, is not sent twice. Signals that are ignored (nohup) stay ignored.
+func (b *Box) CatchSignals() (relay func(context.Context) error) {
 	ch := make(chan os.Signal, 16)
 	for _, sig := range relayed() {
 		if !signal.Ignored(sig) {
 			signal.Notify(ch, sig)
 		}
 	}
-	defer signal.Stop(ch)
+	return func(ctx context.Context) error {
+		defer signal.Stop(ch)
+		return b.relaySignals(ctx, ch)
+	}
+}
+
+func (b *Box) relaySignals(ctx context.Context, ch <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -196,13 +195,13 @@ func foreground() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT) // survive also before the relay runs
-	relaying := make(chan error, 1)
-	go func() { relaying <- box.RelaySignals(ctx) }()
+	relay := box.CatchSignals()
 	if err := box.Go(ctx); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}
+	relaying := make(chan error, 1)
+	go func() { relaying <- relay(ctx) }()
 	code, err := box.Wait(ctx)
 	cancel()
 	fmt.Println("code", code, err, <-relaying)
