@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/resend"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,7 +44,7 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 	for i, f := range flows {
 		b, err := []byte(nil), check(f)
 		if err == nil {
-			b, err = repair(f, first[i])
+			b, err = resend.Whole(f, first[i])
 		}
 		fresh := false
 		if err == nil {
@@ -76,7 +77,7 @@ func (t *Table) entry(f packet.Flow, fresh bool) change {
 
 // begin sends the packet that began an accepted flow.
 func (t *Table) begin(e *entering) error {
-	err := t.raw.send(e.f, e.packet)
+	err := t.raw.Send(e.f, e.packet)
 	if err != nil && e.fresh {
 		err = errors.Join(err, t.w.do(changeOf(e.f, setAccept, "", 0)))
 		t.unreserve(e.f)

@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/resend"
 
 	"go.uber.org/zap"
 )
@@ -38,7 +39,7 @@ var (
 	ErrFull = errors.New("the kernel holds as many handed-back flows as it may")
 	// ErrUnsupported says that the kernel lacks what this needs, or that such a flow or packet is
 	// never handed back.
-	ErrUnsupported = errors.New("cannot be handed back to the kernel")
+	ErrUnsupported = resend.ErrUnsupported
 	// ErrOver says that the flow is not accepted any more.
 	ErrOver = errors.New("the flow is over")
 	// ErrClosed says that the table was closed.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/resend"
 
 	"golang.org/x/sys/unix"
 )
@@ -218,7 +219,7 @@ func TestRepair(t *testing.T) {
 		broken := append([]byte(nil), whole...)
 		broken[h.NetworkLen+6] ^= 0x5a
 		broken[h.NetworkLen+7] ^= 0xa5
-		got, err := repair(f, append(broken, "padding"...))
+		got, err := resend.Whole(f, append(broken, "padding"...))
 		if err != nil || !bytes.Equal(got, whole) {
 			t.Errorf("%s: %v: % x, want % x", f, err, got, whole)
 		}
@@ -228,7 +229,7 @@ func TestRepair(t *testing.T) {
 			f packet.Flow
 			b []byte
 		}{"another flow": {other, whole}, "cut": {f, whole[:30]}, "nothing": {f, nil}} {
-			if _, err := repair(c.f, c.b); !errors.Is(err, ErrUnsupported) {
+			if _, err := resend.Whole(c.f, c.b); !errors.Is(err, ErrUnsupported) {
 				t.Errorf("%s: %v, want ErrUnsupported", name, err)
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/resend"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -65,7 +66,7 @@ func FuzzRepair(f *testing.F) {
 		if err == nil && check(h.Flow) == nil {
 			f = h.Flow
 		}
-		b, err := repair(f, held)
+		b, err := resend.Whole(f, held)
 		if err != nil {
 			if !errors.Is(err, ErrUnsupported) {
 				t.Error(err)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/resend"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -18,7 +19,7 @@ type Table struct {
 	o     Options
 	drops bool
 	w     *writer
-	raw   *rawSockets
+	raw   *resend.Sockets
 	tcp   *events
 	udp   *events
 	diags chan *wire // lent, so that a burst of Revoke takes no more sockets
@@ -85,7 +86,7 @@ func (t *Table) openSockets() (err error) {
 	if t.w, err = openWriter(t.o.Table); err != nil {
 		return err
 	}
-	if t.raw, err = openRaw(t.o.Mark); err != nil {
+	if t.raw, err = resend.Open(t.o.Mark); err != nil {
 		return err
 	}
 	if t.tcp, err = openEvents(packet.TCP); err != nil {
@@ -122,7 +123,7 @@ func (t *Table) release() {
 		t.w.close()
 	}
 	if t.raw != nil {
-		t.raw.close()
+		t.raw.Close()
 	}
 	for _, e := range []*events{t.tcp, t.udp} {
 		if e != nil {
@@ -204,7 +205,7 @@ func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
 // that was on its way. It fails with ErrOver where the flow is not accepted any more; nothing was
 // sent then.
 func (t *Table) Follow(f packet.Flow, held []byte) error {
-	b, err := repair(f, held)
+	b, err := resend.Whole(f, held)
 	if err != nil {
 		return err
 	}
@@ -214,17 +215,17 @@ func (t *Table) Follow(f packet.Flow, held []byte) error {
 	if !ok || isSYN(f, b) && sequence(f, b) != e.syn { // the tuple has another socket now
 		return fmt.Errorf("%s: %w", f, ErrOver)
 	}
-	return t.raw.send(f, b)
+	return t.raw.Send(f, b)
 }
 
 // Send sends a packet that was held behind the first of its flow. The socket may be closed by now,
 // and the flow over.
 func (t *Table) Send(f packet.Flow, held []byte) error {
-	b, err := repair(f, held)
+	b, err := resend.Whole(f, held)
 	if err != nil {
 		return err
 	}
-	return t.raw.send(f, b)
+	return t.raw.Send(f, b)
 }
 
 // Forget takes back Accept and leaves the socket alone: it is gone, or another one has its tuple. It

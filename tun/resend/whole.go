@@ -1,7 +1,13 @@
-package handback
+// Package resend sends packets that were held once more, as they were.
+//
+// tun/handback and tun/route use it: Whole makes of a held packet one that may leave, Sockets send it, past
+// netfilter and routing with a mark of the caller's choice. It knows no flow's verdict, answers nothing and
+// keeps nothing.
+package resend
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"gatun/network/packet"
@@ -13,10 +19,13 @@ const (
 	udpChecksumAt = 6
 )
 
-// repair returns a copy of the held packet with a whole transport checksum: a packet that was
+// ErrUnsupported says that the kernel lacks what this needs, or that such a packet is never sent again.
+var ErrUnsupported = errors.New("not possible here")
+
+// Whole returns a copy of the held packet with a whole transport checksum: a packet that was
 // never on a wire carries the sum of its pseudo header only (tun.Device.Unsummed), and a raw socket
 // sends what it is given. It refuses what is not the packet of f, whole.
-func repair(f packet.Flow, held []byte) ([]byte, error) {
+func Whole(f packet.Flow, held []byte) ([]byte, error) {
 	h, err := packet.Parse(held)
 	if err != nil {
 		return nil, fmt.Errorf("%s: held packet: %w: %w", f, ErrUnsupported, err)
@@ -54,26 +63,4 @@ func ipLength(b []byte) int {
 		return 40 + int(binary.BigEndian.Uint16(b[4:]))
 	}
 	return int(binary.BigEndian.Uint16(b[2:]))
-}
-
-// isSYN reports whether the whole packet b of f begins a connection.
-func isSYN(f packet.Flow, b []byte) bool {
-	segment := segmentOf(f, b)
-	return segment != nil && segment[13]&0x02 != 0
-}
-
-// sequence is the sequence number of the whole packet b of f, 0 where it has none.
-func sequence(f packet.Flow, b []byte) uint32 {
-	if segment := segmentOf(f, b); segment != nil {
-		return binary.BigEndian.Uint32(segment[4:])
-	}
-	return 0
-}
-
-func segmentOf(f packet.Flow, b []byte) []byte {
-	h, err := packet.Parse(b)
-	if err != nil || f.Proto != packet.TCP {
-		return nil
-	}
-	return b[h.NetworkLen:]
 }
