@@ -62,6 +62,9 @@ type OwnersOptions struct {
 	// and may be that of a process in another network namespace; one from a local address is
 	// never: anybody may use that address in a namespace of his own. nil: all are local.
 	Local func(netip.Addr) bool
+	// Mark within Mask is what sockets get whose connection is permitted already (see Permits); 0: none
+	// gets one. No other hook and no program gives it to a socket that begins a connection.
+	Mark, Mask uint32
 	// Ours leaves the sockets of this process alone, which saves what the hooks cost it.
 	Ours bool
 }

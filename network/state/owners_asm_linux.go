@@ -91,6 +91,8 @@ const (
 	frameKey  = frameKeep - keySize
 	frameRec  = frameKey - recSize
 	frameHead = frameRec - 64 // headers of a packet
+
+	framePermit = frameKey // a connect has no packet
 )
 
 // current puts the task that runs into R7, and who it is into the frame.

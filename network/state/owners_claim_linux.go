@@ -13,15 +13,33 @@ const (
 	stateSyn   = 2 // TCP_SYN_SENT
 )
 
-// claimProgram notes who connects a socket or addresses a datagram. It runs in the system call
-// of that process.
-func (h *hooks) claimProgram(l *layout) asm.Instructions {
+// connectProgram notes who connects a socket, and gives it the mark if that connection is permitted
+// already. It runs in the system call of that process.
+func (h *hooks) connectProgram(l *layout, is6 bool) asm.Instructions {
 	c := &code{}
 	c.add(asm.Mov.Reg(asm.R6, asm.R1))
 	c.current(l)
 	h.unlessOurs(c)
 	c.add(asm.LoadMem(asm.R2, asm.R6, sockAddrSocket, asm.DWord))
-	h.claim(c, l)
+	h.claim(c, "same")
+	c.at("same")
+	if h.mark != 0 {
+		h.permit(c, is6)
+	}
+	h.capture(c, l)
+	c.allow()
+	return c.ins
+}
+
+// addressProgram notes who addresses a datagram.
+func (h *hooks) addressProgram(l *layout) asm.Instructions {
+	c := &code{}
+	c.add(asm.Mov.Reg(asm.R6, asm.R1))
+	c.current(l)
+	h.unlessOurs(c)
+	c.add(asm.LoadMem(asm.R2, asm.R6, sockAddrSocket, asm.DWord))
+	h.claim(c, "allow")
+	h.capture(c, l)
 	c.allow()
 	return c.ins
 }
@@ -43,7 +61,8 @@ func (h *hooks) createProgram(l *layout) asm.Instructions {
 	c.current(l)
 	h.unlessOurs(c)
 	c.add(asm.Mov.Reg(asm.R2, asm.R6))
-	h.claim(c, l)
+	h.claim(c, "allow")
+	h.capture(c, l)
 	c.allow()
 	return c.ins
 }
@@ -63,8 +82,9 @@ func (h *hooks) unlessOurs(c *code) {
 	c.at("theirs")
 }
 
-// claim keeps the running task with the socket in R2; R6 is the context, R7 the task.
-func (h *hooks) claim(c *code, l *layout) {
+// claim keeps the running task with the socket in R2, and leaves what is kept there in R8; R6 is the
+// context, R7 the task. It jumps to same if it was kept already.
+func (h *hooks) claim(c *code, same string) {
 	c.add(
 		asm.LoadMapPtr(asm.R1, h.claims.FD()),
 		asm.Mov.Imm(asm.R3, 0),
@@ -76,7 +96,7 @@ func (h *hooks) claim(c *code, l *layout) {
 	c.unlessSame(asm.R8, claimID, asm.RFP, frameID, asm.DWord, "changed")
 	c.unlessSame(asm.R8, claimID+8, asm.RFP, frameID+8, asm.DWord, "changed")
 	c.unlessSame(asm.R8, claimUID, asm.RFP, frameUID, asm.Word, "changed")
-	c.add(asm.Ja.Label("allow"))
+	c.add(asm.Ja.Label(same))
 	c.at("changed")
 	c.zero(asm.R8, claimSeen, 1)
 	c.copy(asm.R8, claimID, asm.RFP, frameID, 2)
@@ -96,7 +116,6 @@ func (h *hooks) claim(c *code, l *layout) {
 	)
 	c.at("foreign")
 	c.add(asm.StoreMem(asm.R8, claimHere, asm.R1, asm.Word))
-	h.capture(c, l)
 }
 
 // capture keeps the image that the task in R7 runs, unless it is known.

@@ -31,10 +31,22 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 		asm.JEq.Imm(asm.R0, 0, "allow"),
 		asm.Mov.Reg(asm.R9, asm.R0),
 		asm.LoadMem(asm.R1, asm.R9, sockType, asm.Word),
-		asm.JNE.Imm(asm.R1, typeStream, "owned"),
+		asm.JNE.Imm(asm.R1, typeStream, "datagram"),
 		asm.LoadMem(asm.R1, asm.R9, sockState, asm.Word),
 		asm.JNE.Imm(asm.R1, stateSyn, "allow"),
 	)
+	if h.mark != 0 {
+		h.unlessMarked(c, "owned")
+		h.begin(c)
+	} else {
+		c.add(asm.Ja.Label("owned"))
+	}
+	c.at("datagram")
+	if h.mark != 0 { // nobody gives it to a raw socket, which could send the SYN of anybody
+		c.add(asm.JNE.Imm(asm.R1, typeRaw, "owned"))
+		h.unlessMarked(c, "owned")
+		c.add(asm.Ja.Label("deny"))
+	}
 	c.at("owned")
 	c.add(
 		asm.LoadMapPtr(asm.R1, h.claims.FD()),
@@ -57,6 +69,9 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	c.current(l)
 	h.capture(c, l)
 	c.allow()
+	if h.mark != 0 {
+		c.deny()
+	}
 	return c.ins
 }
 

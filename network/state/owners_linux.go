@@ -30,6 +30,9 @@ type Owners struct {
 	local  func(netip.Addr) bool
 	own    imageRecord
 	told   told
+
+	permits   *Permits
+	noPermits error
 }
 
 // hooks are the tables in the kernel that the programs share.
@@ -37,6 +40,10 @@ type hooks struct {
 	claims, flows, images, blank *ebpf.Map
 	ours                         *ebpf.Map // the process whose sockets are left alone, 0: none
 	netns                        uint64
+
+	// What is permitted ahead, and what begins by it; nil where mark is 0.
+	permits, controls, begun *ebpf.Map
+	mark, mask               uint32
 }
 
 // OpenOwners attaches the hooks, which needs root. The error wraps ErrNoHooks and says why
@@ -47,7 +54,13 @@ func OpenOwners(opt OwnersOptions) (*Owners, error) {
 		return nil, noHooks("%w", err)
 	}
 	o := &Owners{local: opt.Local}
-	if err := o.open(l, opt); err != nil {
+	err = o.open(l, opt)
+	if err != nil && opt.Mark != 0 { // this kernel may only lack what permitting ahead needs
+		_ = o.Close()
+		o, opt.Mark = &Owners{local: opt.Local, noPermits: fmt.Errorf("%w: %w", ErrNoPermits, err)}, 0
+		err = o.open(l, opt)
+	}
+	if err != nil {
 		return nil, noHooks("%w", errors.Join(err, o.Close()))
 	}
 	return o, nil
@@ -71,7 +84,10 @@ func (o *Owners) open(l *layout, opt OwnersOptions) (err error) {
 	if err := o.hooks.makeMaps(); err != nil {
 		return fmt.Errorf("tables for the cgroup hooks: %w", err)
 	}
-	claim := o.hooks.claimProgram(l)
+	if err := o.openPermits(opt.Mark, opt.Mask); err != nil {
+		return fmt.Errorf("tables for permissions: %w", err)
+	}
+	address := o.hooks.addressProgram(l)
 	attach := func(name string, kind ebpf.ProgramType, at ebpf.AttachType, program asm.Instructions) {
 		if err == nil {
 			if err = o.attach(root, &ebpf.ProgramSpec{Name: "gatun_" + name, Type: kind, AttachType: at, Instructions: program}); err != nil {
@@ -79,16 +95,16 @@ func (o *Owners) open(l *layout, opt OwnersOptions) (err error) {
 			}
 		}
 	}
-	attach("connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, claim)
+	attach("connect4", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet4Connect, o.hooks.connectProgram(l, false))
 	if err == nil {
 		err = o.check()
 	}
 	if err == nil && opt.Ours {
 		err = o.hooks.ours.Put(uint32(0), uint32(os.Getpid()))
 	}
-	attach("connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, claim)
-	attach("sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, claim)
-	attach("sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, claim)
+	attach("connect6", ebpf.CGroupSockAddr, ebpf.AttachCGroupInet6Connect, o.hooks.connectProgram(l, true))
+	attach("sendmsg4", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP4Sendmsg, address)
+	attach("sendmsg6", ebpf.CGroupSockAddr, ebpf.AttachCGroupUDP6Sendmsg, address)
 	attach("create", ebpf.CGroupSock, ebpf.AttachCGroupInetSockCreate, o.hooks.createProgram(l))
 	attach("egress", ebpf.CGroupSKB, ebpf.AttachCGroupInetEgress, o.hooks.egressProgram(l))
 	return err
@@ -137,6 +153,9 @@ func (h *hooks) makeMaps() error {
 // The tables are given back with o itself.
 func (o *Owners) Close() error {
 	var errs []error
+	if o.permits != nil {
+		errs = append(errs, o.permits.close())
+	}
 	for _, l := range o.links {
 		errs = append(errs, l.Close())
 	}

@@ -225,6 +225,9 @@ func TestOwnersForeign(t *testing.T) {
 
 // TestMain is also the process that TestOwnersEnd kills.
 func TestMain(m *testing.M) {
+	if to := os.Getenv("GATUN_STATE_CONNECT"); to != "" {
+		otherProgram(to)
+	}
 	if os.Getenv("GATUN_OWNERS_CHILD") == "" {
 		os.Exit(m.Run())
 	}

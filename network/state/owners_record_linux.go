@@ -22,7 +22,70 @@ const (
 	claimNetNS  = 32
 	claimSeen   = 40
 	claimKey    = 48
-	claimSize   = claimKey + keySize
+	// By which Permission the socket was given the mark. Generation 0: it was not.
+	claimPermit     = claimKey + keySize
+	claimGeneration = claimPermit + permitKeySize
+	claimTold       = claimGeneration + 8
+	claimSize       = claimTold + 8
+)
+
+// permitKey is a Permission as the hooks look for it.
+type permitKey struct {
+	ID            ImageID
+	UID           uint32
+	Family, Proto uint8
+	Port          [2]byte
+	Remote        [16]byte
+}
+
+const (
+	permitID      = 0
+	permitUID     = 16
+	permitFamily  = 20
+	permitProto   = 21
+	permitPort    = 22
+	permitRemote  = 24
+	permitKeySize = 40
+)
+
+// permitValue is how long it holds: in one generation, until a time of the monotonic clock.
+type permitValue struct{ Generation, Until uint64 }
+
+const (
+	permitGeneration = 0
+	permitUntil      = 8
+	permitValueSize  = 16
+)
+
+// The words by which this process speaks to the hooks.
+const (
+	controlGeneration = 0 // 0: nothing is permitted ahead
+	controlArmed      = 1 // it waits for the next connection
+	controls          = 2
+)
+
+// begunRecord tells of a connection.
+type begunRecord struct {
+	Permit permitKey
+	Cookie uint64
+	Told   uint64
+	Port   uint64
+	Local  [16]byte
+}
+
+const (
+	begunPermit = 0
+	begunCookie = permitKeySize
+	begunTold   = begunCookie + 8
+	begunPort   = begunTold + 8
+	begunLocal  = begunPort + 8
+	begunSize   = begunLocal + 16
+)
+
+// What was told.
+const (
+	toldBegun = 1
+	toldStale = 2
 )
 
 // flowKey names a flow as its packets show it. here tells our own network namespace from all
@@ -139,6 +202,10 @@ const (
 	// maxFlows: a look-up comes milliseconds after its packet; at 20 000 new flows a second
 	// a record lives for more than a second.
 	maxFlows = 32 << 10
+	// maxPermits is not allocated at once.
+	maxPermits = 4 << 10
+	// begunRoom is a second of connections that nobody reads of. Behind that SYNs wait.
+	begunRoom = 1 << 20
 	// maxImages: programs that sent something lately. One that is lost is read from /proc as
 	// long as it lives.
 	maxImages = 2 << 10
