@@ -12,15 +12,16 @@ const (
 	chainPriority = -149
 	egressName    = "silence"
 
-	// markedName has what is done with packets that have a mark of ours already, knownName what passes
-	// of sockets that carry one themselves, backName marks the connections of those that may come to.
+	// knownName has what passes of sockets that carry the mark themselves, markedName what is done with
+	// packets that have another mark of ours already, backName marks the connections of those that may
+	// come to carry one.
 	markedName = "marked"
 	knownName  = "known"
 	backName   = "back"
 
 	// How many rules they have.
-	inetRules   = 13
-	markedRules = 4
+	inetRules   = 14
+	markedRules = 2
 	knownRules  = 6
 	backRules   = 1
 	netdevRules = 2
@@ -33,6 +34,8 @@ type rule struct {
 
 // The kinds of packets that rules are about.
 const (
+	kindAny    = ""
+	kindSYN    = "tcp flags & syn == syn "
 	kindMiddle = "tcp flags & syn != syn " // anything of a connection but its SYN
 	kindUDP    = "meta l4proto udp "
 	kindTCP    = "meta l4proto tcp "
@@ -40,7 +43,7 @@ const (
 
 // kindHeld is a SYN that is sent from here.
 func kindHeld(o Options) string {
-	return fmt.Sprintf("tcp flags & syn == syn socket mark & %#08x == %#08x ", o.Mask, o.Mark)
+	return fmt.Sprintf(kindSYN+"socket mark & %#08x == %#08x ", o.Mask, o.Mark)
 }
 
 func marked(o Options, mark uint32) string {
@@ -58,10 +61,12 @@ const (
 	thenRefuse = "reject with icmpx port-unreachable"
 )
 
-// knownList is the chain "known": the same as is accepted of others, and nothing to be changed.
-func knownList() []rule {
-	return []rule{{kindMiddle, setAccept, thenAccept, "handed back"}, {kindUDP, setAccept, thenAccept, "handed back"},
-		{kindMiddle, setLinger, thenAccept, "closing"}}
+// knownList is the chain "known": the same as is accepted of others, and nothing to be changed. Nothing
+// costs a packet of a flow that lasts more than what it is asked here, so the SYN is turned away first and
+// the set, which holds flows of TCP and UDP only, is asked without more words.
+func knownList(o Options) []rule {
+	return []rule{{kindSYN, "", setMark(o, 0) + " return", "begins anew"}, {kindAny, setAccept, thenAccept, "handed back"},
+		{kindTCP, setLinger, thenAccept, "closing"}, {kindAny, "", setMark(o, 0), "socket with the mark"}}
 }
 
 // chainList is the chain "handback" behind the rules about marks.
@@ -99,15 +104,14 @@ func Rules(o Options) string {
 		writeSet(&b, name, o.Limit)
 	}
 	fmt.Fprintf(&b, "\tchain %s {\n", knownName)
-	writeRules(&b, knownList())
+	writeRules(&b, knownList(o))
 	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
 	fmt.Fprintf(&b, "\tchain %s {\n", markedName)
 	for _, mark := range []uint32{o.OwnMark, o.Mark} {
 		fmt.Fprintf(&b, "\t\t%saccept comment \"others decide\"\n", marked(o, mark))
 	}
+	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
 	fmt.Fprintf(&b, "\t\t%sjump %s comment \"socket with the mark\"\n", marked(o, o.SocketMark), knownName)
-	fmt.Fprintf(&b, "\t\t%s%s comment \"socket with the mark\"\n\t}\n", marked(o, o.SocketMark), setMark(o, 0))
-	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
 	fmt.Fprintf(&b, "\t\tmeta mark & %#08x != 0x00000000 jump %s comment \"marked\"\n", o.Mask, markedName)
 	writeRules(&b, chainList(o))
 	b.WriteString("\t}\n}\n")
@@ -124,10 +128,22 @@ func Rules(o Options) string {
 
 func writeRules(b *strings.Builder, rules []rule) {
 	for _, r := range rules {
-		for _, family := range []string{"4", "6"} {
-			fmt.Fprintf(b, "\t\t%s%s @%s%s %s comment %q\n", r.kind, tuple(family), r.set, family, r.then, r.comment)
+		for _, family := range r.families() {
+			match := ""
+			if r.set != "" {
+				match = fmt.Sprintf("%s @%s%s ", tuple(family), r.set, family)
+			}
+			fmt.Fprintf(b, "\t\t%s%s%s comment %q\n", r.kind, match, r.then, r.comment)
 		}
 	}
+}
+
+// families are those for which there is a rule of its own: where a set is asked.
+func (r rule) families() []string {
+	if r.set == "" {
+		return []string{""}
+	}
+	return []string{"4", "6"}
 }
 
 func tuple(family string) string {

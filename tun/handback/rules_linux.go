@@ -99,7 +99,7 @@ func inetTable(o Options, c *nftables.Conn) error {
 		return err
 	}
 	known := c.AddChain(&nftables.Chain{Table: obj.table, Name: knownName})
-	obj.rules(c, known, o, knownList())
+	obj.rules(c, known, o, knownList(o))
 	back := c.AddChain(&nftables.Chain{Table: obj.table, Name: backName})
 	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
 	obj.rule(c, back, "handed back", []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
@@ -108,12 +108,10 @@ func inetTable(o Options, c *nftables.Conn) error {
 	for _, mark := range []uint32{o.OwnMark, o.Mark} {
 		obj.rule(c, before, "others decide", marks(o, mark), accepts())
 	}
-	const carries = "socket with the mark"
-	obj.rule(c, before, carries, marks(o, o.SocketMark), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: knownName}})
-	obj.rule(c, before, carries, marks(o, o.SocketMark), sets(o, 0))
 	policy := nftables.ChainPolicyAccept
 	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: chainName, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityRef(chainPriority), Policy: &policy})
+	obj.rule(c, chain, "socket with the mark", marks(o, o.SocketMark), []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: knownName}})
 	obj.rule(c, chain, "marked", []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(0)}, &expr.Verdict{Kind: expr.VerdictJump, Chain: markedName}})
 	obj.rules(c, chain, o, chainList(o))
@@ -138,11 +136,15 @@ func sets(o Options, mark uint32) []expr.Any {
 	return []expr.Any{meta(expr.MetaKeyMARK), bits(^o.Mask, mark), &expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1}}
 }
 
-// rules adds the rules of a list for both families.
+// rules adds the rules of a list, those that ask a set for both families.
 func (obj objects) rules(c *nftables.Conn, chain *nftables.Chain, o Options, list []rule) {
 	for _, r := range list {
-		for _, family := range []string{"4", "6"} {
-			obj.rule(c, chain, r.comment, kindOf(o, r.kind), obj.match(r.set, family), effect(o, r.then))
+		for _, family := range r.families() {
+			var match []expr.Any
+			if r.set != "" {
+				match = obj.match(r.set, family)
+			}
+			obj.rule(c, chain, r.comment, kindOf(o, r.kind), match, effect(o, r.then))
 		}
 	}
 }
@@ -155,6 +157,10 @@ func kindOf(o Options, kind string) []expr.Any {
 			&expr.Cmp{Op: op, Register: 1, Data: []byte{tcpSYN}})
 	}
 	switch kind {
+	case kindAny:
+		return nil
+	case kindSYN:
+		return flag(expr.CmpOpEq)
 	case kindMiddle:
 		return flag(expr.CmpOpNeq)
 	case kindHeld(o):
@@ -175,6 +181,10 @@ func effect(o Options, then string) []expr.Any {
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	case thenRefuse:
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+	case setMark(o, 0):
+		return sets(o, 0)
+	case setMark(o, 0) + " return":
+		return append(sets(o, 0), &expr.Verdict{Kind: expr.VerdictReturn})
 	case setMark(o, o.Mark) + " accept":
 		return append(sets(o, o.Mark), accepts()...)
 	default:
