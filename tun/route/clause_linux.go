@@ -46,17 +46,29 @@ func transportHeader(offset, size, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
 }
 
-func interfaceName(key expr.MetaKey, name string) []expr.Any {
-	return []expr.Any{loadMeta(key), cmpEqual(append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...))}
+func interfaceName(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
+	return []expr.Any{loadMeta(key), &expr.Cmp{Op: op, Register: 1, Data: append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)}}
 }
+
+// loopbackIndex is what every network namespace numbers its loopback device: a word to compare, where a
+// name is four and is copied first.
+const loopbackIndex = 1
 
 // clause translates one clause.
 func (gt guardTable) clause(c Clause) []expr.Any {
 	switch c.kind {
 	case oifIs:
-		return interfaceName(expr.MetaKeyOIFNAME, c.text)
+		return interfaceName(expr.MetaKeyOIFNAME, expr.CmpOpEq, c.text)
+	case oifLoopback:
+		return []expr.Any{loadMeta(expr.MetaKeyOIF), cmpEqual(nativeBytes(loopbackIndex))}
 	case iifIs:
-		return interfaceName(expr.MetaKeyIIFNAME, c.text)
+		return interfaceName(expr.MetaKeyIIFNAME, expr.CmpOpEq, c.text)
+	case iifIsNot:
+		return interfaceName(expr.MetaKeyIIFNAME, expr.CmpOpNeq, c.text)
+	case iifLoopback:
+		return []expr.Any{loadMeta(expr.MetaKeyIIF), cmpEqual(nativeBytes(loopbackIndex))}
+	case iifNotLoopback:
+		return []expr.Any{loadMeta(expr.MetaKeyIIF), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: nativeBytes(loopbackIndex)}}
 	case markIs:
 		return []expr.Any{loadMeta(expr.MetaKeyMARK), bitwise(c.mask, 0), cmpEqual(nativeBytes(c.num))}
 	case markSet:

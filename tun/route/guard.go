@@ -42,8 +42,11 @@ type clauseKind uint8
 
 const (
 	oifIs clauseKind = iota + 1
+	oifLoopback
 	iifIs
 	iifIsNot
+	iifLoopback
+	iifNotLoopback
 	markIs
 	markSet
 	uidIs
@@ -145,13 +148,17 @@ func (g builder) setMark(v uint32) Clause   { return Clause{kind: markSet, num: 
 func (g builder) ctMark(v uint32) Clause    { return Clause{kind: ctMarkIs, num: v, mask: g.n.Mask} }
 func (g builder) setCtMark(v uint32) Clause { return Clause{kind: ctMarkSet, num: v, mask: g.n.Mask} }
 
+// backed is the mark of connections that tun/handback has given back: only its chain sets it. It is what
+// most packets of a busy machine are asked about, so it comes first, in the fewest words.
+func (g builder) backed() Clause { return g.ctMark(g.n.BackMark) }
+
 func (g builder) incoming() []GuardRule {
 	return []GuardRule{
-		{"loopback", []Clause{{kind: iifIs, text: "lo"}}, "accept"},
+		// It needs no look at the routes.
+		{"reply of a flow handed back", []Clause{g.backed(), {kind: ctDirection, num: directionReply}, {kind: iifIsNot, text: g.n.Device}, g.setMark(g.n.OldMark)}, "accept"},
+		{"loopback", []Clause{{kind: iifLoopback}}, "accept"},
 		{"from the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		// Forwarded packets get no mark: they take our table and end in the TUN or nowhere.
-		// A reply of what tun/handback gave back, which needs no look at the routes.
-		{"reply of a flow handed back", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.BackMark), g.setMark(g.n.OldMark)}, "accept"},
 		{"to be forwarded", []Clause{{kind: destinationType, num: typeUnicast}}, "accept"},
 		{"inbound flow", []Clause{{kind: ctNew}, g.ctMark(0), g.setCtMark(g.n.OldMark)}, ""}, // not again: it may be accepted by now
 		{"for this machine", []Clause{g.setMark(g.n.OldMark)}, "accept"},
@@ -162,18 +169,18 @@ func (g builder) outgoing(p Policy) []GuardRule {
 	own, old, back := g.n.Mark, g.n.OldMark, g.n.BackMark
 	original := Clause{kind: ctDirection, num: directionOriginal}
 	return []GuardRule{
-		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
+		// Nothing below concerns what tun/handback carries: its chain, the next, has the word. The mark
+		// of a socket counts only with that of the connection, which no program can set. Both outlive
+		// Down: Up takes the connection's away (forgetHandedBack), so no flow of the snapshot is among them.
+		{"handed back", []Clause{g.backed(), g.mark(back)}, "accept"},
+		{"handed back", []Clause{g.backed(), g.mark(0)}, "accept"},
+		{"loopback", []Clause{{kind: oifLoopback}}, "accept"},
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}, g.setCtMark(own)}, "accept"},
 		// Connection tracking has no entry for the resets and errors that answer what came in: then
 		// the rule above ends where it looks for one.
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot4}, g.setMark(old)}, "accept"},
 		{"open before up", []Clause{{kind: inSnapshot6}, g.setMark(old)}, "accept"},
-		// Nothing below concerns what tun/handback carries: its chain, the next, has the word. The mark
-		// of a socket counts only with that of the connection, which no program can set; they are behind
-		// the snapshot because both outlive Down.
-		{"handed back", []Clause{g.mark(back), g.ctMark(back)}, "accept"},
-		{"handed back", []Clause{g.mark(0), g.ctMark(back)}, "accept"},
 		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(old), g.setMark(old)}, "accept"},
 		{"reply of an inbound flow", []Clause{{kind: ctDirection, num: directionReply}, g.ctMark(g.n.InMark), g.setMark(old)}, "accept"},
 		{"dhcp client", []Clause{{kind: udpPorts, num: 68<<16 | 67}, g.setMark(old)}, "accept"},
@@ -192,9 +199,9 @@ func (g builder) outgoing(p Policy) []GuardRule {
 
 func (g builder) guard(p Policy) []GuardRule {
 	rules := []GuardRule{
+		{"handed back", []Clause{g.mark(g.n.BackMark), g.backed()}, "accept"},
 		{"old path", []Clause{g.mark(g.n.OldMark)}, "accept"},
-		{"handed back", []Clause{g.mark(g.n.BackMark), g.ctMark(g.n.BackMark)}, "accept"},
-		{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "accept"},
+		{"loopback", []Clause{{kind: oifLoopback}}, "accept"},
 		{"into the tun", []Clause{{kind: oifIs, text: g.n.Device}}, "accept"},
 		{"out of the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		{"own sockets", []Clause{g.mark(g.n.Mark), {kind: uidIs, num: p.UID}}, "accept"},
@@ -279,8 +286,16 @@ func (c Clause) String() string {
 	switch c.kind {
 	case oifIs:
 		return fmt.Sprintf("oifname %q", c.text)
+	case oifLoopback:
+		return `oif "lo"`
 	case iifIs:
 		return fmt.Sprintf("iifname %q", c.text)
+	case iifIsNot:
+		return fmt.Sprintf("iifname != %q", c.text)
+	case iifLoopback:
+		return `iif "lo"`
+	case iifNotLoopback:
+		return `iif != "lo"`
 	case markIs:
 		return fmt.Sprintf("meta mark & %#08x == %#08x", c.mask, c.num)
 	case markSet:

@@ -62,11 +62,11 @@ func (m InboundMode) text() string {
 func (g builder) inboundChain(p Policy) Chain {
 	now := g.mark(g.n.InMark)
 	rules := []GuardRule{
-		{"loopback", []Clause{{kind: iifIs, text: "lo"}}, "accept"},
+		{"known flow", []Clause{{kind: ctKnown}}, "accept"},
+		{"loopback", []Clause{{kind: iifLoopback}}, "accept"},
 		{"from the tun", []Clause{{kind: iifIs, text: g.n.Device}}, "accept"},
 		{"accepted now", []Clause{now, g.setCtMark(g.n.InMark)}, ""},
 		{"accepted now", []Clause{now}, "accept"}, // also what connection tracking has no entry for
-		{"known flow", []Clause{{kind: ctKnown}}, "accept"},
 		{"accepted before", []Clause{g.ctMark(g.n.InMark)}, "accept"},
 		{"open before up", []Clause{{kind: backSnapshot4}}, "accept"},
 		{"open before up", []Clause{{kind: backSnapshot6}}, "accept"},

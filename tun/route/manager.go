@@ -282,6 +282,10 @@ func (m *Manager) installFirstGuard(g Guard, adopt bool) error {
 			return err
 		}
 		m.flows = flows
+		if err := forgetHandedBack(m.opts.Names); err != nil {
+			// A kernel that does not let us has handed nothing back either.
+			m.opts.Logger.Warn("connections that an earlier instance handed back may break", zap.Error(err))
+		}
 	}
 	if err := m.install(); err != nil {
 		return err

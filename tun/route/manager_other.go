@@ -24,6 +24,7 @@ func removeGuard(string) error                                    { return ErrUn
 func readFlows(string) ([]packet.Flow, error)                     { return nil, ErrUnsupported }
 func changeFlows(string, []packet.Flow, []packet.Flow) error      { return ErrUnsupported }
 func openFlows(...packet.Proto) (map[packet.Flow]struct{}, error) { return nil, ErrUnsupported }
+func forgetHandedBack(Names) error                                { return ErrUnsupported }
 func queueMode(Names) (InboundMode, error)                        { return InboundFree, ErrUnsupported }
 func getSysctl(string) (string, error)                            { return "", ErrUnsupported }
 func setSysctl(string, string) error                              { return ErrUnsupported }

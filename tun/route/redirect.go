@@ -115,8 +115,8 @@ func (g builder) redirectChains(p Policy) []Chain {
 			{"own questions", []Clause{g.mark(g.n.Mark), {kind: uidIs, num: p.UID}, {kind: udpTo, num: dnsPort}, zone}, ""},
 		}},
 		{Name: "answers", Type: "filter", Hook: "prerouting", Priority: priorityRaw, Rules: []GuardRule{
-			{"loopback", []Clause{{kind: iifIs, text: "lo"}}, "accept"}, // tracked already
-			{"to own questions", []Clause{{kind: udpFrom, num: dnsPort}, {kind: socketMarkIs, num: g.n.Mark, mask: g.n.Mask}, zone}, ""},
+			// What comes over loopback is tracked already.
+			{"to own questions", []Clause{{kind: udpFrom, num: dnsPort}, {kind: iifNotLoopback}, {kind: socketMarkIs, num: g.n.Mark, mask: g.n.Mask}, zone}, ""},
 		}},
 		{Name: "dns", Type: "nat", Hook: "output", Priority: priorityRedirect, Rules: g.redirect(p)},
 	}
