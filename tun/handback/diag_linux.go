@@ -16,6 +16,7 @@ const (
 	diagByFamily = 20 // SOCK_DIAG_BY_FAMILY
 	diagDestroy  = 21 // SOCK_DESTROY
 	diagID       = 4  // offset of struct inet_diag_sockid in struct inet_diag_msg
+	diagCookie   = 40 // in it
 	diagMessage  = 72
 	anyState     = 0xffffffff
 	timeWait     = 6 // TCP_TIME_WAIT
@@ -156,11 +157,14 @@ func (w *wire) destroy(f packet.Flow) error {
 type socket struct {
 	packet.Flow
 	carried
-	known bool // what it has carried
+	known  bool   // what it has carried
+	cookie uint64 // 0: not known
 }
 
 func readSocket(proto packet.Proto, b []byte) (s socket, ok bool) {
 	if s.Flow, ok = parseSocket(proto, b); ok && proto == packet.TCP {
+		cookie := b[diagID+diagCookie:]
+		s.cookie = uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32
 		s.carried, s.known = carriedOf(b)
 	}
 	return s, ok

@@ -78,6 +78,9 @@ type Options struct {
 	// Holder returns a process that holds the socket of an accepted flow, 0 if nobody knows. It makes
 	// sockets of flows that last carry SocketMark; nil: none does.
 	Holder func(packet.Flow) int
+	// Begin calls Carry for every connection that has begun ahead and that it was not called for; it is
+	// called before ends are looked at. nil: none begins ahead.
+	Begin func()
 	// Limit is how many accepted flows there may be, and how many entries each set may have.
 	Limit int
 	// TCPTimeout and UDPTimeout are how long the kernel keeps an accepted flow without hearing of

@@ -5,6 +5,7 @@ package handback
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"gatun/network/packet"
 )
@@ -71,6 +72,12 @@ func (*Table) Run(context.Context) error { return ErrUnsupported }
 
 // Drops implements the contract of Linux.
 func (*Table) Drops() bool { return false }
+
+// Admit implements the contract of Linux.
+func (*Table) Admit(packet.Proto, ...netip.AddrPort) error { return ErrUnsupported }
+
+// Carry implements the contract of Linux.
+func (*Table) Carry(Began) error { return ErrUnsupported }
 
 // Len implements the contract of Linux.
 func (*Table) Len() int { return 0 }

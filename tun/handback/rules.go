@@ -65,8 +65,8 @@ const (
 // costs a packet of a flow that lasts more than what it is asked here, so the SYN is turned away first and
 // the set, which holds flows of TCP and UDP only, is asked without more words.
 func knownList(o Options) []rule {
-	return []rule{{kindSYN, "", setMark(o, 0) + " return", "begins anew"}, {kindAny, setAccept, thenAccept, "handed back"},
-		{kindTCP, setLinger, thenAccept, "closing"}, {kindAny, "", setMark(o, 0), "socket with the mark"}}
+	return []rule{{kindSYN, "", goAhead, "begins anew"}, {kindAny, setAccept, thenAccept, "handed back"},
+		{kindTCP, setLinger, thenAccept, "closing"}, {kindAny, "", goAhead, "socket with the mark"}}
 }
 
 // chainList is the chain "handback" behind the rules about marks.
@@ -103,10 +103,11 @@ func Rules(o Options) string {
 	for _, name := range []string{setAccept, setLinger, setBlock} {
 		writeSet(&b, name, o.Limit)
 	}
+	fmt.Fprintf(&b, "\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
+	writeAhead(&b, o)
 	fmt.Fprintf(&b, "\tchain %s {\n", knownName)
 	writeRules(&b, knownList(o))
-	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
-	fmt.Fprintf(&b, "\tchain %s {\n", markedName)
+	fmt.Fprintf(&b, "\t}\n\tchain %s {\n", markedName)
 	for _, mark := range []uint32{o.OwnMark, o.Mark} {
 		fmt.Fprintf(&b, "\t\t%saccept comment \"others decide\"\n", marked(o, mark))
 	}

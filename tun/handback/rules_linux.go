@@ -98,9 +98,12 @@ func inetTable(o Options, c *nftables.Conn) error {
 	if err := obj.add(c); err != nil {
 		return err
 	}
+	back := c.AddChain(&nftables.Chain{Table: obj.table, Name: backName})
+	if err := obj.aheadTable(o, c, back); err != nil {
+		return err
+	}
 	known := c.AddChain(&nftables.Chain{Table: obj.table, Name: knownName})
 	obj.rules(c, known, o, knownList(o))
-	back := c.AddChain(&nftables.Chain{Table: obj.table, Name: backName})
 	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
 	obj.rule(c, back, "handed back", []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
 		connection, bits(^o.Mask, o.SocketMark), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}})
@@ -181,10 +184,8 @@ func effect(o Options, then string) []expr.Any {
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
 	case thenRefuse:
 		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
-	case setMark(o, 0):
-		return sets(o, 0)
-	case setMark(o, 0) + " return":
-		return append(sets(o, 0), &expr.Verdict{Kind: expr.VerdictReturn})
+	case goAhead:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: aheadName}}
 	case setMark(o, o.Mark) + " accept":
 		return append(sets(o, o.Mark), accepts()...)
 	default:

@@ -15,17 +15,20 @@ import (
 // gone is told of sockets that do not exist any more. A connection that was refused may have lost
 // its own address and the remote port by then: such flows are over if they have no socket.
 func (t *Table) gone(sockets []socket) {
-	var flows, doubtful []packet.Flow
+	flows, left := t.named(sockets)
+	if err := t.over(flows, Closed); err != nil {
+		t.warn(err)
+	}
+	if len(left) == 0 {
+		return
+	}
+	if t.o.Begin != nil { // what began by now may have ended already
+		t.o.Begin()
+	}
+	flows, left = t.named(left)
+	var doubtful []packet.Flow
 	t.mu.Lock()
-	for _, s := range sockets {
-		if e, ok := t.flows[s.Flow]; ok {
-			if s.known {
-				e.carried = s.carried
-				t.flows[s.Flow] = e
-			}
-			flows = append(flows, s.Flow)
-			continue
-		}
+	for _, s := range left {
 		for _, f := range t.ports[portOf(s.Flow)] {
 			switch {
 			case !mayCarry(s.Flow, f):
@@ -48,6 +51,30 @@ func (t *Table) gone(sockets []socket) {
 	if err := t.over(flows, Closed); err != nil {
 		t.warn(err)
 	}
+}
+
+// named returns the flows of sockets that are accepted, and the sockets of which none is. What the socket
+// has carried is noted. A socket that has ended is not that of another connection with its five values.
+func (t *Table) named(sockets []socket) (flows []packet.Flow, left []socket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range sockets {
+		f, ok := t.cookies[s.cookie] // it may have lost its name
+		if !ok {
+			f = s.Flow
+		}
+		e, accepted := t.flows[f]
+		if !accepted || e.closed || e.cookie != 0 && s.cookie != 0 && e.cookie != s.cookie {
+			left = append(left, s)
+			continue
+		}
+		if e.closed = true; s.known {
+			e.carried = s.carried
+		}
+		t.flows[f] = e
+		flows = append(flows, f)
+	}
+	return flows, left
 }
 
 // mayCarry reports whether the socket s, of f's port, could have sent f. Another socket of the port
@@ -74,6 +101,7 @@ func (t *Table) Run(ctx context.Context) error {
 		g.Go(func() error { return e.run(ctx, t.gone, tell) })
 	}
 	g.Go(func() error { return t.watch(ctx) })
+	g.Go(func() error { return t.settle(ctx) })
 	if t.o.Holder != nil {
 		g.Go(func() error { return t.keepMarking(ctx) })
 	}

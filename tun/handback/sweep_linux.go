@@ -49,13 +49,15 @@ func (t *Table) adopt() error {
 	})
 }
 
-// all returns the flows that are accepted.
+// all returns the flows that are in the set.
 func (t *Table) all() []packet.Flow {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	flows := make([]packet.Flow, 0, len(t.flows))
-	for f := range t.flows {
-		flows = append(flows, f)
+	for f, e := range t.flows {
+		if !e.ahead {
+			flows = append(flows, f)
+		}
 	}
 	return flows
 }
@@ -145,13 +147,14 @@ func sum(a, b Counter) Counter {
 // ending is an End that is about to be told.
 type ending struct {
 	End
-	base     Counter
-	first    int
-	answered bool // known only of TCP, by the word of the socket
+	entry
 }
 
 // attempts is Attempts: a SYN that is sent again is as long as the first one, and an ACK shorter.
 func (e *ending) attempts() uint64 {
+	if e.cookie != 0 && !e.answered {
+		return attemptsAhead(time.Since(e.since))
+	}
 	if e.Flow.Proto != packet.TCP || e.answered || e.first == 0 || e.Sent.Bytes != e.Sent.Packets*uint64(e.first) {
 		return 0
 	}
@@ -164,7 +167,7 @@ func (t *Table) lastCounters(ended []ending) error {
 	var flows []packet.Flow
 	var at []int
 	for i, e := range ended {
-		if !e.answered {
+		if !e.answered && !e.ahead {
 			flows, at = append(flows, e.Flow), append(at, i)
 		}
 	}

@@ -3,6 +3,7 @@ package handback
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,10 @@ type Table struct {
 	young    []packet.Flow          // accepted since the last look for orphans
 	watches  watches
 	closed   bool
+
+	fresh   fresh
+	cookies map[uint64]packet.Flow       // of sockets whose connections began ahead
+	ahead   map[netip.AddrPort]time.Time // destinations, and when they were admitted last
 }
 
 // port is a program's side of flows.
@@ -54,6 +59,10 @@ type entry struct {
 
 	carried        // by a TCP socket that was closed
 	syn     uint32 // the sequence number of the SYN
+
+	ahead  bool   // it is not in the set: it began ahead, and has not lasted yet
+	closed bool   // the kernel has told that its socket is gone
+	cookie uint64 // of the socket of what began ahead; 0: not known
 }
 
 const diagWires = 2
@@ -66,7 +75,8 @@ func Open(o Options) (*Table, error) {
 		return nil, err
 	}
 	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
-		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)}}
+		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)},
+		fresh: fresh{wake: make(chan struct{}, 1)}, cookies: map[uint64]packet.Flow{}, ahead: map[netip.AddrPort]time.Time{}}
 	if err := t.openSockets(); err != nil {
 		t.release()
 		return nil, err
@@ -262,6 +272,9 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 		return e, false
 	}
 	delete(t.flows, f)
+	if e.cookie != 0 && t.cookies[e.cookie] == f {
+		delete(t.cookies, e.cookie)
+	}
 	at := portOf(f)
 	list := t.ports[at]
 	for i, g := range list {
@@ -342,7 +355,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	t.mu.Lock()
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, e.base, e.first, e.answered})
+			ended = append(ended, ending{End: End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, entry: e})
 		}
 	}
 	t.mu.Unlock()
@@ -350,19 +363,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		return nil
 	}
 	errs := []error{t.lastCounters(ended)}
-	changes := make([]*change, len(ended))
-	for i, e := range ended {
-		changes[i] = changeOf(e.Flow, setAccept, "", 0)
-		if e.Flow.Proto == packet.TCP && cause == Closed {
-			changes[i] = changeOf(e.Flow, setAccept, setLinger, t.o.Linger)
-		}
-	}
-	errs = append(errs, t.w.do(changes...))
-	for i, c := range changes {
-		if errors.Is(c.err, ErrFull) { // no room to linger: the accepted entry must go all the same
-			errs = append(errs[:1], t.w.do(changeOf(ended[i].Flow, setAccept, "", 0)))
-		}
-	}
+	errs = append(errs, t.leave(ended, cause))
 	for _, e := range ended {
 		if e.Traffic == (Traffic{}) {
 			e.Traffic.Sent = e.Sent.payload(e.Flow)
@@ -371,4 +372,28 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 		t.o.Ended(e.End)
 	}
 	return errors.Join(errs...)
+}
+
+// leave takes what has ended out of the set, if it was there.
+func (t *Table) leave(ended []ending, cause Cause) error {
+	changes := make([]*change, 0, len(ended))
+	for i := range ended {
+		if e := &ended[i]; e.ahead {
+			continue
+		} else if e.Flow.Proto == packet.TCP && cause == Closed {
+			changes = append(changes, changeOf(e.Flow, setAccept, setLinger, t.o.Linger))
+		} else {
+			changes = append(changes, changeOf(e.Flow, setAccept, "", 0))
+		}
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	err := t.w.do(changes...)
+	for _, c := range changes {
+		if errors.Is(c.err, ErrFull) { // no room to linger: the accepted entry must go all the same
+			err = t.w.do(&change{k: c.k, family: c.family, del: setAccept, suffix: c.suffix})
+		}
+	}
+	return err
 }

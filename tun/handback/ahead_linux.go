@@ -1,0 +1,254 @@
+package handback
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gatun/network/packet"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// settleEvery is how often connections that began ahead and last enter the set of accepted flows: each is
+// looked at once, after one to two of these times. Most are over by then, and cost no transaction.
+const settleEvery = 50 * time.Millisecond
+
+// fresh are connections that began ahead and are not in the set yet.
+type fresh struct {
+	mu         sync.Mutex
+	young, old []Began
+	wake       chan struct{} // one place
+}
+
+func (n *fresh) add(b Began) {
+	n.mu.Lock()
+	first := len(n.young)+len(n.old) == 0
+	n.young = append(n.young, b)
+	n.mu.Unlock()
+	if !first {
+		return
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns those that are old enough, and whether there are more.
+func (n *fresh) take() (due []Began, more bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	due, n.old, n.young = n.old, n.young, nil
+	return due, len(n.old) > 0
+}
+
+// Admit lets sockets that carry Options.SocketMark begin connections to the destinations. It holds for
+// fifteen seconds, and is to be repeated. Somebody has to keep all other SYNs with that mark from leaving.
+func (t *Table) Admit(proto packet.Proto, to ...netip.AddrPort) error {
+	var errs []error
+	for len(to) > 0 {
+		n := min(len(to), batchLimit)
+		changes := make([]*change, n)
+		for i, d := range to[:n] {
+			changes[i] = &change{k: destinationKey(proto, d), family: nftables.TableFamilyINet, add: setAhead, suffix: suffixOf(d), timeout: aheadTimeout}
+			if t.admitted(d) { // older kernels do not change an element's time
+				changes[i].del = setAhead
+			}
+		}
+		if err := t.w.do(changes...); err != nil {
+			errs = append(errs, fmt.Errorf("permit destinations ahead: %w", err))
+		}
+		to = to[n:]
+	}
+	return errors.Join(errs...)
+}
+
+// admitted notes a destination, and reports whether the kernel may have it already.
+func (t *Table) admitted(d netip.AddrPort) bool {
+	now := time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	before, ok := t.ahead[d]
+	if len(t.ahead) >= 2*aheadLimit {
+		clear(t.ahead)
+	}
+	t.ahead[d] = now
+	return ok && now.Sub(before) < aheadTimeout
+}
+
+func suffixOf(d netip.AddrPort) string {
+	if d.Addr().Is4() {
+		return "4"
+	}
+	return "6"
+}
+
+// Carry takes over a connection that began ahead. From now on it is as if Accept had been called, but that
+// it costs no transaction unless it lasts. What was known of another socket with its five values is over.
+func (t *Table) Carry(b Began) error {
+	if err := check(b.Flow); err != nil {
+		return err
+	}
+	if t.accepted(b.Flow) {
+		if err := t.over([]packet.Flow{b.Flow}, Closed); err != nil {
+			t.warn(err)
+		}
+	}
+	if err := t.carry(b); err != nil {
+		return err
+	}
+	t.fresh.add(b)
+	return nil
+}
+
+func (t *Table) carry(b Began) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.closed:
+		return ErrClosed
+	case len(t.flows) >= t.o.Limit:
+		return fmt.Errorf("%s: %w (%d)", b.Flow, ErrFull, t.o.Limit)
+	}
+	if _, ok := t.flows[b.Flow]; !ok {
+		t.keep(b.Flow, entry{since: time.Now(), cookie: b.Cookie, ahead: true})
+		t.cookies[b.Cookie] = b.Flow
+	}
+	return nil
+}
+
+// settle puts connections that began ahead and last into the set, until ctx ends.
+func (t *Table) settle(ctx context.Context) error {
+	timer := time.NewTimer(settleEvery)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-t.fresh.wake:
+		}
+		for more := true; more; {
+			timer.Reset(settleEvery)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-timer.C:
+			}
+			var due []Began
+			due, more = t.fresh.take()
+			t.accept(due)
+		}
+	}
+}
+
+// accept puts those connections into the set that still live.
+func (t *Table) accept(due []Began) {
+	var flows []packet.Flow
+	t.mu.Lock()
+	for _, b := range due {
+		if e, ok := t.flows[b.Flow]; ok && e.ahead && e.cookie == b.Cookie {
+			e.ahead = false // who ends it from now on deletes it
+			t.flows[b.Flow] = e
+			flows = append(flows, b.Flow)
+		}
+	}
+	t.mu.Unlock()
+	for len(flows) > 0 {
+		n := min(len(flows), batchLimit)
+		t.acceptBegun(flows[:n])
+		flows = flows[n:]
+	}
+}
+
+func (t *Table) acceptBegun(flows []packet.Flow) {
+	changes := make([]*change, len(flows))
+	for i, f := range flows {
+		changes[i] = changeOf(f, "", setAccept, t.o.timeout(f.Proto))
+	}
+	err := t.w.apply(changes)
+	var late []*change // whose end came first
+	var failed []packet.Flow
+	t.mu.Lock()
+	for i, f := range flows {
+		_, ok := t.flows[f]
+		switch {
+		case err != nil || changes[i].err != nil:
+			err = errors.Join(err, changes[i].err)
+			failed = append(failed, f)
+		case !ok:
+			late = append(late, changeOf(f, setAccept, "", 0))
+		default:
+			t.young = append(t.young, f)
+		}
+	}
+	t.mu.Unlock()
+	if len(late) > 0 {
+		err = errors.Join(err, t.w.do(late...))
+	}
+	for _, f := range failed { // it would be forgotten with its destination
+		err = errors.Join(err, t.Revoke(f))
+	}
+	if err != nil && !errors.Is(err, ErrClosed) {
+		t.warn(err)
+	}
+}
+
+// aheadTable adds the set and the chains for what is permitted ahead. Nothing is, at first.
+func (obj objects) aheadTable(o Options, c *nftables.Conn, back *nftables.Chain) error {
+	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
+		name := setAhead + []string{"4", "6"}[i]
+		s := &nftables.Set{Table: obj.table, Name: name, KeyByteOrder: binaryutil.BigEndian, Concatenation: true, HasTimeout: true, Size: aheadLimit,
+			KeyType: nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService)}
+		if err := c.AddSet(s, nil); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+		c.FlushSet(s)
+		obj.sets[name] = s
+	}
+	ahead := c.AddChain(&nftables.Chain{Table: obj.table, Name: aheadName})
+	const comment = "permitted ahead"
+	for _, family := range []string{"4", "6"} {
+		obj.rule(c, ahead, comment, obj.destination(family), accepts())
+	}
+	obj.rule(c, ahead, "socket with the mark", sets(o, 0))
+	policy := nftables.ChainPolicyAccept
+	first := c.AddChain(&nftables.Chain{Table: obj.table, Name: firstName, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput,
+		Priority: nftables.ChainPriorityRef(firstPriority), Policy: &policy})
+	obj.rule(c, first, "others decide", []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0),
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(o.SocketMark)}}, accepts())
+	for _, family := range []string{"4", "6"} {
+		obj.rule(c, first, comment, opening(), obj.destination(family), fromHere(), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: back.Name}})
+	}
+	return nil
+}
+
+// opening ends the rule unless the packet is a SYN and nothing else.
+func opening() []expr.Any {
+	const finSynRstAck = 0x17
+	return append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{finSynRstAck}, Xor: []byte{0}}, equal([]byte{tcpSYN}))
+}
+
+// fromHere ends the rule unless the source is an address of this machine.
+func fromHere() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true}, equal(native(unix.RTN_LOCAL))}
+}
+
+// destination ends the rule unless the packet's is in the set.
+func (obj objects) destination(family string) []expr.Any {
+	s := obj.sets[setAhead+family]
+	lookup := &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}
+	proto, port, offset, size := uint32(9), uint32(10), uint32(offDestination4), uint32(4)
+	if family == "6" {
+		proto, port, offset, size = 2, 13, offDestination6, 16
+	}
+	return append(obj.familyIs(family), payload(expr.PayloadBaseNetworkHeader, offset, size, 1), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: proto},
+		payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, port), lookup)
+}

@@ -1,0 +1,248 @@
+package handback
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"regexp"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gatun/network/packet"
+	"gatun/tun/route"
+
+	"golang.org/x/sys/unix"
+)
+
+// dialAhead connects as a program whose socket was given the mark at connect(2): the hook that gives it is
+// network/state's. Nothing stands behind the rules here, which let out whoever has the mark.
+func (l *lab) dialAhead(to string) (net.Conn, Began, error) {
+	var b Began
+	d := net.Dialer{Timeout: patience, Control: func(_, _ string, c syscall.RawConn) error {
+		var err error
+		_ = c.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(route.DefaultNames().BackMark))
+			b.Cookie, _ = unix.GetsockoptUint64(int(fd), unix.SOL_SOCKET, unix.SO_COOKIE)
+		})
+		return err
+	}}
+	c, err := d.Dial("tcp", to)
+	if err != nil {
+		return nil, b, err
+	}
+	l.t.Cleanup(func() { _ = c.Close() })
+	b.Flow = flowOfConn(c)
+	return c, b, nil
+}
+
+// inSet reports whether the kernel has the flow in its set of accepted ones.
+func (l *lab) inSet(f packet.Flow) (in bool) {
+	l.t.Helper()
+	if err := l.table.get(setAccept, []packet.Flow{f}, func(int, found) { in = true }); err != nil {
+		l.t.Fatal(err)
+	}
+	return in
+}
+
+func (l *lab) endOf(f packet.Flow) End {
+	l.t.Helper()
+	timeout := time.After(patience)
+	for {
+		select {
+		case e := <-l.ends:
+			if e.Flow == f {
+				return e
+			}
+		case <-timeout:
+			l.t.Fatalf("%s did not end", f)
+		}
+	}
+}
+
+// TestLiveAhead: a connection to a destination that is permitted ahead never comes to the device. It ends
+// with its bytes, whether it is over before anybody looks or lasts, and it can be revoked.
+func TestLiveAhead(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		var begun begins
+		table := l.up(func(o *Options) { o.Begin = func() { begun.carry(l) } })
+		l.serve()
+		for _, far := range fars {
+			to := netip.MustParseAddrPort(at(far))
+			if err := table.Admit(packet.TCP, to); err != nil {
+				t.Fatal(err)
+			}
+			before := l.deviceCount()
+			// Over before anybody looks.
+			c, b, err := l.dialAhead(at(far))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := echoes(c, 1000); err != nil {
+				t.Error(err)
+			}
+			begun.add(b)
+			_ = c.Close()
+			if e := l.endOf(b.Flow); e.Cause != Closed || e.Traffic != (Traffic{1000, 1000}) || e.Attempts != 0 {
+				t.Errorf("%s ended as %+v", b.Flow, e)
+			}
+			if l.inSet(b.Flow) {
+				t.Errorf("%s is over and in the set", b.Flow)
+			}
+			// It lasts, and no longer needs its destination.
+			c, b, err = l.dialAhead(at(far))
+			if err != nil {
+				t.Fatal(err)
+			}
+			begun.add(b)
+			begun.carry(l)
+			l.eventually("what lasts is accepted", func() bool { return l.inSet(b.Flow) })
+			l.sh("nft flush set inet " + DefaultTable + " ahead4; nft flush set inet " + DefaultTable + " ahead6")
+			if err := echoes(c, 500); err != nil {
+				t.Error(err)
+			}
+			if n := l.deviceCount() - before; n != 0 {
+				t.Errorf("%d packets came to the device", n)
+			}
+			_ = c.Close()
+			if e := l.endOf(b.Flow); e.Cause != Closed || e.Traffic != (Traffic{500, 500}) {
+				t.Errorf("%s ended as %+v", b.Flow, e)
+			}
+			if err := table.Admit(packet.TCP, to); err != nil {
+				t.Fatal(err)
+			}
+			if c, b, err = l.dialAhead(at(far)); err != nil {
+				t.Fatal(err)
+			}
+			begun.add(b)
+			begun.carry(l)
+			if err := table.Revoke(b.Flow); err != nil {
+				t.Error(err)
+			}
+			if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNABORTED) {
+				t.Errorf("revoked: %v", err)
+			}
+			if e := l.endOf(b.Flow); e.Cause != Revoked || table.Len() != 0 {
+				t.Errorf("revoked: %+v, %d left", e, table.Len())
+			}
+		}
+		if whole, err := table.whole(); err != nil || !whole {
+			t.Errorf("whole %v, %v", whole, err)
+		}
+	})
+}
+
+// begins are the connections that were told of and not carried yet.
+type begins struct {
+	mu  sync.Mutex
+	all []Began
+}
+
+func (b *begins) add(n Began) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.all = append(b.all, n)
+}
+
+func (b *begins) carry(l *lab) {
+	b.mu.Lock()
+	all := b.all
+	b.all = nil
+	b.mu.Unlock()
+	for _, n := range all {
+		if err := l.table.Carry(n); err != nil {
+			l.t.Errorf("%s: %v", n.Flow, err)
+		}
+	}
+}
+
+// TestLiveAheadElsewhere: the mark leads to no other destination, and to none after the time of the last
+// admission: such connections come to the device, where they are decided.
+func TestLiveAheadElsewhere(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.up()
+		l.serve()
+		for _, other := range []string{other4, other6} {
+			if err := l.table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4)), netip.MustParseAddrPort(at(far6))); err != nil {
+				t.Fatal(err)
+			}
+			c, b, err := l.dialAhead(at(other))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := echoes(c, 10); err != nil || l.packets(b.Flow) == 0 {
+				t.Errorf("%s: %d packets came to the device (%v)", b.Flow, l.packets(b.Flow), err)
+			}
+		}
+		var left time.Duration
+		l.eventually("some of its time is over", func() bool { left = l.leftOf("ahead4"); return left < aheadTimeout-time.Second })
+		if err := l.table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4))); err != nil {
+			t.Fatal(err)
+		}
+		if now := l.leftOf("ahead4"); now <= left {
+			t.Errorf("admitted again: %s left, %s before", now, left)
+		}
+		l.sh("nft flush set inet " + DefaultTable + " ahead4")
+		if _, b, err := l.dialAhead(at(far4)); err != nil || l.packets(b.Flow) == 0 {
+			t.Errorf("no longer admitted: %d packets came to the device (%v)", l.packets(b.Flow), err)
+		}
+	})
+}
+
+// leftOf is the time of the only element of a set.
+func (l *lab) leftOf(set string) time.Duration {
+	l.t.Helper()
+	text := l.sh("nft list set inet " + DefaultTable + " " + set)
+	found := expires.FindAllStringSubmatch(text, -1)
+	if len(found) != 1 {
+		l.t.Fatalf("want one element:\n%s", text)
+	}
+	left, err := time.ParseDuration(found[0][1])
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return left
+}
+
+var expires = regexp.MustCompile(`expires (\w+)`)
+
+// TestFresh: what began is old enough after one round, and nobody waits twice.
+func TestFresh(t *testing.T) {
+	n := fresh{wake: make(chan struct{}, 1)}
+	n.add(Began{Cookie: 1})
+	n.add(Began{Cookie: 2})
+	if len(n.wake) != 1 {
+		t.Error("nobody was woken")
+	}
+	if due, more := n.take(); len(due) != 0 || !more {
+		t.Errorf("at once: %v, %v", due, more)
+	}
+	n.add(Began{Cookie: 3})
+	if due, more := n.take(); len(due) != 2 || !more {
+		t.Errorf("after a round: %v, %v", due, more)
+	}
+	if due, more := n.take(); len(due) != 1 || more {
+		t.Errorf("after two rounds: %v, %v", due, more)
+	}
+}
+
+// TestNamed: the end of a socket is not that of another connection with the same five values, and one that
+// has lost its name is known by its cookie.
+func TestNamed(t *testing.T) {
+	f := packet.Flow{Proto: packet.TCP, Local: netip.MustParseAddrPort("10.0.0.1:1000"), Remote: netip.MustParseAddrPort("10.0.0.2:80")}
+	table := &Table{flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{}, cookies: map[uint64]packet.Flow{7: f}}
+	table.keep(f, entry{cookie: 7, ahead: true})
+	if flows, left := table.named([]socket{{Flow: f, cookie: 6}}); len(flows) != 0 || len(left) != 1 {
+		t.Errorf("another socket: %v, %v", flows, left)
+	}
+	lost := f
+	lost.Local = netip.MustParseAddrPort("0.0.0.0:1000")
+	flows, left := table.named([]socket{{Flow: lost, cookie: 7, known: true, carried: carried{Traffic: Traffic{Sent: 3}}}, {Flow: f, cookie: 8}})
+	if len(flows) != 1 || flows[0] != f || len(left) != 1 || table.flows[f].Sent != 3 {
+		t.Errorf("its own: %v, %v", flows, left)
+	}
+	if _, ok := table.take(f); !ok || len(table.cookies) != 0 {
+		t.Error("the cookie stays")
+	}
+}
