@@ -75,14 +75,19 @@ func (s *scanner) passes() {
 }
 
 // search looks into the processes that are new, then into the programs that owned sockets
-// before, at descriptors that were never read before those that were, and then into all
-// others, newest first. What is wanted still is searched in whoever the list of processes names
-// besides: the numbers that were given away tell of most births, not of all.
+// before, at descriptors that were never read before those that were, then into those whose numbers
+// were given away before they could be seen, and then into all others, newest first. What is wanted
+// still is searched in whoever the list of processes names besides: the numbers that were given away
+// tell of most births, not of all.
 func (s *scanner) search(pass *scan) {
-	s.tree.hurry()
 	s.tree.update()
 	visited := map[int]bool{}
 	if s.visit(pass, s.tree.takeNewborn(), visited) || s.ask(pass, visited) {
+		return
+	}
+	s.tree.hurry()
+	s.tree.update()
+	if s.visit(pass, s.tree.takeNewborn(), visited) {
 		return
 	}
 	pids, _ := s.tree.order(s.first)
