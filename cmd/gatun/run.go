@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -249,7 +251,9 @@ func (r *run) Stop() { _ = r.box.Signal(terminate) }
 type reporter struct {
 	o       runOptions
 	watch   *network.Watcher
-	file    io.WriteCloser
+	file    *os.File      // of --events, nil without
+	lines   *bufio.Writer // to file
+	encoder *json.Encoder // to lines
 	started time.Time
 
 	quit chan struct{}
@@ -266,17 +270,29 @@ func newReporter(o runOptions, t *network.Table) (*reporter, error) {
 		if err != nil {
 			return nil, fmt.Errorf("--events: %w", err)
 		}
-		r.file = f
+		r.file, r.lines = f, bufio.NewWriterSize(f, 64<<10)
+		r.encoder = json.NewEncoder(r.lines)
+		r.encoder.SetEscapeHTML(false)
 	}
 	r.done.Go(r.loop)
 	return r, nil
 }
 
+// linesWithin is how late a line of --events may be: those of a busy program are written together.
+const linesWithin = 5 * time.Millisecond
+
 func (r *reporter) loop() {
+	var due <-chan time.Time
 	for {
 		select {
 		case e := <-r.watch.Events():
 			r.event(e)
+			if due == nil && r.lines != nil {
+				due = time.After(linesWithin)
+			}
+		case <-due:
+			due = nil
+			r.flush()
 		case <-r.quit:
 			for len(r.watch.Events()) > 0 {
 				r.event(<-r.watch.Events())
@@ -289,7 +305,7 @@ func (r *reporter) loop() {
 func (r *reporter) event(e network.Event) {
 	rep := e.Report()
 	if r.file != nil && r.failure == nil {
-		r.failure = printJSON(r.file, rep)
+		r.failure = r.encoder.Encode(rep)
 	}
 	f := rep.Flow
 	if f == nil || e.Type != network.EventDecided && e.Type != network.EventDNS {
@@ -309,12 +325,20 @@ func (r *reporter) event(e network.Event) {
 	}
 }
 
+// flush writes the lines that wait.
+func (r *reporter) flush() {
+	if err := r.lines.Flush(); r.failure == nil {
+		r.failure = err
+	}
+}
+
 // finish prints the summary and reports whether anything was blocked.
 func (r *reporter) finish() (blocked bool) {
 	close(r.quit)
 	r.done.Wait()
 	r.watch.Close()
 	if r.file != nil {
+		r.flush()
 		if err := errors.Join(r.failure, r.file.Close()); err != nil {
 			_, _ = fmt.Fprintln(r.o.talk, "gatun: --events:", err)
 		}
