@@ -48,6 +48,7 @@ func ChildMain() {
 type supervisor struct {
 	ctl   *control
 	netns uint64
+	net   *os.File      // the network namespace; only the first thread is sure to be in it
 	start chan struct{} // closed when the command may start
 	gone  chan struct{} // closed when the caller is dead
 
@@ -120,7 +121,11 @@ func (s *supervisor) setUp() error {
 	if m.Op != opSetup {
 		return fmt.Errorf("want the set-up first, got %q", m.Op)
 	}
+	ownTable()
 	if s.netns, err = netnsInode(); err != nil {
+		return err
+	}
+	if s.net, err = openNetns(); err != nil {
 		return err
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
@@ -193,7 +198,11 @@ func (s *supervisor) terminate() {
 // dial connects to a port of the command and hands the socket out.
 func (s *supervisor) dial(id uint64, port uint16) {
 	answer := message{Op: opDialed, ID: id}
-	conn, err := dialLoopback(port)
+	var conn *net.TCPConn
+	err := enterNetns(s.net)
+	if err == nil {
+		conn, err = dialLoopback(port)
+	}
 	if err != nil {
 		answer.Text = err.Error()
 		var errno syscall.Errno
