@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/network/state"
 )
 
 // osFinder is empty: this system has the portable source only.
@@ -34,3 +35,6 @@ func (f *Finder) Run(ctx context.Context) error {
 
 // findListener finds nobody: inbound flows are not held on this system.
 func (f *Finder) findListener(context.Context, packet.Flow) Owner { return Unidentified(CauseFailed) }
+
+// Sent finds nobody: no hooks see who sends on this system.
+func (f *Finder) Sent(state.Sender) (o Owner, found bool) { return o, false }

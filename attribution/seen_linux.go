@@ -99,6 +99,15 @@ func (f *Finder) Seen(flow packet.Flow) (o Owner, found bool) {
 	return f.seen(s)
 }
 
+// Sent returns the owner of what the kernel says that a sender has sent. found is false if nobody knows any
+// more which program that was.
+func (f *Finder) Sent(s state.Sender) (o Owner, found bool) {
+	if f.os.witness.senders == nil || !s.Certain {
+		return o, false
+	}
+	return f.seen(s)
+}
+
 // sender asks who was seen.
 func (f *Finder) sender(flow packet.Flow) (state.Sender, bool) {
 	if f.os.witness.senders == nil {

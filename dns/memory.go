@@ -32,6 +32,10 @@ type MemoryOptions struct {
 	// everybody: the names it resolved count for every program that has no name of its own.
 	// Nil means that no program is.
 	Resolver func(attribution.Owner) bool
+
+	// Changed is told of every address that has another newest name now for some program, or none any
+	// more, before Remember or Moved returns. Nil: nobody is.
+	Changed func(netip.Addr)
 }
 
 // Memory knows under which names each program resolved an address. A name that another program
@@ -40,8 +44,10 @@ type Memory struct {
 	clock    func() time.Time
 	max      int
 	resolver func(attribution.Owner) bool
+	changed  func(netip.Addr)
 
 	mu       sync.Mutex
+	news     []netip.Addr // for changed
 	total    int
 	programs map[program]*known
 	byAddr   map[netip.Addr][]*resolved
@@ -80,7 +86,7 @@ func NewMemory(o MemoryOptions) *Memory {
 		o.Max = memoryEntries
 	}
 	return &Memory{
-		clock: o.Clock, max: o.Max, resolver: o.Resolver,
+		clock: o.Clock, max: o.Max, resolver: o.Resolver, changed: o.Changed,
 		programs: map[program]*known{}, byAddr: map[netip.Addr][]*resolved{},
 	}
 }
@@ -121,6 +127,7 @@ func (m *Memory) Remember(o attribution.Owner, r Resolved) {
 		name: r.Name, cnames: r.CNAMEs, local: r.Local,
 		at: now, expires: now.Add(min(max(r.TTL, leastMemory)+tailMemory, mostMemory)),
 	}
+	defer m.tell()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	k := m.programs[p]
@@ -139,6 +146,9 @@ func (m *Memory) Remember(o attribution.Owner, r Resolved) {
 
 func (m *Memory) remember(k *known, a netip.Addr, n remembered) {
 	e := k.addrs[a]
+	if e == nil || !e.names[0].same(&n) {
+		m.newsOf(a)
+	}
 	if e == nil {
 		e = &resolved{known: k, addr: a}
 		k.addrs[a] = e
@@ -156,6 +166,29 @@ func (m *Memory) remember(k *known, a netip.Addr, n remembered) {
 		e.names = e.names[:namesPerAddr-1]
 	}
 	e.names = slices.Insert(e.names, 0, n)
+}
+
+// same reports whether n, which is newer, says what is said already.
+func (r *remembered) same(n *remembered) bool {
+	return r.name == n.name && r.local == n.local && r.expires.After(n.at) && slices.Equal(r.cnames, n.cnames)
+}
+
+// newsOf has changed told of the address. m.mu is held.
+func (m *Memory) newsOf(a netip.Addr) {
+	if m.changed != nil {
+		m.news = append(m.news, a)
+	}
+}
+
+// tell tells changed of what is new.
+func (m *Memory) tell() {
+	m.mu.Lock()
+	news := m.news
+	m.news = nil
+	m.mu.Unlock()
+	for _, a := range news {
+		m.changed(a)
+	}
 }
 
 // Entity returns the address with the newest name under which this program resolved it, and
@@ -204,6 +237,7 @@ func (m *Memory) name(e *network.Entity, p program, a netip.Addr, now time.Time)
 
 // Moved forgets the names of addresses that mean another host in another network.
 func (m *Memory) Moved() {
+	defer m.tell()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for a, list := range m.byAddr {
@@ -254,6 +288,7 @@ func (m *Memory) evict() {
 }
 
 func (m *Memory) drop(r *resolved) {
+	m.newsOf(r.addr)
 	k := r.known
 	r.unlink()
 	delete(k.addrs, r.addr)

@@ -42,6 +42,7 @@ type Store struct {
 
 	swapping sync.Mutex // one Swap at a time
 	current  atomic.Pointer[snapshot]
+	moved    atomic.Pointer[func()]
 	seen     census
 
 	mu            sync.Mutex // guards what follows, and every change of current
@@ -148,6 +149,11 @@ func (s *Store) Renew() {
 	s.publish(c.policy, c.revision+1, c.temporaries, c.paused)
 }
 
+// OnMove names the function that is called before and after every change of what is in force, so that
+// what rests on decisions beside the revision can be taken back. It is called while the store is locked: it
+// must not block, nor call the store.
+func (s *Store) OnMove(f func()) { s.moved.Store(&f) }
+
 // publish makes a snapshot the current one. The caller holds mu, or is the first.
 func (s *Store) publish(p *policy, revision uint64, temporaries []temporary, paused time.Time) {
 	c := &snapshot{revision: revision, policy: p, temporaries: temporaries, paused: paused, deadline: paused}
@@ -157,7 +163,14 @@ func (s *Store) publish(p *policy, revision uint64, temporaries []temporary, pau
 			c.deadline = until
 		}
 	}
+	moved := s.moved.Load()
+	if moved != nil {
+		(*moved)()
+	}
 	s.current.Store(c)
+	if moved != nil {
+		(*moved)()
+	}
 }
 
 // now returns the snapshot in force, without what has come to its end.

@@ -51,6 +51,7 @@ type engineOptions struct {
 	namesForAll func(attribution.Owner) bool
 	redirect    *route.DNSListener          // port 53 comes here too; nil: it does not
 	kernel      interception.Kernel         // carries permitted flows; nil: all are relayed
+	ahead       *ahead                      // permits connections before they begin; nil: nobody does
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
 	inForce     func()           // a new policy is in force; may be nil
@@ -89,7 +90,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.master = firewall.New(o.store)
 	e.prompts = firewall.NewPrompts(time.Now)
 	e.prompts.Remember = e.remember
-	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll})
+	e.names = dns.NewMemory(dns.MemoryOptions{Clock: time.Now, Resolver: o.namesForAll, Changed: o.ahead.answered})
 	e.system = o.system
 	e.known = newKnowledge(ownClient(o.dialer, e.addresses), o.listCache, o.log)
 	e.master.Intel, e.master.Tunnels = e.known.store, intel.NewTunnels(time.Now)
@@ -102,6 +103,7 @@ func newEngine(o engineOptions) (*engine, error) {
 		Relay: e.relay, Kernel: o.kernel, Log: o.log, Clock: time.Now,
 	}
 	e.master.HandsBack = o.kernel != nil
+	o.ahead.attach(e)
 	if err := e.restoreTemporaries(); err != nil {
 		return nil, err
 	}

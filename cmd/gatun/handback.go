@@ -10,6 +10,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"gatun/attribution"
 	"gatun/config"
 	"gatun/firewall/interception"
 	"gatun/network"
@@ -24,6 +25,7 @@ type carrier struct {
 	table   *handback.Table // nil: absent says why
 	absent  error
 	adopted []packet.Flow // carried since before this process
+	ahead   *ahead        // lets flows begin here; nil: none does
 
 	mu      sync.Mutex
 	counted time.Time
@@ -45,6 +47,7 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 	}
 	o.Holder = func(f packet.Flow) int { return holder(gate().Table.Find(f)) }
 	c := &carrier{}
+	o.Begin = func() { c.ahead.enter() }
 	if cfg.String("handback/afterCrash") == "kill" {
 		o.TCPTimeout, o.UDPTimeout, o.Sweep = shortLease, shortLease, shortLease/4
 		if c.absent = handback.Recover(o); c.absent != nil {
@@ -117,9 +120,20 @@ func (c *carrier) refresh(gate *interception.Gate) {
 		c.counted = time.Now()
 	}
 	c.mu.Unlock()
+	c.ahead.enter()
 	if due {
 		_ = c.table.Traffic(func(f packet.Flow, n handback.Traffic) { gate.KernelCounted(f, n.Sent, n.Received) })
 	}
+}
+
+// permitAhead lets connections begin here that were decided before.
+func (c *carrier) permitAhead(w *witnesses, f *attribution.Finder, n route.Names, log *zap.Logger) *ahead {
+	if c.kernel() == nil {
+		return nil
+	}
+	c.ahead = newAhead(c.table, w, f, log)
+	w.ahead, w.names = c.ahead, n
+	return c.ahead
 }
 
 // run looks after the flows that the kernel carries until ctx ends.
@@ -150,7 +164,7 @@ func (c *carrier) module(wanted bool, refused uint64) status.Module {
 	case !wanted:
 		m.Message = "permitted flows are relayed (filter/permanentVerdicts is off)"
 	default:
-		m.Message = fmt.Sprintf("%d flows carried by the kernel", c.table.Len())
+		m.Message = fmt.Sprintf("%d flows carried by the kernel", c.table.Len()) + c.ahead.text()
 		if refused > 0 {
 			m.State, m.Message = status.Info, m.Message+fmt.Sprintf(", %d relayed because the kernel did not take them", refused)
 		}

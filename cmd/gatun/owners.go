@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"sync/atomic"
 
@@ -11,6 +12,7 @@ import (
 	"gatun/network/packet"
 	"gatun/network/state"
 	"gatun/status"
+	"gatun/tun/route"
 )
 
 // witnesses are the kernel's hooks that see who sends. Loading them takes a moment in which
@@ -18,6 +20,8 @@ import (
 type witnesses struct {
 	local func(netip.Addr) bool
 	log   *zap.Logger
+	ahead *ahead      // permits connections by the hooks; nil: nobody does
+	names route.Names // the mark of these
 
 	open    atomic.Pointer[state.Owners]
 	missing atomic.Pointer[error]
@@ -25,16 +29,24 @@ type witnesses struct {
 
 // Run loads the hooks and takes them away when ctx ends.
 func (w *witnesses) Run(ctx context.Context) error {
-	o, err := state.OpenOwners(state.OwnersOptions{Local: w.local, Ours: true})
+	opt := state.OwnersOptions{Local: w.local, Ours: true}
+	if w.ahead != nil {
+		opt.Mark, opt.Mask = w.names.BackMark, w.names.Mask
+	}
+	o, err := state.OpenOwners(opt)
 	if err != nil {
 		w.missing.Store(&err)
 		w.log.Info("owners of flows are looked up after their first packet", zap.Error(err))
 		return nil
 	}
 	w.open.Store(o)
-	<-ctx.Done()
+	if w.ahead != nil {
+		err = w.ahead.run(ctx, o)
+	} else {
+		<-ctx.Done()
+	}
 	w.open.Store(nil)
-	return o.Close()
+	return errors.Join(err, o.Close())
 }
 
 // Sender implements attribution.Senders.

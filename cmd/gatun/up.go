@@ -202,6 +202,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
 	u.carrier = openCarrier(o.cfg, n, func() *interception.Gate { return u.engine.gate }, u.log)
 	o.kernel = u.carrier.kernel()
+	o.ahead = u.carrier.permitAhead(u.witnesses, finder, n, u.log)
 	o.inForce = func() {
 		u.manager.SetBlockLAN(blocksLAN(o.store))
 		u.manager.SetDNSPort(u.dnsPort())

@@ -54,6 +54,7 @@ type Gate struct {
 	Nameserver Nameserver
 	Relay      *Relay
 	Kernel     Kernel // nil: no flow is handed back
+	Ahead      Ahead  // nil: no connection is permitted before it begins
 	Log        *zap.Logger
 	Clock      func() time.Time
 
@@ -73,7 +74,7 @@ type Gate struct {
 // before the first packet.
 func (g *Gate) Attach(ctx context.Context) {
 	g.ctx = ctx
-	g.kernel.init()
+	g.kernel.init(g.Ahead)
 }
 
 // Run looks after flows that nobody relays any more until ctx ends.

@@ -43,6 +43,7 @@ type handedBack struct {
 	revoke []revocation
 	wake   chan struct{}
 	killer network.Killer // of all these links
+	ahead  Ahead
 }
 
 type revocation struct {
@@ -50,10 +51,13 @@ type revocation struct {
 	cause string
 }
 
-func (h *handedBack) init() { h.wake, h.killer = make(chan struct{}, 1), h.add }
+func (h *handedBack) init(a Ahead) { h.wake, h.killer, h.ahead = make(chan struct{}, 1), h.add, a }
 
-// add lets Run revoke the link soon.
+// add lets Run revoke the link soon. None like it begins from now on without being decided.
 func (h *handedBack) add(l *network.Link, cause string) {
+	if h.ahead != nil {
+		h.ahead.Forget(l.Flow.Remote)
+	}
 	h.mu.Lock()
 	h.revoke = append(h.revoke, revocation{l, cause})
 	h.mu.Unlock()

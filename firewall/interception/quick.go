@@ -27,6 +27,7 @@ type handing struct {
 	owners  []attribution.Owner
 	flows   []packet.Flow
 	packets [][]byte
+	permits []func() // nil: connections like it are not permitted ahead
 }
 
 // QuickTCP hands connections back to the kernel that are permitted for good, whose program the kernel
@@ -45,6 +46,9 @@ func (g *Gate) QuickTCP(flows []*stack.TCPFlow, later func(*stack.TCPFlow)) {
 	g.Kernel.AcceptAll(h.flows, h.packets, func(i int, err error) {
 		if g.taken(h.links[i], err) {
 			h.held[i].Drop()
+			if h.permits[i] != nil && err == nil {
+				h.permits[i]()
+			}
 			return
 		}
 		h.held[i].Keep(&begun{link: h.links[i], owner: h.owners[i], relay: true})
@@ -68,6 +72,7 @@ func (g *Gate) quick(f *stack.TCPFlow, w Witness, h *handing) (done bool) {
 	if known {
 		return false
 	}
+	permit := g.consider(owner, l.Flow)
 	c, revision := g.bind(l, owner), g.Firewall.Settings(owner).Revision
 	l.SetStamp(g.Firewall.Stamp(c, l.Flow))
 	d := g.Firewall.Decide(c, l.Flow)
@@ -84,7 +89,7 @@ func (g *Gate) quick(f *stack.TCPFlow, w Witness, h *handing) (done bool) {
 	}
 	l.SetHandedBack() // before: a short flow may end before it is told that it is accepted
 	h.held, h.links, h.owners = append(h.held, f), append(h.links, l), append(h.owners, owner)
-	h.flows, h.packets = append(h.flows, l.Flow), append(h.packets, packet)
+	h.flows, h.packets, h.permits = append(h.flows, l.Flow), append(h.packets, packet), append(h.permits, permit)
 	return true
 }
 

@@ -45,6 +45,7 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	if h.mark != 0 { // nobody gives it to a raw socket, which could send the SYN of anybody
 		c.add(asm.JNE.Imm(asm.R1, typeRaw, "owned"))
 		h.unlessMarked(c, "owned")
+		h.unlessElsewhere(c, "owned")
 		c.add(asm.Ja.Label("deny"))
 	}
 	c.at("owned")

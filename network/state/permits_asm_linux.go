@@ -159,11 +159,9 @@ func (h *hooks) unlessMarked(c *code, label string) {
 	)
 }
 
-// begin judges a SYN that leaves with the mark, R9 its socket. Only the rules for permitted destinations
-// let one come this far, and they do not see whose it is: whoever may set marks gets there. So it goes on
-// only if the socket was given the mark, for the destination that it has now; and only after the
-// connection was told to this process.
-func (h *hooks) begin(c *code) {
+// unlessElsewhere loads what is kept with the socket R9 into R8, and jumps if the socket is one of another
+// network namespace, where the mark means what somebody else wants. What nobody knows is denied.
+func (h *hooks) unlessElsewhere(c *code, label string) {
 	c.add(
 		asm.LoadMapPtr(asm.R1, h.claims.FD()),
 		asm.Mov.Reg(asm.R2, asm.R9),
@@ -172,6 +170,18 @@ func (h *hooks) begin(c *code) {
 		asm.FnSkStorageGet.Call(),
 		asm.JEq.Imm(asm.R0, 0, "deny"),
 		asm.Mov.Reg(asm.R8, asm.R0),
+		asm.LoadMem(asm.R1, asm.R8, claimHere, asm.Word),
+		asm.JNE.Imm(asm.R1, here, label),
+	)
+}
+
+// begin judges a SYN that leaves with the mark, R9 its socket. Only the rules for permitted destinations
+// let one come this far, and they do not see whose it is: whoever may set marks gets there. So it goes on
+// only if the socket was given the mark, for the destination that it has now; and only after the
+// connection was told to this process.
+func (h *hooks) begin(c *code) {
+	h.unlessElsewhere(c, "owned")
+	c.add(
 		asm.LoadMem(asm.R1, asm.R8, claimGeneration, asm.DWord),
 		asm.JEq.Imm(asm.R1, 0, "deny"),
 		asm.LoadMem(asm.R1, asm.R9, sockTargetPort, asm.Half),

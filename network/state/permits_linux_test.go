@@ -400,6 +400,24 @@ func asUser(t *testing.T, uid int, f func()) {
 	}
 }
 
+// TestPermitsOfOthers: what somebody else permits in another network namespace is none of our business,
+// whatever the mark means there.
+func TestPermitsOfOthers(t *testing.T) {
+	openOwners(t, OwnersOptions{Mark: testMark, Mask: testMask}) // of this namespace
+	permitted(t, func(o *Owners, p *Permits) {
+		w, to := tap(t), netip.MustParseAddrPort(targets[0])
+		_ = p.Renew()
+		permit(t, o, p, to, time.Now().Add(time.Hour))
+		w.settle(t)
+		before := w.count(to)
+		_, mark := begin(t, to, 0)
+		w.settle(t)
+		if n := w.count(to) - before; n != 1 || mark != testMark || len(begunOf(p)) != 1 {
+			t.Errorf("%d SYNs left, with the mark %#x", n, mark)
+		}
+	})
+}
+
 // TestPermitsTellOfAll: a connection that cannot be told of does not begin; and there is one wake-up for
 // many.
 func TestPermitsTellOfAll(t *testing.T) {
