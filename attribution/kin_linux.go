@@ -41,7 +41,9 @@ func (p *program) round(look func(*program, *round)) *round {
 		return r
 	}
 	defer close(r.done)
-	runtime.Gosched() // whoever is ready to ask joins
+	if p.crowded() {
+		runtime.Gosched() // whoever is ready to ask joins
+	}
 	p.turns <- struct{}{}
 	defer func() { <-p.turns }()
 	p.mu.Lock()
@@ -49,6 +51,20 @@ func (p *program) round(look func(*program, *round)) *round {
 	p.mu.Unlock()
 	look(p, r)
 	return r
+}
+
+// crowdedWithin is how soon after a round the next one means that many ask at a time: about as long as
+// two take. Giving way to nobody would wake a processor for nothing.
+const crowdedWithin = 200 * time.Microsecond
+
+// crowded reports whether many ask for sockets of p at a time, which this is a round for.
+func (p *program) crowded() bool {
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	last := p.looked
+	p.looked = now
+	return now.Sub(last) < crowdedWithin
 }
 
 // look fills in a round.

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +29,8 @@ type program struct {
 	likely likely
 	known  bitset // fd numbers that a sweep has seen
 	kin    kin
-	next   *round // look-ups that begin now wait for it; see kin_linux.go
+	next   *round    // look-ups that begin now wait for it; see kin_linux.go
+	looked time.Time // when a round began last
 	turns  chan struct{}
 }
 
