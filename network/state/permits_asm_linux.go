@@ -30,7 +30,7 @@ const (
 
 // permit gives the socket of a connect(2) the mark if its connection is permitted already, and notes for
 // which destination: R6 is the context, R8 what is kept with the socket, R7 the task, whose identity is
-// in the frame. Whatever is not known for sure leaves the socket as it is.
+// in the frame. Whatever is not known for sure leaves the socket without the mark, and begins as ever.
 func (h *hooks) permit(c *code, is6 bool) {
 	h.permitKey(c, is6)
 	c.add(asm.LoadMapPtr(asm.R1, h.permits.FD()))
@@ -56,43 +56,41 @@ func (h *hooks) permit(c *code, is6 bool) {
 		asm.LoadMem(asm.R1, asm.R2, sockMark, asm.Word),
 		asm.JEq.Imm(asm.R1, 0, "unmarked"),
 		// It may be ours, of a connect before. Anybody else's is left alone.
-		asm.LoadMem(asm.R2, asm.R8, claimGeneration, asm.DWord),
-		asm.JEq.Imm(asm.R2, 0, "missed"),
 		asm.LoadImm(asm.R2, int64(h.mark), asm.DWord),
 		asm.JNE.Reg(asm.R1, asm.R2, "missed"),
-		asm.Ja.Label("permitted"),
 	)
 	c.at("unmarked")
-	c.setMark(h.mark)
+	c.add(asm.LoadImm(asm.R1, int64(h.mark), asm.DWord))
+	c.setMark()
 	c.add(asm.JNE.Imm(asm.R0, 0, "missed"))
-	c.at("permitted")
 	c.copy(asm.R8, claimPermit, asm.RFP, framePermit, permitKeySize/8)
 	c.zero(asm.R8, claimTold, 1)
 	c.add(asm.StoreMem(asm.R8, claimGeneration, asm.R9, asm.DWord), asm.Ja.Label("judged"))
-	c.at("missed") // a mark of ours, of a connect before, does not hold for this one
+	c.at("missed") // the mark that it has of a connect before, or of itself, does not hold for this one
+	c.zero(asm.R8, claimGeneration, 1)
 	c.add(
-		asm.LoadMem(asm.R1, asm.R8, claimGeneration, asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, "judged"),
-		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(asm.R8, claimGeneration, asm.R1, asm.DWord),
 		asm.LoadMem(asm.R2, asm.R6, sockAddrSocket, asm.DWord),
 		asm.LoadMem(asm.R1, asm.R2, sockMark, asm.Word),
+		asm.Mov.Reg(asm.R3, asm.R1),
+		asm.LoadImm(asm.R2, int64(h.mask), asm.DWord),
+		asm.And.Reg(asm.R3, asm.R2),
+		asm.Xor.Reg(asm.R1, asm.R3),
 		asm.LoadImm(asm.R2, int64(h.mark), asm.DWord),
-		asm.JNE.Reg(asm.R1, asm.R2, "judged"),
+		asm.JNE.Reg(asm.R3, asm.R2, "judged"),
 	)
-	c.setMark(0)
+	c.setMark()
 	c.at("judged")
 }
 
-// permitKey writes who connects to what into the frame, or misses.
+// permitKey writes who connects to what into the frame. What never begins ahead is judged.
 func (h *hooks) permitKey(c *code, is6 bool) {
 	c.add(
 		asm.LoadMem(asm.R1, asm.R6, sockAddrProtocol, asm.Word),
-		asm.JNE.Imm(asm.R1, protoTCP, "missed"),
+		asm.JNE.Imm(asm.R1, protoTCP, "judged"),
 		asm.LoadMem(asm.R1, asm.R6, sockAddrType, asm.Word),
-		asm.JNE.Imm(asm.R1, typeStream, "missed"),
+		asm.JNE.Imm(asm.R1, typeStream, "judged"),
 		asm.LoadMem(asm.R1, asm.R8, claimHere, asm.Word),
-		asm.JNE.Imm(asm.R1, here, "missed"),
+		asm.JNE.Imm(asm.R1, here, "judged"),
 	)
 	c.copy(asm.RFP, framePermit+permitID, asm.RFP, frameID, 2)
 	c.zero(asm.RFP, framePermit+permitUID, 3)
@@ -124,10 +122,9 @@ func (h *hooks) permitKey(c *code, is6 bool) {
 	}
 }
 
-// setMark sets SO_MARK of the context's socket; R0 is 0 if that was done.
-func (c *code) setMark(mark uint32) {
+// setMark sets SO_MARK of the context's socket to R1; R0 is 0 if that was done.
+func (c *code) setMark() {
 	c.add(
-		asm.LoadImm(asm.R1, int64(mark), asm.DWord),
 		asm.StoreMem(asm.RFP, framePeek, asm.R1, asm.Word),
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.Mov.Imm(asm.R2, socketLevel),

@@ -10,16 +10,17 @@ import (
 )
 
 const (
-	// setAhead has the destinations of connections that are permitted before they begin.
-	setAhead = "ahead"
-	// firstName is a chain in front of the guard's: it gives such a connection its mark. aheadName is what
+	// setAhead has the destinations of connections that are permitted before they begin, aheadName is what
 	// passes of those that are not in the set of accepted flows yet.
+	setAhead   = "ahead"
+	aheadName  = "ahead"
+	aheadRules = 3
+
+	// firstSuffix is that of a table which is owned by this process, and is gone with it however it ends.
+	// Its chain, in front of the guard's, is the only one that gives such a connection its mark.
+	firstSuffix   = "_ahead"
 	firstName     = "first"
 	firstPriority = -151
-	aheadName     = "ahead"
-
-	firstRules = 3
-	aheadRules = 3
 
 	// aheadLimit is how many destinations there may be, aheadTimeout how long the kernel keeps one without
 	// hearing of us again.
@@ -36,12 +37,8 @@ type Began struct {
 // goAhead ends the way of a packet from a socket with the mark that no accepted flow accounts for.
 const goAhead = "goto " + aheadName
 
-// writeAhead writes the set and the chains for what is permitted ahead.
-//
-// The rules do not know whose a SYN is: whoever may set marks reaches such a destination by them. Who gives
-// the mark to sockets (network/state.Permits) has to see to it, behind these rules, that no other SYN with
-// the mark leaves; and to take a destination into the set only as long as it does. The source has to be an
-// address of this machine, as in the device.
+// writeAhead writes the set and the chain for what is permitted ahead. They let nothing out by themselves:
+// the guard wants the connection's mark, which the table of opening gives.
 func writeAhead(b *strings.Builder, o Options) {
 	for _, family := range []string{"4", "6"} {
 		fmt.Fprintf(b, "\tset %s%s {\n\t\ttype ipv%s_addr . inet_proto . inet_service\n\t\tsize %d\n\t\tflags timeout\n\t}\n", setAhead, family, family, aheadLimit)
@@ -51,13 +48,6 @@ func writeAhead(b *strings.Builder, o Options) {
 		fmt.Fprintf(b, "\t\t%s @%s%s accept comment \"permitted ahead\"\n", destination(family), setAhead, family)
 	}
 	fmt.Fprintf(b, "\t\t%s comment \"socket with the mark\"\n\t}\n", setMark(o, 0))
-	fmt.Fprintf(b, "\tchain %s {\n\t\ttype filter hook output priority %d; policy accept;\n", firstName, firstPriority)
-	fmt.Fprintf(b, "\t\tmeta mark & %#08x != %#08x accept comment \"others decide\"\n", o.Mask, o.SocketMark)
-	for _, family := range []string{"4", "6"} {
-		fmt.Fprintf(b, "\t\ttcp flags & (fin | syn | rst | ack) == syn %s @%s%s fib saddr type local goto %s comment \"permitted ahead\"\n",
-			destination(family), setAhead, family, backName)
-	}
-	b.WriteString("\t}\n")
 }
 
 func destination(family string) string {

@@ -13,7 +13,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 )
 
 // settleEvery is how often connections that began ahead and last enter the set of accepted flows: each is
@@ -52,7 +51,10 @@ func (n *fresh) take() (due []Began, more bool) {
 // Admit lets sockets that carry Options.SocketMark begin connections to the destinations. It holds for
 // fifteen seconds, and is to be repeated. Somebody has to keep all other SYNs with that mark from leaving.
 func (t *Table) Admit(proto packet.Proto, to ...netip.AddrPort) error {
-	var errs []error
+	if t.opening == nil {
+		return fmt.Errorf("%w: nobody was to begin ahead", ErrUnsupported)
+	}
+	errs := []error{t.opening.admit(proto, to)}
 	for len(to) > 0 {
 		n := min(len(to), batchLimit)
 		changes := make([]*change, n)
@@ -200,11 +202,24 @@ func (t *Table) acceptBegun(flows []packet.Flow) {
 	}
 }
 
-// aheadTable adds the set and the chains for what is permitted ahead. Nothing is, at first.
-func (obj objects) aheadTable(o Options, c *nftables.Conn, back *nftables.Chain) error {
+// aheadTable adds the set and the chain for what is permitted ahead.
+func (obj objects) aheadTable(o Options, c *nftables.Conn) error {
+	if err := obj.destinations(c, true); err != nil {
+		return err
+	}
+	ahead := c.AddChain(&nftables.Chain{Table: obj.table, Name: aheadName})
+	for _, family := range []string{"4", "6"} {
+		obj.rule(c, ahead, "permitted ahead", obj.destination(family), accepts())
+	}
+	obj.rule(c, ahead, "socket with the mark", sets(o, 0))
+	return nil
+}
+
+// destinations adds the sets of destinations, empty.
+func (obj objects) destinations(c *nftables.Conn, timeout bool) error {
 	for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
 		name := setAhead + []string{"4", "6"}[i]
-		s := &nftables.Set{Table: obj.table, Name: name, KeyByteOrder: binaryutil.BigEndian, Concatenation: true, HasTimeout: true, Size: aheadLimit,
+		s := &nftables.Set{Table: obj.table, Name: name, KeyByteOrder: binaryutil.BigEndian, Concatenation: true, HasTimeout: timeout, Size: aheadLimit,
 			KeyType: nftables.MustConcatSetType(addr, nftables.TypeInetProto, nftables.TypeInetService)}
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
@@ -212,33 +227,7 @@ func (obj objects) aheadTable(o Options, c *nftables.Conn, back *nftables.Chain)
 		c.FlushSet(s)
 		obj.sets[name] = s
 	}
-	ahead := c.AddChain(&nftables.Chain{Table: obj.table, Name: aheadName})
-	const comment = "permitted ahead"
-	for _, family := range []string{"4", "6"} {
-		obj.rule(c, ahead, comment, obj.destination(family), accepts())
-	}
-	obj.rule(c, ahead, "socket with the mark", sets(o, 0))
-	policy := nftables.ChainPolicyAccept
-	first := c.AddChain(&nftables.Chain{Table: obj.table, Name: firstName, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookOutput,
-		Priority: nftables.ChainPriorityRef(firstPriority), Policy: &policy})
-	obj.rule(c, first, "others decide", []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0),
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(o.SocketMark)}}, accepts())
-	for _, family := range []string{"4", "6"} {
-		obj.rule(c, first, comment, opening(), obj.destination(family), fromHere(), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: back.Name}})
-	}
 	return nil
-}
-
-// opening ends the rule unless the packet is a SYN and nothing else.
-func opening() []expr.Any {
-	const finSynRstAck = 0x17
-	return append(protocolIs(unix.IPPROTO_TCP), payload(expr.PayloadBaseTransportHeader, offTCPFlags, 1, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{finSynRstAck}, Xor: []byte{0}}, equal([]byte{tcpSYN}))
-}
-
-// fromHere ends the rule unless the source is an address of this machine.
-func fromHere() []expr.Any {
-	return []expr.Any{&expr.Fib{Register: 1, ResultADDRTYPE: true, FlagSADDR: true}, equal(native(unix.RTN_LOCAL))}
 }
 
 // destination ends the rule unless the packet's is in the set.

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os/exec"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -161,7 +163,7 @@ func (b *begins) carry(l *lab) {
 // admission: such connections come to the device, where they are decided.
 func TestLiveAheadElsewhere(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
-		l.up()
+		l.up(func(o *Options) { o.Begin = func() {} })
 		l.serve()
 		for _, other := range []string{other4, other6} {
 			if err := l.table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4)), netip.MustParseAddrPort(at(far6))); err != nil {
@@ -186,6 +188,38 @@ func TestLiveAheadElsewhere(t *testing.T) {
 		l.sh("nft flush set inet " + DefaultTable + " ahead4")
 		if _, b, err := l.dialAhead(at(far4)); err != nil || l.packets(b.Flow) == 0 {
 			t.Errorf("no longer admitted: %d packets came to the device (%v)", l.packets(b.Flow), err)
+		}
+	})
+}
+
+// TestLiveAheadEndsWithUs: what lets connections begin ahead is nobody else's to change, and is gone when
+// its owner is, as a killed process is. The sets that stay let nothing out.
+func TestLiveAheadEndsWithUs(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.up(func(o *Options) { o.Begin = func() {} })
+		l.serve()
+		to := netip.MustParseAddrPort(at(far4))
+		if err := l.table.Admit(packet.TCP, to); err != nil {
+			t.Fatal(err)
+		}
+		table := DefaultTable + firstSuffix
+		if out, err := exec.Command("nft", "delete", "table", "inet", table).CombinedOutput(); err == nil {
+			t.Errorf("somebody else deleted the table: %s", out)
+		}
+		l.sh("nft delete table inet " + DefaultTable)
+		l.eventually("the rules are back", func() bool { whole, err := l.table.whole(); return whole && err == nil })
+		if err := l.table.Admit(packet.TCP, to); err != nil {
+			t.Fatal(err)
+		}
+		if _, b, err := l.dialAhead(at(far4)); err != nil || l.packets(b.Flow) != 0 {
+			t.Errorf("%d packets came to the device (%v)", l.packets(b.Flow), err)
+		}
+		l.table.opening.close()
+		if tables := l.sh("nft list tables"); strings.Contains(tables, table) {
+			t.Errorf("it stays:\n%s", tables)
+		}
+		if _, b, err := l.dialAhead(at(far4)); err != nil || l.packets(b.Flow) == 0 {
+			t.Errorf("its owner is gone: %d packets came to the device (%v)", l.packets(b.Flow), err)
 		}
 	})
 }

@@ -99,14 +99,12 @@ func inetTable(o Options, c *nftables.Conn) error {
 		return err
 	}
 	back := c.AddChain(&nftables.Chain{Table: obj.table, Name: backName})
-	if err := obj.aheadTable(o, c, back); err != nil {
+	if err := obj.aheadTable(o, c); err != nil {
 		return err
 	}
 	known := c.AddChain(&nftables.Chain{Table: obj.table, Name: knownName})
 	obj.rules(c, known, o, knownList(o))
-	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
-	obj.rule(c, back, "handed back", []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
-		connection, bits(^o.Mask, o.SocketMark), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}})
+	obj.rule(c, back, "handed back", marksConnection(o))
 	before := c.AddChain(&nftables.Chain{Table: obj.table, Name: markedName})
 	for _, mark := range []uint32{o.OwnMark, o.Mark} {
 		obj.rule(c, before, "others decide", marks(o, mark), accepts())
@@ -119,6 +117,13 @@ func inetTable(o Options, c *nftables.Conn) error {
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(0)}, &expr.Verdict{Kind: expr.VerdictJump, Chain: markedName}})
 	obj.rules(c, chain, o, chainList(o))
 	return nil
+}
+
+// marksConnection gives the connection SocketMark unless it has another mark of ours.
+func marksConnection(o Options) []expr.Any {
+	connection := &expr.Ct{Key: expr.CtKeyMARK, Register: 1}
+	return []expr.Any{connection, bits(o.Mask, 0), equal(native(0)),
+		connection, bits(^o.Mask, o.SocketMark), &expr.Ct{Key: expr.CtKeyMARK, SourceRegister: true, Register: 1}}
 }
 
 func accepts() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }

@@ -12,6 +12,7 @@ import (
 	"gatun/tun/resend"
 
 	"github.com/google/nftables"
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,6 +38,7 @@ type Table struct {
 	watches  watches
 	closed   bool
 
+	opening *opening // nil: nothing begins ahead
 	fresh   fresh
 	cookies map[uint64]packet.Flow       // of sockets whose connections began ahead
 	ahead   map[netip.AddrPort]time.Time // destinations, and when they were admitted last
@@ -89,6 +91,11 @@ func Open(o Options) (*Table, error) {
 		t.release()
 		return nil, errors.Join(err, Recover(o))
 	}
+	if o.Begin != nil {
+		if t.opening, err = openOpening(o); err != nil {
+			o.Logger.Info("handback: each connection is decided with its first packet", zap.Error(err))
+		}
+	}
 	return t, nil
 }
 
@@ -134,6 +141,9 @@ func (t *Table) release() {
 	}
 	if t.raw != nil {
 		t.raw.Close()
+	}
+	if t.opening != nil {
+		t.opening.close()
 	}
 	for _, e := range []*events{t.tcp, t.udp} {
 		if e != nil {

@@ -70,7 +70,7 @@ func (t *Table) whole() (bool, error) {
 	for _, c := range []struct {
 		name  string
 		rules int
-	}{{chainName, inetRules}, {markedName, markedRules}, {knownName, knownRules}, {backName, backRules}, {aheadName, aheadRules}, {firstName, firstRules}} {
+	}{{chainName, inetRules}, {markedName, markedRules}, {knownName, knownRules}, {backName, backRules}, {aheadName, aheadRules}} {
 		if ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, c.name, c.rules); err != nil || !ok {
 			return ok, err
 		}
