@@ -4,6 +4,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,9 +75,13 @@ func (f *Finder) look(p *program, r *round) {
 		return
 	}
 	root, budget := f.os.cache.root, tablesPerLookup
-	for _, pid := range p.turn(f.os.tree, f.os.surveyor) {
+	for i, pid := range p.turn(f.os.tree, f.os.surveyor) {
 		k := kinsman{pid: pid, seen: f.os.tree.tableOf(pid)}
-		more, good := k.seen.growth(root, pid)
+		size := func() int64 { return tableSize(root, pid) }
+		if i < nearKin {
+			size = func() int64 { return f.os.sizes.of(root, pid) }
+		}
+		more, good := k.seen.growth(size)
 		switch {
 		case good:
 			for _, fd := range k.seen.free[:min(more, len(k.seen.free))] {
@@ -107,11 +112,11 @@ const (
 
 // growth compares t with the process now: whether t may still be used, and how many of its
 // free numbers may have become descriptors since. One may always have, in place of another.
-func (t *table) growth(root string, pid int) (more int, good bool) {
+func (t *table) growth(size func() int64) (more int, good bool) {
 	if time.Since(t.read) > tableAge {
 		return 0, false
 	}
-	grown := tableSize(root, pid) - t.size
+	grown := size() - t.size
 	switch {
 	case grown != 0 && t.size <= tableSmall:
 		return 0, false
@@ -185,4 +190,77 @@ func tableSize(root string, pid int) int64 {
 		return -1
 	}
 	return st.Size
+}
+
+// sizes asks for the size of tables that are asked about in every round, through handles: the name is
+// most of the way to a table. A handle stands for one process for ever; where it fails the number may be
+// somebody else's. Who uses a handle takes it out meanwhile.
+type sizes struct {
+	mu      sync.Mutex
+	handles map[int]int
+}
+
+// maxHandles is enough for the nearest kin of several busy programs.
+const maxHandles = 32
+
+// of is tableSize.
+func (s *sizes) of(root string, pid int) int64 {
+	s.mu.Lock()
+	fd, kept := s.handles[pid]
+	delete(s.handles, pid)
+	s.mu.Unlock()
+	var st unix.Stat_t
+	if kept && unix.Fstat(fd, &st) == nil {
+		s.keep(pid, fd)
+		return st.Size
+	}
+	if kept {
+		unix.Close(fd)
+	}
+	fd, err := unix.Open(root+"/"+strconv.Itoa(pid)+"/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	if unix.Fstat(fd, &st) != nil {
+		unix.Close(fd)
+		return -1
+	}
+	s.keep(pid, fd)
+	return st.Size
+}
+
+// keep puts a handle back, in the place of another one if there are many.
+func (s *sizes) keep(pid, fd int) {
+	var surplus []int
+	s.mu.Lock()
+	if s.handles == nil {
+		s.handles = map[int]int{}
+	}
+	if other, found := s.handles[pid]; found { // two rounds at once
+		surplus = append(surplus, other)
+	}
+	s.handles[pid] = fd
+	for other := range s.handles {
+		if len(s.handles) <= maxHandles {
+			break
+		}
+		if other != pid {
+			surplus = append(surplus, s.handles[other])
+			delete(s.handles, other)
+		}
+	}
+	s.mu.Unlock()
+	for _, fd := range surplus {
+		unix.Close(fd)
+	}
+}
+
+// close gives back the handles.
+func (s *sizes) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for pid, fd := range s.handles {
+		unix.Close(fd)
+		delete(s.handles, pid)
+	}
 }

@@ -15,6 +15,7 @@ type osFinder struct {
 	facts    *factReader
 	cache    *cache
 	tree     *tree
+	sizes    *sizes
 	scan     *scanner
 	surveyor *surveyor
 }
@@ -26,6 +27,7 @@ func newOSFinder(o Options) osFinder {
 		facts:    newFactReader(o.Proc),
 		cache:    c,
 		tree:     t,
+		sizes:    &sizes{},
 		scan:     &scanner{cache: c, tree: t, first: o.Root},
 		surveyor: &surveyor{cache: c, tree: t},
 	}
@@ -41,6 +43,7 @@ func (o osFinder) close() {
 		o.cache.drop(p)
 		p.release()
 	}
+	o.sizes.close()
 	if o.tree.loadavg != nil {
 		o.tree.loadavg.Close()
 	}
