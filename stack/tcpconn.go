@@ -3,7 +3,6 @@ package stack
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -131,7 +130,7 @@ func (c *TCPConn) WaitReadable(ctx context.Context) error {
 			return nil
 		}
 		if c.leave.Load() {
-			return ErrInterrupted
+			return os.ErrDeadlineExceeded
 		}
 		select {
 		case <-c.readable.c:
@@ -143,30 +142,44 @@ func (c *TCPConn) WaitReadable(ctx context.Context) error {
 	}
 }
 
-// ErrInterrupted is what WaitReadable returns because of Interrupt.
-var ErrInterrupted = errors.New("the wait was interrupted")
+// Fill waits until bytes are there, and only then takes a buffer from get and reads into it. The
+// caller gives b back. With an error b is nil; io.EOF is the program's FIN, os.ErrDeadlineExceeded what
+// Interrupt brings about.
+func (c *TCPConn) Fill(get func() []byte, put func([]byte)) (b []byte, n int, err error) {
+	if err := c.WaitReadable(context.Background()); err != nil {
+		return nil, 0, err
+	}
+	b = get()
+	if n, err = c.Read(b); err != nil {
+		put(b)
+		return nil, 0, err
+	}
+	return b, n, nil
+}
 
-// Interrupt makes WaitReadable return ErrInterrupted instead of waiting, until Resume.
+// Interrupt makes Fill and WaitReadable return os.ErrDeadlineExceeded instead of waiting, until Resume.
 func (c *TCPConn) Interrupt() {
 	c.leave.Store(true)
 	c.readable.NotifyEvent(0)
 }
 
-// Resume undoes Interrupt and Park.
-func (c *TCPConn) Resume() {
+// Resume undoes Interrupt and Park. It never fails.
+func (c *TCPConn) Resume() error {
 	c.readable.instead.Store(nil)
 	c.leave.Store(false)
+	return nil
 }
 
 // Park makes an idle connection cost no goroutine: until Resume, ready is called whenever Read
 // might not block any more, and at once where that is so already. ready is called under
 // netstack's locks: it must not block and must not use the connection. Nobody may be waiting in
-// Read or WaitReadable meanwhile. Close and Abort do not call it.
-func (c *TCPConn) Park(ready func()) {
+// Read, Fill or WaitReadable meanwhile. Close and Abort do not call it. It is always possible.
+func (c *TCPConn) Park(ready func()) bool {
 	c.readable.instead.Store(&ready)
 	if c.ep.Readiness(waiter.ReadableEvents|waiter.EventHUp|waiter.EventErr) != 0 {
 		ready()
 	}
+	return true
 }
 
 // Write implements net.Conn. It returns when netstack has taken all of b. After a reset by the

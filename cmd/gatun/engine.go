@@ -52,6 +52,8 @@ type engineOptions struct {
 	redirect    *route.DNSListener          // port 53 comes here too; nil: it does not
 	kernel      interception.Kernel         // carries permitted flows; nil: all are relayed
 	ahead       *ahead                      // permits connections before they begin; nil: nobody does
+	diverter    *route.Diverter             // lets the kernel end what is relayed; nil: netstack does
+	diverts     func() bool                 // the rules that it needs are there
 	translate   func(netip.Addr) netip.Addr // where a destination is really dialled; nil: there
 	log         *zap.Logger
 	inForce     func()           // a new policy is in force; may be nil
@@ -97,6 +99,9 @@ func newEngine(o engineOptions) (*engine, error) {
 	e.server = newNameserver(e)
 	e.relay = interception.NewRelay(o.dialer, o.log, func(l *network.Link, cause string) { e.gate.Ended(l, cause) })
 	e.relay.Translate, e.relay.Dialed = o.translate, e.dialed
+	if o.diverter != nil {
+		e.relay.Divert, e.relay.Pipe = o.divert, openPipe
+	}
 	e.followProbe(o.cfg)
 	e.gate = &interception.Gate{
 		Table: e.table, Firewall: e.master, Prompts: e.prompts, Owners: o.owners, Names: e.names, Nameserver: e.server,
@@ -111,7 +116,7 @@ func newEngine(o engineOptions) (*engine, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Elsewhere: e.gate.CarriedElsewhere, Logger: o.log})
+	e.stack, err = stack.New(stack.Options{Device: o.device, Handler: e.gate, Local: o.local, Elsewhere: e.gate.Elsewhere, Logger: o.log})
 	return e, err
 }
 

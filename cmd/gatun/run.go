@@ -132,6 +132,7 @@ func (r *run) build(o engineOptions) (*engine, error) {
 	}
 	o.mode, o.device, o.owners = "run", r.box.Device(), finder
 	o.dialer = &route.Dialer{Own: r.ownPrefixes()}
+	o.diverter, o.diverts = r.box.Diverter(o.dialer), func() bool { return true }
 	o.local = func(a netip.Addr) bool { return a == sandbox.AddressV4() || a == sandbox.AddressV6() }
 	o.netns = fmt.Sprint(r.box.NetNS())
 	if r.o.hostLoopback {

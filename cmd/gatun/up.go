@@ -46,6 +46,8 @@ type up struct {
 	witnesses  *witnesses
 	inbound    *inboundControl
 	carrier    *carrier
+	dialer     *route.Dialer
+	diverter   *route.Diverter    // nil: netstack ends what is relayed
 	redirect   *route.DNSListener // of port 53; nil: noRedirect says why
 	noRedirect error
 }
@@ -157,10 +159,14 @@ func (u *up) run(ctx context.Context) error {
 	defer u.closeRedirect()
 	u.inbound = openInbound(n, u.log)
 	defer u.inbound.close()
+	u.dialer = &route.Dialer{Mark: n.Mark, BindSource: true}
+	if u.diverter = openDiverter(n, u.dialer, u.log); u.diverter != nil {
+		defer u.diverter.Close()
+	}
 	var err error
 	u.manager, err = route.New(route.Options{
 		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
-		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort(),
+		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort(), DivertPort: u.diverter.Port(),
 			Inbound: u.inbound.mode(), BlockInbound: blocksInbound(u.policy.store)},
 	})
 	if err != nil {
@@ -197,7 +203,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	}
 	o := u.policy
 	o.mode, o.device, o.owners, o.closings, o.local = "up", device, finder, closings, u.manager.IsLocal
-	o.dialer = &route.Dialer{Mark: n.Mark, BindSource: true}
+	o.dialer, o.diverter, o.diverts = u.dialer, u.diverter, u.manager.Diverts
 	o.namesForAll, o.redirect = u.namesForAll, u.redirect
 	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
 	u.carrier = openCarrier(o.cfg, n, func() *interception.Gate { return u.engine.gate }, u.log)
@@ -338,7 +344,7 @@ func (u *up) Status() api.Status {
 	s.Notes = append(s.Notes, redirect.Message)
 	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, u.witnesses.module(), u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
 	s.Names = map[string]any{
-		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "in_mark": m.Names.InMark, "asked_mark": m.Names.AskedMark, "back_mark": m.Names.BackMark, "queue": m.Names.Queue, "mask": m.Names.Mask,
+		"device": m.Names.Device, "nft_table": m.Names.NftTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "in_mark": m.Names.InMark, "asked_mark": m.Names.AskedMark, "back_mark": m.Names.BackMark, "divert_mark": m.Names.DivertMark, "queue": m.Names.Queue, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
 		"priority_link": m.Names.PriorityLink, "priority_tun": m.Names.PriorityTun,
 	}

@@ -71,6 +71,18 @@ func (b *FileBudget) Acquire(o OwnerKey) error {
 	return nil
 }
 
+// AcquireSpare takes one file more for the owner, who gives it back with Release, while most are free.
+func (b *FileBudget) AcquireSpare(o OwnerKey) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.used >= b.hard/2 {
+		return false
+	}
+	b.used++
+	b.byOwner[o]++
+	return true
+}
+
 // Retake takes a file for an owner who has just given one back to make room. Only the hard
 // limit counts: the owner holds no more than before.
 func (b *FileBudget) Retake(o OwnerKey) error {

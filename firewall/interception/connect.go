@@ -51,6 +51,9 @@ var errProgramGone = errors.New(causeGaveUp)
 // see a reset. TCP returns when the connection ends or falls idle; an idle one has no goroutine.
 func (r *Relay) TCP(ctx context.Context, f *stack.TCPFlow, l *network.Link) {
 	r.connectAndCopy(ctx, f, l, func() (program, error) {
+		if c := r.divert(f, l); c != nil {
+			return c, nil
+		}
 		c, err := f.Accept()
 		if err != nil {
 			return nil, err // not a nil pointer in an interface
@@ -99,7 +102,9 @@ func (r *Relay) establish(ctx context.Context, f heldTCP, l *network.Link, accep
 		up.Abort()
 		return nil, causeGaveUp
 	}
-	t := &tcpRelay{r: r, prog: prog, up: up, bulk: bulkOf(prog, up), link: l}
+	t := &tcpRelay{r: r, prog: prog, up: up, link: l}
+	t.carryBulk()
+	t.diverted = r.diverted.carried(l.Flow, t)
 	made.Store(t)
 	l.OnKill(t.abort)
 	if dialing.Err() != nil { // killed between the two
@@ -165,6 +170,7 @@ func (r *Relay) refuse(f heldTCP, err error, accept func() (program, error)) str
 		// The server took the connection and reset it before we looked.
 		if prog, err := accept(); err == nil {
 			prog.Abort()
+			r.undivert(f.Flow())
 		}
 		return causeServerReset
 	case isErrno(err, syscall.ETIMEDOUT, wsaETIMEDOUT):

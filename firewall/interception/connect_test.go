@@ -176,10 +176,13 @@ type stuck struct {
 	reset chan struct{}
 }
 
-func (p *stuck) WaitReadable(context.Context) error { <-p.reset; return syscall.ECONNRESET }
-func (p *stuck) CloseWrite() error                  { return nil }
-func (p *stuck) Abort()                             { p.once.Do(func() { close(p.reset) }) }
-func (p *stuck) Interrupt()                         {}
+func (p *stuck) Fill(func() []byte, func([]byte)) ([]byte, int, error) {
+	<-p.reset
+	return nil, 0, syscall.ECONNRESET
+}
+func (p *stuck) CloseWrite() error { return nil }
+func (p *stuck) Abort()            { p.once.Do(func() { close(p.reset) }) }
+func (p *stuck) Interrupt()        {}
 
 // TestKilledWhileAccepted: a kill that meets the moment between the dial and the connection ends the
 // connection.
@@ -213,10 +216,10 @@ type panicky struct {
 	aborts int
 }
 
-func (p *panicky) WaitReadable(context.Context) error { panic("bug") }
-func (p *panicky) CloseWrite() error                  { return nil }
-func (p *panicky) Close() error                       { return nil }
-func (p *panicky) Abort()                             { p.aborts++ }
+func (p *panicky) Fill(func() []byte, func([]byte)) ([]byte, int, error) { panic("bug") }
+func (p *panicky) CloseWrite() error                                     { return nil }
+func (p *panicky) Close() error                                          { return nil }
+func (p *panicky) Abort()                                                { p.aborts++ }
 
 // TestPanicEndsOneFlow: a bug in one flow ends that flow, both sides, and is counted.
 func TestPanicEndsOneFlow(t *testing.T) {
@@ -276,17 +279,19 @@ func (p *writer) note(what string) {
 	}
 }
 
-func (p *writer) WaitReadable(context.Context) error { return nil }
-func (p *writer) Read(b []byte) (int, error)         { return copy(b, "request"), nil }
-func (p *writer) Write(b []byte) (int, error)        { p.note(string(b)); return len(b), nil }
-func (p *writer) CloseWrite() error                  { p.note("FIN"); return nil }
-func (p *writer) Close() error                       { return nil }
-func (p *writer) Abort()                             { p.note("RST") }
-func (p *writer) Broken() bool                       { return false }
-func (p *writer) Interrupt()                         {}
-func (p *writer) Park(func())                        {}
-func (p *writer) Peek() (bool, error)                { return false, nil }
-func (p *writer) Resume()                            {}
+func (p *writer) Fill(get func() []byte, _ func([]byte)) ([]byte, int, error) {
+	b := get()
+	return b, copy(b, "request"), nil
+}
+func (p *writer) Write(b []byte) (int, error) { p.note(string(b)); return len(b), nil }
+func (p *writer) CloseWrite() error           { p.note("FIN"); return nil }
+func (p *writer) Close() error                { return nil }
+func (p *writer) Abort()                      { p.note("RST") }
+func (p *writer) Broken() bool                { return false }
+func (p *writer) Interrupt()                  {}
+func (p *writer) Park(func()) bool            { return false }
+func (p *writer) Peek() (bool, error)         { return false, nil }
+func (p *writer) Resume() error               { return nil }
 
 // TestServerResetIsNoFIN: a reset that a write has met first is still a reset for the program,
 // behind all that the server had sent.

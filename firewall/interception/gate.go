@@ -147,6 +147,10 @@ func (g *Gate) HandleTCP(f *stack.TCPFlow) {
 		if g.handedBackTCP(f, l) {
 			return
 		}
+		if g.Relay.begunBy(f) {
+			f.Drop()
+			return
+		}
 		g.replace(l, f.Context().Done())
 		if g.kernel.late.has(f, g.Clock()) {
 			f.Drop()

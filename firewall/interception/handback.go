@@ -229,6 +229,9 @@ func (g *Gate) KernelCounted(f packet.Flow, sent, received uint64) {
 	}
 }
 
+// Elsewhere reports whether a segment that netstack got belongs to a connection that it does not end.
+func (g *Gate) Elsewhere(f packet.Flow) bool { return g.CarriedElsewhere(f) || g.Relay.Strayed(f) }
+
 // CarriedElsewhere reports whether the kernel carries the flow.
 func (g *Gate) CarriedElsewhere(f packet.Flow) bool {
 	l := g.Table.Find(f)

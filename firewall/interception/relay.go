@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"gatun/network"
+	"gatun/network/packet"
 )
 
 // Limits bounds what the Relay keeps, in time and number.
@@ -52,18 +53,25 @@ type Relay struct {
 	// in vain. It must not block; nil: nobody wants to know.
 	Dialed func(remote netip.AddrPort, err error)
 
+	// Divert lets the system's kernel end a held connection at a socket of ours instead of netstack, and
+	// Pipe opens what moves bytes between two such sockets; nil: netstack ends all.
+	Divert func(ctx context.Context, f packet.Flow, syn []byte) (Upstream, error)
+	Pipe   func() (Pipe, error)
+
 	up    upstreams
 	log   *zap.Logger
 	ended func(*network.Link, string)
 
 	lookEvery time.Duration // for idle connections
 
-	now     atomic.Uint32 // ticks since the start, from 1
-	buffers buffers
-	tcp     tcpRelays
-	udp     udpRelay
-	pings   pingRelay
-	counts  relayCounts
+	now      atomic.Uint32 // ticks since the start, from 1
+	buffers  buffers
+	pipes    pipes
+	diverted diverted
+	tcp      tcpRelays
+	udp      udpRelay
+	pings    pingRelay
+	counts   relayCounts
 
 	workers workers
 }
@@ -71,6 +79,7 @@ type Relay struct {
 // RelayCounters says what the Relay has dropped or refused, since its start.
 type RelayCounters struct {
 	TCPRefused      uint64 // connections that found no file
+	TCPUndiverted   uint64 // connections that netstack ended because the kernel did not
 	UDPRefused      uint64 // pairs that found no file or socket
 	UDPUnsolicited  uint64 // datagrams from peers that the program has not contacted
 	UDPSendDropped  uint64 // datagrams that the socket did not take
@@ -82,7 +91,7 @@ type RelayCounters struct {
 }
 
 type relayCounts struct {
-	tcpRefused, udpRefused, udpUnsolicited, udpSendDropped, udpReplyDropped, udpEvicted,
+	tcpRefused, undiverted, udpRefused, udpUnsolicited, udpSendDropped, udpReplyDropped, udpEvicted,
 	pingRefused, pingEvicted, panics atomic.Uint64
 }
 
@@ -121,6 +130,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.now.Add(1)
 			r.sweep()
 			r.workers.rest()
+			r.pipes.rest()
 		case <-look.C:
 			r.tcp.park()
 		case <-ctx.Done():
@@ -129,6 +139,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			r.udp.endAll(causeStopped)
 			r.pings.endAll(causeStopped)
 			r.workers.wait()
+			r.pipes.rest()
 			watch.Wait()
 			return ctx.Err()
 		}
@@ -148,7 +159,7 @@ func ticks(d time.Duration) uint32 { return uint32((d+tick-1)/tick) + 1 }
 func (r *Relay) Counters() RelayCounters {
 	c := &r.counts
 	return RelayCounters{
-		TCPRefused: c.tcpRefused.Load(), UDPRefused: c.udpRefused.Load(), UDPUnsolicited: c.udpUnsolicited.Load(),
+		TCPRefused: c.tcpRefused.Load(), TCPUndiverted: c.undiverted.Load(), UDPRefused: c.udpRefused.Load(), UDPUnsolicited: c.udpUnsolicited.Load(),
 		UDPSendDropped: c.udpSendDropped.Load(), UDPReplyDropped: c.udpReplyDropped.Load(), UDPEvicted: c.udpEvicted.Load(),
 		PingRefused: c.pingRefused.Load(), PingEvicted: c.pingEvicted.Load(), Panics: c.panics.Load(),
 	}

@@ -32,10 +32,10 @@ func TestReplace(t *testing.T) {
 			l, _ := g.Table.Link(f)
 			killed := false
 			l.OnKill(func(string) { killed = true })
+			begin := time.Now()
 			if tt.ends > 0 {
 				time.AfterFunc(tt.ends, func() { g.Table.End(l, "server closed") })
 			}
-			begin := time.Now()
 			g.replace(l, tt.gone)
 			if took := time.Since(begin); killed != tt.killed || took > tt.within || took < tt.ends {
 				t.Errorf("killed %v after %v, want %v within %v", killed, took, tt.killed, tt.within)

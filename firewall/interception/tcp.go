@@ -1,7 +1,6 @@
 package interception
 
 import (
-	"context"
 	"errors"
 	"io"
 	"maps"
@@ -12,24 +11,11 @@ import (
 	"syscall"
 
 	"gatun/network"
-	"gatun/stack"
 )
 
-// program is the program's end of a connection. *stack.TCPConn is one.
-type program interface {
-	Read([]byte) (int, error)
-	Write([]byte) (int, error)
-	// WaitReadable blocks without a buffer until Read would not, or returns stack.ErrInterrupted.
-	WaitReadable(context.Context) error
-	Interrupt()        // no waiting until Resume
-	Park(ready func()) // until Resume, ready is called when Read might not block
-	Peek() (bytes bool, err error)
-	Resume()
-	CloseWrite() error
-	Close() error
-	Abort()       // RST; ends blocked calls
-	Broken() bool // reset or timed out, seen without reading
-}
+// program is the program's end of a connection. *stack.TCPConn is one, and *route.TCPConn where the
+// system's kernel ends the connection for us.
+type program = Upstream
 
 const (
 	smallBuffer = 16 << 10
@@ -72,12 +58,14 @@ func (p *buffers) sized(n int) func() []byte {
 // use, and none while it is parked (tcppark.go); a FIN passes on alone, and a reset of either side
 // resets the other.
 type tcpRelay struct {
-	r     *Relay
-	prog  program
-	up    Upstream
-	bulk  bulkEnds
-	link  *network.Link
-	owner OwnerKey
+	r    *Relay
+	prog program
+	up   Upstream
+	bulk bulkWays
+	link *network.Link
+
+	diverted bool // the kernel ends the program's side
+	owner    OwnerKey
 
 	end       atomic.Pointer[ending]
 	upDone    atomic.Bool // the program's FIN was passed on
@@ -180,6 +168,9 @@ func (t *tcpRelay) finish() {
 	}
 	t.r.tcp.remove(t)
 	t.r.Files.Release(t.owner)
+	if t.diverted {
+		t.r.undivert(t.link.Flow)
+	}
 	t.r.ended(t.link, t.end.Load().cause)
 }
 
@@ -224,30 +215,21 @@ func (t *tcpRelay) aborted() bool {
 func (t *tcpRelay) copyUp() (over bool) {
 	buffers, last := &t.r.buffers, 0
 	for {
-		if err := t.prog.WaitReadable(context.Background()); err != nil {
-			if errors.Is(err, stack.ErrInterrupted) {
-				return false
-			}
-			t.abort(clientCause(err))
-			return true
-		}
 		var n int
 		var err error
 		open := true
-		if t.bulk.possible() && last >= smallBuffer {
-			n, open, err = t.drainUp()
+		if t.bulk.up != nil && last >= smallBuffer {
+			n, open, err = t.bulk.up()
 		} else {
-			b := buffers.sized(last)()
-			if n, err = t.prog.Read(b); n > 0 {
-				open = t.send(b[:n])
-			}
-			buffers.put(b)
+			n, open, err = t.throughBuffer(t.prog, buffers.sized(last), t.send)
 		}
 		last = n
 		switch {
 		case !open:
 			return true
 		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return false
 		case err == io.EOF:
 			t.clientClosed()
 			return true
@@ -287,8 +269,18 @@ func (t *tcpRelay) sent(n int, err error) bool {
 func (t *tcpRelay) copyDown() (over bool) {
 	buffers, last := &t.r.buffers, 0
 	for {
-		b, n, err := t.up.Fill(buffers.sized(last), buffers.put)
+		var n int
+		var err error
+		open := true
+		if t.bulk.down != nil && last >= smallBuffer {
+			n, open, err = t.bulk.down()
+		} else {
+			n, open, err = t.throughBuffer(t.up, buffers.sized(last), t.receive)
+		}
+		last = n
 		switch {
+		case !open:
+			return true
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return false
@@ -299,18 +291,36 @@ func (t *tcpRelay) copyDown() (over bool) {
 			t.abort(serverCause(err))
 			return true
 		}
-		last = n
-		t.receiving.Store(true)
-		t.stay()
-		wrote, err := t.prog.Write(b[:n])
-		t.receiving.Store(false)
-		buffers.put(b)
-		t.link.Received(wrote)
-		if err != nil {
-			t.abort(clientCause(err))
-			return true
-		}
 	}
+}
+
+// receive writes to the program and reports whether to go on.
+func (t *tcpRelay) receive(b []byte) bool {
+	t.receiving.Store(true)
+	t.stay()
+	n, err := t.prog.Write(b)
+	return t.received(n, err)
+}
+
+// received ends a write to the program, and reports whether to go on.
+func (t *tcpRelay) received(n int, err error) bool {
+	t.receiving.Store(false)
+	t.link.Received(n)
+	if err != nil {
+		t.abort(clientCause(err))
+	}
+	return err == nil
+}
+
+// throughBuffer waits for bytes of one end and writes them to the other.
+func (t *tcpRelay) throughBuffer(from Upstream, get func() []byte, write func([]byte) bool) (n int, open bool, read error) {
+	b, n, err := from.Fill(get, t.r.buffers.put)
+	if err != nil {
+		return 0, true, err
+	}
+	open = write(b[:n])
+	t.r.buffers.put(b)
+	return n, open, nil
 }
 
 // clientClosed passes the program's FIN on.

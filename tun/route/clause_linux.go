@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -148,8 +149,10 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	case udpTo:
 		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
 	case tcpOpenTo:
-		return append(protocolIs(unix.IPPROTO_TCP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))),
-			transportHeader(offTCPFlags, 1, 1), &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN}))
+		to := []expr.Any{transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num)))}
+		return slices.Concat(protocolIs(unix.IPPROTO_TCP), to, opens())
+	case tcpOpen:
+		return append(protocolIs(unix.IPPROTO_TCP), opens()...)
 	case udpFrom:
 		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offSourcePort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
 	case socketMarkIs:
@@ -164,6 +167,12 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 		return []expr.Any{networkHeader(offHopLimit6, 1, 1), cmpEqual([]byte{byte(c.num)})}
 	}
 	panic(fmt.Sprintf("route: clause kind %d has no translation", c.kind))
+}
+
+// opens ends the rule unless the segment opens a connection.
+func opens() []expr.Any {
+	return []expr.Any{transportHeader(offTCPFlags, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN})}
 }
 
 func protocolIs(proto byte) []expr.Any {

@@ -12,6 +12,7 @@ type Guard struct {
 	Table  string
 	Chains []Chain
 	Asked  bool // there are sets of who asked a multicast or broadcast group
+	Bare   bool // there are no sets at all
 }
 
 // Chain is a base chain, or a plain one if Hook is empty.
@@ -67,6 +68,7 @@ const (
 	countPackets
 	udpTo
 	tcpOpenTo
+	tcpOpen
 	redirectTo
 	udpFrom
 	socketMarkIs
@@ -122,7 +124,7 @@ const (
 // it again. "guard" sees every packet, local or forwarded, when its way out is final (an output
 // hook would still see the first routing decision) and drops what is not named.
 //
-// With Policy.DNSPort there are three more (see redirectChains). They let nothing out: what they
+// With Policy.DivertPort there is one more (see divertChain), with Policy.DNSPort three (see redirectChains). They let nothing out: what they
 // change goes to loopback, and without them port 53 takes the way of all other traffic.
 func NewGuard(n Names, p Policy) Guard {
 	g := builder{n: n}
@@ -133,6 +135,9 @@ func NewGuard(n Names, p Policy) Guard {
 	}}
 	if p.Inbound != InboundFree {
 		guard.Chains = append(guard.Chains, g.inboundChain(p))
+	}
+	if p.DivertPort != 0 {
+		guard.Chains = append(guard.Chains, g.divertChain(p.DivertPort, Clause{kind: uidIs, num: p.UID}))
 	}
 	if p.DNSPort != 0 {
 		guard.Chains = append(guard.Chains, g.redirectChains(p)...)
@@ -249,8 +254,10 @@ func (g Guard) Name() string { return "nft table inet " + g.Table }
 func (g Guard) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", g.Table)
-	fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service\n\t}\n", set4)
-	fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv6_addr . ipv6_addr . inet_proto . inet_service . inet_service\n\t}\n", set6)
+	if !g.Bare {
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv4_addr . ipv4_addr . inet_proto . inet_service . inet_service\n\t}\n", set4)
+		fmt.Fprintf(&b, "\tset %s {\n\t\ttype ipv6_addr . ipv6_addr . inet_proto . inet_service . inet_service\n\t}\n", set6)
+	}
 	if g.Asked {
 		b.WriteString(askedText())
 	}
@@ -362,6 +369,8 @@ func (c Clause) protocolText() string {
 		return fmt.Sprintf("udp dport %d", c.num)
 	case tcpOpenTo:
 		return fmt.Sprintf("tcp dport %d tcp flags & (fin | syn | rst | ack) == syn", c.num)
+	case tcpOpen:
+		return "tcp flags & (fin | syn | rst | ack) == syn"
 	case redirectTo:
 		return fmt.Sprintf("redirect to :%d", c.num)
 	case udpFrom:

@@ -79,6 +79,9 @@ func sendGuard(g Guard, flows []packet.Flow, prepare func(*nftables.Conn, *nftab
 	prepare(c, gt.table)
 	c.AddTable(gt.table)
 	for _, s := range gt.sets {
+		if g.Bare {
+			break
+		}
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("set %s: %w", s.Name, err)
 		}
@@ -339,6 +342,8 @@ func (gt guardTable) exprs(r GuardRule) []expr.Any {
 		out = append(out, &expr.Verdict{Kind: expr.VerdictAccept})
 	case "drop":
 		out = append(out, &expr.Verdict{Kind: expr.VerdictDrop})
+	case "notrack":
+		out = append(out, &expr.Notrack{})
 	}
 	return out
 }

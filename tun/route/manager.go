@@ -70,6 +70,7 @@ type Status struct {
 	// DNSPort is where port 53 is redirected to, 0 if it is not; DNSRefused is why the kernel
 	// would not, if it was asked to.
 	DNSPort    uint16 `json:"dns_port,omitempty"`
+	DivertPort uint16 `json:"divert_port,omitempty"`
 	DNSRefused string `json:"dns_refused,omitempty"`
 
 	// InboundMode is what is in force, Inbound is that for people; InboundRefused is why the kernel
@@ -95,6 +96,7 @@ type Manager struct {
 	locals  atomic.Pointer[map[netip.Addr]struct{}]
 	lan     atomic.Bool   // the newest wish for Policy.BlockLAN
 	dnsPort atomic.Uint32 // and for Policy.DNSPort
+	diverts atomic.Bool   // Policy.DivertPort is in force
 	closed  atomic.Bool   // and for Policy.BlockInbound
 	wishes  chan struct{} // Run has not seen it yet
 	stale   chan struct{} // connection tracking may remember an old way of port 53

@@ -42,11 +42,12 @@ const (
 type Names struct {
 	Device       string `json:"device"`
 	NftTable     string `json:"nft_table"`
-	Mark         uint32 `json:"mark"`       // on gatun's own sockets; counts only together with their user
-	OldMark      uint32 `json:"old_mark"`   // set by the guard only: this packet keeps its old path
-	InMark       uint32 `json:"in_mark"`    // on inbound flows that were accepted
-	AskedMark    uint32 `json:"asked_mark"` // on datagrams that answer a multicast or broadcast query
-	BackMark     uint32 `json:"back_mark"`  // on sockets of flows that were handed back; counts only together with that flow's connection mark
+	Mark         uint32 `json:"mark"`        // on gatun's own sockets; counts only together with their user
+	OldMark      uint32 `json:"old_mark"`    // set by the guard only: this packet keeps its old path
+	InMark       uint32 `json:"in_mark"`     // on inbound flows that were accepted
+	AskedMark    uint32 `json:"asked_mark"`  // on datagrams that answer a multicast or broadcast query
+	BackMark     uint32 `json:"back_mark"`   // on sockets of flows that were handed back; counts only together with that flow's connection mark
+	DivertMark   uint32 `json:"divert_mark"` // on SYNs of programs that gatun sends once more, to end the connection itself
 	Queue        uint16 `json:"queue"`
 	Mask         uint32 `json:"mask"`
 	Table        int    `json:"table"`
@@ -74,6 +75,7 @@ func (n Names) WithMark(mark uint32) Names {
 	n.InMark = nextMark(n.OldMark, n.Mask)
 	n.AskedMark = nextMark(n.InMark, n.Mask)
 	n.BackMark = nextMark(n.AskedMark, n.Mask)
+	n.DivertMark = nextMark(n.BackMark, n.Mask)
 	return n
 }
 
@@ -110,8 +112,8 @@ func (n Names) Validate() error {
 		return errors.New("the names of the device and of the nftables table must not be empty")
 	case n.Mark == 0 || n.Mark&^n.Mask != 0:
 		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
-	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark, n.BackMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark, n.BackMark):
-		return fmt.Errorf("core/mark: %#08x leaves no room for four marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.DivertMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.DivertMark):
+		return fmt.Errorf("core/mark: %#08x leaves no room for five marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
 	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
 		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
 	}

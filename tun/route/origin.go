@@ -15,6 +15,7 @@ import (
 const (
 	ctNew0 = 0x0100 // NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_NEW: an entry
 	ctGet  = 0x0101 // IPCTNL_MSG_CT_GET: the question for one
+	ctDrop = 0x0102 // IPCTNL_MSG_CT_DELETE
 
 	ctTupleOriginal, ctTupleReply = 1, 2 // CTA_TUPLE_…
 	ctTupleIP, ctTupleProto       = 1, 2
@@ -23,8 +24,8 @@ const (
 	ctProto, ctSourcePort         = 1, 2 // CTA_PROTO_…
 	ctDestinationPort             = 3
 
-	netlinkError, netlinkRequest = 2, 1
-	attrNested, attrTypeMask     = 0x8000, 0x3fff
+	netlinkError, netlinkRequest, netlinkAck = 2, 1, 4
+	attrNested, attrTypeMask                 = 0x8000, 0x3fff
 
 	netlinkHeader = 16
 	ctHeader      = netlinkHeader + 4 // and struct nfgenmsg
@@ -34,10 +35,21 @@ const (
 var (
 	errTruncated = errors.New("truncated connection tracking message")
 	errNoEntry   = errors.New("connection tracking does not know the flow")
+	errDone      = errors.New("connection tracking has done it") // no entry comes with that
 )
 
 // appendQuestion asks for the entry whose answers have f's addresses, from f.Remote to f.Local.
 func appendQuestion(b []byte, seq uint32, f packet.Flow) []byte {
+	return appendTuple(b, ctGet, netlinkRequest, seq, ctTupleReply, packet.Flow{Proto: f.Proto, Local: f.Remote, Remote: f.Local})
+}
+
+// appendForget asks to delete the entry that f, as its first packet has it, has made.
+func appendForget(b []byte, seq uint32, f packet.Flow) []byte {
+	return appendTuple(b, ctDrop, netlinkRequest|netlinkAck, seq, ctTupleOriginal, f)
+}
+
+// appendTuple writes a message about the entry of which one direction goes from f.Local to f.Remote.
+func appendTuple(b []byte, message, flags uint16, seq uint32, direction uint16, f packet.Flow) []byte {
 	start := len(b)
 	family, source, destination := byte(2), uint16(ctSource4), uint16(ctDestination4)
 	if f.Is6() {
@@ -45,20 +57,20 @@ func appendQuestion(b []byte, seq uint32, f packet.Flow) []byte {
 	}
 	ne := binary.NativeEndian
 	b = ne.AppendUint32(b, 0) // length, set below
-	b = ne.AppendUint16(b, ctGet)
-	b = ne.AppendUint16(b, netlinkRequest)
+	b = ne.AppendUint16(b, message)
+	b = ne.AppendUint16(b, flags)
 	b = ne.AppendUint32(b, seq)
 	b = ne.AppendUint32(b, 0)
 	b = append(b, family, 0, 0, 0)
-	b, tuple := openAttr(b, ctTupleReply)
+	b, tuple := openAttr(b, direction)
 	b, ip := openAttr(b, ctTupleIP)
-	b = appendAttr(b, source, f.Remote.Addr().AsSlice())
-	b = appendAttr(b, destination, f.Local.Addr().AsSlice())
+	b = appendAttr(b, source, f.Local.Addr().AsSlice())
+	b = appendAttr(b, destination, f.Remote.Addr().AsSlice())
 	closeAttr(b, ip)
 	b, proto := openAttr(b, ctTupleProto)
 	b = appendAttr(b, ctProto, []byte{byte(f.Proto)})
-	b = appendAttr(b, ctSourcePort, binary.BigEndian.AppendUint16(nil, f.Remote.Port()))
-	b = appendAttr(b, ctDestinationPort, binary.BigEndian.AppendUint16(nil, f.Local.Port()))
+	b = appendAttr(b, ctSourcePort, binary.BigEndian.AppendUint16(nil, f.Local.Port()))
+	b = appendAttr(b, ctDestinationPort, binary.BigEndian.AppendUint16(nil, f.Remote.Port()))
 	closeAttr(b, proto)
 	closeAttr(b, tuple)
 	ne.PutUint32(b[start:], uint32(len(b)-start))
@@ -111,6 +123,9 @@ func parseEntry(b []byte, seq uint32) (f packet.Flow, ok bool, err error) {
 }
 
 func entryError(e syscall.Errno) error {
+	if e == 0 {
+		return errDone
+	}
 	if e == syscall.ENOENT {
 		return errNoEntry
 	}

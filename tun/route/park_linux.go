@@ -137,6 +137,9 @@ func (w *watcher) add(fd int, ready func()) error {
 	return err
 }
 
+// again arms fd, which was added, for one event more.
+func (w *watcher) again(fd int) error { return w.control(unix.EPOLL_CTL_MOD, fd) }
+
 // remove takes fd out, while it is still open.
 func (w *watcher) remove(fd int) {
 	w.forget(fd)

@@ -21,6 +21,9 @@ type Policy struct {
 	// programs of this machine send to port 53 is redirected; 0 leaves it on its way into the TUN
 	// device, and what they send to loopback unseen.
 	DNSPort uint16
+	// DivertPort is the port of a Diverter, to which the connections that it sends once more are led; 0
+	// leaves them on their way into the TUN device.
+	DivertPort uint16
 	// Inbound is what becomes of new inbound flows. Where the kernel cannot queue, the Manager
 	// turns InboundQueued into InboundCompat, or else into InboundDropped or InboundFree as
 	// BlockInbound says: what holds for everybody, because then no program is asked about.

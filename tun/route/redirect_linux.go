@@ -72,6 +72,7 @@ type origins struct {
 
 // originConn is one socket with its buffers. One goroutine uses it at a time.
 type originConn struct {
+	f     *os.File // keeps fd open
 	fd    int
 	seq   uint32
 	ask   [ctQuestion]byte
@@ -82,24 +83,11 @@ const originConns = 4
 
 // openOrigins fails where the kernel does not let us ask.
 func openOrigins() (*origins, error) {
-	o := &origins{idle: make(chan *originConn, originConns), closed: make(chan struct{})}
-	for range originConns {
-		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-		if err != nil {
-			o.close()
-			return nil, os.NewSyscallError("socket NETLINK_NETFILTER", err)
-		}
-		c := &originConn{fd: fd}
-		o.idle <- c
-		// Connected to the kernel, every other sender is refused. Answers are queued before the
-		// question returns; the limit only ends a lost one.
-		limit := unix.NsecToTimeval(int64(time.Second))
-		if err := errors.Join(unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
-			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)); err != nil {
-			o.close()
-			return nil, fmt.Errorf("set up the socket to connection tracking: %w", err)
-		}
+	files, err := openConntrack(originConns)
+	if err != nil {
+		return nil, err
 	}
+	o := newOrigins(files)
 	nobody := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), firstDNSPort)
 	if _, err := o.find(packet.Flow{Proto: packet.UDP, Local: nobody, Remote: nobody}); !errors.Is(err, errNoEntry) {
 		o.close()
@@ -108,8 +96,59 @@ func openOrigins() (*origins, error) {
 	return o, nil
 }
 
+// openConntrack opens sockets to the connection tracking of this network namespace.
+func openConntrack(count int) ([]*os.File, error) {
+	var files []*os.File
+	for range count {
+		fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+		if err != nil {
+			return nil, errors.Join(os.NewSyscallError("socket NETLINK_NETFILTER", err), closeFiles(files))
+		}
+		files = append(files, os.NewFile(uintptr(fd), "conntrack"))
+		// Connected to the kernel, every other sender is refused. Answers are queued before the
+		// question returns; the limit only ends a lost one.
+		limit := unix.NsecToTimeval(int64(time.Second))
+		if err := errors.Join(unix.Connect(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}),
+			unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit)); err != nil {
+			return nil, errors.Join(fmt.Errorf("set up the socket to connection tracking: %w", err), closeFiles(files))
+		}
+	}
+	return files, nil
+}
+
+func closeFiles(files []*os.File) (err error) {
+	for _, f := range files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// newOrigins takes over sockets of openConntrack.
+func newOrigins(files []*os.File) *origins {
+	o := &origins{idle: make(chan *originConn, len(files)), closed: make(chan struct{})}
+	for _, f := range files {
+		o.idle <- &originConn{f: f, fd: int(f.Fd())}
+	}
+	return o
+}
+
 // find returns the flow as it was before the translation; f is as the listener sees it.
 func (o *origins) find(f packet.Flow) (packet.Flow, error) {
+	return o.ask(func(b []byte, seq uint32) []byte { return appendQuestion(b, seq, f) })
+}
+
+// forget makes connection tracking see the flow anew. f is as the program knows it. It is no error if it
+// is not known.
+func (o *origins) forget(f packet.Flow) error {
+	_, err := o.ask(func(b []byte, seq uint32) []byte { return appendForget(b, seq, f) })
+	if errors.Is(err, errNoEntry) || errors.Is(err, errDone) {
+		return nil
+	}
+	return err
+}
+
+// ask returns the answer to one question.
+func (o *origins) ask(question func(b []byte, seq uint32) []byte) (packet.Flow, error) {
 	var c *originConn
 	select {
 	case c = <-o.idle:
@@ -118,7 +157,7 @@ func (o *origins) find(f packet.Flow) (packet.Flow, error) {
 	}
 	defer o.put(c)
 	c.seq++
-	if _, err := uninterrupted(func() (int, error) { return unix.Write(c.fd, appendQuestion(c.ask[:0], c.seq, f)) }); err != nil {
+	if _, err := uninterrupted(func() (int, error) { return unix.Write(c.fd, question(c.ask[:0], c.seq)) }); err != nil {
 		return packet.Flow{}, fmt.Errorf("ask connection tracking: %w", err)
 	}
 	for {
@@ -160,7 +199,7 @@ func (o *origins) drain() {
 	for {
 		select {
 		case c := <-o.idle:
-			unix.Close(c.fd)
+			_ = c.f.Close()
 		default:
 			return
 		}

@@ -63,19 +63,19 @@ func (m *Manager) fulfil() {
 
 // install puts the guard in as the policy says. Where the kernel will not redirect (no NAT, or
 // none for one of the families), it goes in without that: port 53 then enters the TUN device, and
-// only what is asked on loopback stays unseen.
+// only what is asked on loopback stays unseen; netstack ends all connections that are relayed.
 func (m *Manager) install() error {
 	p := m.opts.Policy
 	var unqueued error
 	p.Inbound, unqueued = m.inbound(p)
 	if m.refused != nil {
-		p.DNSPort = 0
+		p.DNSPort, p.DivertPort = 0, 0
 	}
 	guard := NewGuard(m.opts.Names, p)
 	err := m.put(guard, m.flowList())
-	if err != nil && p.DNSPort != 0 {
+	if err != nil && (p.DNSPort != 0 || p.DivertPort != 0) {
 		refused := err
-		p.DNSPort = 0
+		p.DNSPort, p.DivertPort = 0, 0
 		guard = NewGuard(m.opts.Names, p)
 		if err = m.put(guard, m.flowList()); err == nil {
 			m.refused = refused
@@ -86,18 +86,22 @@ func (m *Manager) install() error {
 		return err
 	}
 	m.guard = guard
+	m.diverts.Store(p.DivertPort != 0)
 	m.update(func(s *Status) {
 		s.InboundMode, s.Inbound, s.InboundRefused = p.Inbound, p.Inbound.text(), ""
 		if unqueued != nil {
 			s.InboundRefused = unqueued.Error()
 		}
-		s.DNSPort, s.DNSRefused = p.DNSPort, ""
+		s.DNSPort, s.DivertPort, s.DNSRefused = p.DNSPort, p.DivertPort, ""
 		if m.refused != nil {
 			s.DNSRefused = m.refused.Error()
 		}
 	})
 	return nil
 }
+
+// Diverts reports whether a Diverter's connections are led to it now.
+func (m *Manager) Diverts() bool { return m.diverts.Load() }
 
 // inbound is the mode that the kernel takes for the one that is asked for.
 func (m *Manager) inbound(p Policy) (InboundMode, error) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gatun/tun"
+	"gatun/tun/route"
 
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
@@ -27,6 +28,9 @@ type Box struct {
 	cmd            *exec.Cmd
 	device         tun.Device
 	diag, closings *os.File
+	files          route.DiverterFiles // until Diverter
+	diverter       *route.Diverter
+	log            *zap.Logger
 	netns          uint64
 	buf            []byte
 
@@ -54,7 +58,7 @@ func Start(ctx context.Context, o Options) (*Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Box{ctl: ctl, buf: make([]byte, maxMessage), dials: map[uint64]chan dialed{}}
+	b := &Box{ctl: ctl, log: o.Logger, buf: make([]byte, maxMessage), dials: map[uint64]chan dialed{}}
 	if b.cmd, err = startSupervisor(o, theirs); err != nil {
 		ctl.conn.Close()
 		return nil, err
@@ -155,7 +159,7 @@ func (b *Box) setUp(ctx context.Context, o Options) error {
 	case m.Op == opFailed:
 		closeAll(fds)
 		return explain("set up the sandbox", &setUpError{m.Text, syscall.Errno(m.Errno)}, readHostSettings(os.Geteuid() == 0))
-	case m.Op != opReady || len(fds) != 3:
+	case m.Op != opReady || len(fds) != 3+m.Divert.Listeners+m.Divert.Raw+m.Divert.Conntrack:
 		closeAll(fds)
 		return fmt.Errorf("set up the sandbox: got %q with %d descriptors", m.Op, len(fds))
 	}
@@ -165,12 +169,33 @@ func (b *Box) setUp(ctx context.Context, o Options) error {
 	b.netns = m.NetNS
 	b.diag = os.NewFile(uintptr(fds[1]), "sock_diag")
 	b.closings = os.NewFile(uintptr(fds[2]), "closings")
+	b.takeDiverter(m.Divert, fds[3:])
+	if m.Divert.Refused != "" {
+		o.Logger.Info("sandbox: connections are relayed through netstack", zap.String("because", m.Divert.Refused))
+	}
 	if len(m.MAC) == 0 {
 		b.device, err = tun.FromFD(fds[0], o.MTU, DeviceName)
 	} else {
 		b.device, err = tun.FromPacketSocket(fds[0], m.IfIndex, m.MAC, o.MTU)
 	}
 	return err
+}
+
+// takeDiverter takes over the descriptors that let the kernel end connections.
+func (b *Box) takeDiverter(m divertMessage, fds []int) {
+	b.files.Port = m.Port
+	for i, fd := range fds {
+		switch {
+		case i < m.Listeners:
+			_ = unix.SetNonblock(fd, false) // else the runtime's poller takes it, see route.Diverter
+			b.files.Listeners = append(b.files.Listeners, os.NewFile(uintptr(fd), "diverted"))
+		case i < m.Listeners+m.Raw:
+			_ = unix.SetNonblock(fd, true)
+			b.files.Raw = append(b.files.Raw, os.NewFile(uintptr(fd), "raw socket"))
+		default:
+			b.files.Conntrack = append(b.files.Conntrack, os.NewFile(uintptr(fd), "conntrack"))
+		}
+	}
 }
 
 // setUpError is an error of the supervisor: its text, and the errno the advice depends on.
@@ -203,6 +228,23 @@ func (b *Box) DiagFD() *os.File { return b.diag }
 // Closings is a NETLINK_SOCK_DIAG socket of the command's network namespace that reports every
 // closed UDP socket (state.ClosingGroups). Close closes it.
 func (b *Box) Closings() *os.File { return b.closings }
+
+// Diverter lets the kernel of the command's network end connections; nil where it cannot. Its connections
+// are parked with those of d. It is to be called once; Close closes it.
+func (b *Box) Diverter(d *route.Dialer) *route.Diverter {
+	files := b.files
+	b.files = route.DiverterFiles{}
+	if len(files.Listeners) == 0 {
+		return nil
+	}
+	v, err := route.NewDiverter(files, d, false)
+	if err != nil {
+		b.log.Warn("connections are relayed through netstack", zap.Error(err))
+		return nil
+	}
+	b.diverter = v
+	return v
+}
 
 // NetNS is the inode of the command's network namespace.
 func (b *Box) NetNS() uint64 { return b.netns }
@@ -294,6 +336,10 @@ func (b *Box) Close() error {
 	_ = b.reap() // how the supervisor ended is Wait's business
 	if b.device != nil {
 		err = errors.Join(err, b.device.Close())
+	}
+	b.files.Close()
+	if b.diverter != nil {
+		b.diverter.Close()
 	}
 	for _, f := range []*os.File{b.diag, b.closings} {
 		if f != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -141,7 +142,13 @@ func (s *supervisor) setUp() error {
 		return err
 	}
 	ready := message{Op: opReady, NetNS: s.netns, IfIndex: in.ifIndex, MAC: in.mac, Warnings: append(in.warnings, warnings...)}
-	return s.ctl.send(ready, in.deviceFD, in.diagFD, in.closingsFD)
+	d := in.diverter
+	ready.Divert = divertMessage{Port: d.Port, Listeners: len(d.Listeners), Raw: len(d.Raw), Conntrack: len(d.Conntrack), Refused: in.undiverted}
+	fds := []int{in.deviceFD, in.diagFD, in.closingsFD}
+	for _, f := range slices.Concat(d.Listeners, d.Raw, d.Conntrack) {
+		fds = append(fds, int(f.Fd()))
+	}
+	return s.ctl.send(ready, fds...)
 }
 
 // serve obeys the caller until it is gone, and then ends what is left in the namespace.

@@ -16,7 +16,7 @@ type op string
 
 const (
 	opSetup      op = "setup"      // parent: MTU, ResolvConf, Link
-	opReady      op = "ready"      // child: NetNS, IfIndex, MAC, Warnings; files: device, diag socket, closings
+	opReady      op = "ready"      // child: NetNS, IfIndex, MAC, Divert, Warnings; files: device, diag socket, closings, the Diverter's
 	opFailed     op = "failed"     // child: Text, Errno
 	opStart      op = "start"      // parent
 	opStarted    op = "started"    // child: PID
@@ -45,7 +45,19 @@ type message struct {
 	Signal     int      `json:",omitempty"`
 	ID         uint64   `json:",omitempty"`
 	Port       uint16   `json:",omitempty"`
+
+	Divert divertMessage
 }
+
+// divertMessage says which of the descriptors of opReady are a Diverter's.
+type divertMessage struct {
+	Port                      uint16
+	Listeners, Raw, Conntrack int    // their numbers, in this order behind the others
+	Refused                   string // why there are none
+}
+
+// maxFiles is more descriptors than any message has.
+const maxFiles = 16
 
 // maxMessage holds the largest message: setup with a base64 resolv.conf.
 const maxMessage = 2*maxResolvConf + 4096
@@ -103,7 +115,7 @@ func (c *control) send(m message, fds ...int) error {
 // the caller.
 func (c *control) receive(buf []byte) (message, []int, error) {
 	var m message
-	rights := make([]byte, unix.CmsgSpace(4*4))
+	rights := make([]byte, unix.CmsgSpace(4*maxFiles))
 	n, nr, _, _, err := c.conn.ReadMsgUnix(buf, rights)
 	if err != nil {
 		return m, nil, err

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"gatun/tun"
+	"gatun/tun/route"
 )
 
 // IsChild reports whether this process is the supervisor of a sandbox.
@@ -28,6 +29,9 @@ func (*Box) Device() tun.Device { return nil }
 
 // DiagFD returns nil.
 func (*Box) DiagFD() *os.File { return nil }
+
+// Diverter returns nil.
+func (*Box) Diverter(*route.Dialer) *route.Diverter { return nil }
 
 // Closings returns nil.
 func (*Box) Closings() *os.File { return nil }
