@@ -138,10 +138,15 @@ func TestCrossed(t *testing.T) {
 		{"relayed connections", modeUp, 10_000, 1000, 1000, "NOT handed back"},
 		{"relayed, as it says", modeRelay, 9000, 1, 20000, ""},
 		{"handed back behind the back", modeRelay, 1, 1, 20000, "NOT relayed"},
+		{"relayed between two sockets", modeRelay, 1, 1, -20000, ""},
 		{"too little to tell", modeRelay, 1000, 1000, 1000, ""},
 		{"nothing known", modeUp, 77, 0, 0, ""},
 	} {
-		r := row{}.crossed(c.mode, []sample{{through: result(1, int(c.tun), c.flows, c.packets)}})
+		used := time.Duration(0)
+		if c.packets < 0 { // work was done
+			c.packets, used = -c.packets, time.Second
+		}
+		r := row{}.crossed(c.mode, []sample{{cpu: used, through: result(1, int(c.tun), c.flows, c.packets)}})
 		if (c.wrong == "") != (r.Wrong == "") || !strings.Contains(r.Wrong, c.wrong) {
 			t.Errorf("%s: %q", c.name, r.Wrong)
 		}

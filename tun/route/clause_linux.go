@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"slices"
 
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -148,11 +147,8 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 			transportHeader(offICMPType, 1, 1), cmpEqual([]byte{byte(c.num)}))
 	case udpTo:
 		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
-	case tcpOpenTo:
-		to := []expr.Any{transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num)))}
-		return slices.Concat(protocolIs(unix.IPPROTO_TCP), to, opens())
-	case tcpOpen:
-		return append(protocolIs(unix.IPPROTO_TCP), opens()...)
+	case tcpOpen, tcpOpenTo:
+		return opens(c)
 	case udpFrom:
 		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offSourcePort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
 	case socketMarkIs:
@@ -169,10 +165,14 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	panic(fmt.Sprintf("route: clause kind %d has no translation", c.kind))
 }
 
-// opens ends the rule unless the segment opens a connection.
-func opens() []expr.Any {
-	return []expr.Any{transportHeader(offTCPFlags, 1, 1),
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN})}
+// opens ends the rule unless the segment opens a connection, to a port where the clause names one.
+func opens(c Clause) []expr.Any {
+	out := protocolIs(unix.IPPROTO_TCP)
+	if c.kind == tcpOpenTo {
+		out = append(out, transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
+	}
+	return append(out, transportHeader(offTCPFlags, 1, 1),
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN}))
 }
 
 func protocolIs(proto byte) []expr.Any {
