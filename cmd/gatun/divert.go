@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"gatun/firewall/interception"
 	"gatun/network/packet"
+	"gatun/status"
 	"gatun/tun/route"
 )
 
@@ -18,6 +20,19 @@ func (o *engineOptions) divert(ctx context.Context, f packet.Flow, syn []byte) (
 		return nil, err // not a nil pointer in an interface
 	}
 	return c, nil
+}
+
+// relayModule says in `status` where relayed connections end.
+func (e *engine) relayModule() status.Module {
+	m := status.Module{Name: "relay", Message: "connections end in netstack"}
+	if e.opt.diverter == nil || !e.opt.diverts() {
+		return m
+	}
+	m.Message = "connections end in the kernel"
+	if n := e.relay.Counters().TCPUndiverted; n > 0 {
+		m.State, m.Message = status.Info, fmt.Sprintf("%s, but for %d that it did not end: something filters what goes over loopback", m.Message, n)
+	}
+	return m
 }
 
 func openPipe() (interception.Pipe, error) {

@@ -216,7 +216,7 @@ func (e *engine) modules(s *api.Status) []status.Module {
 		prompts.State, prompts.Message = status.Info, fmt.Sprintf("%d wait for an answer: gatun prompt", s.Prompts)
 	}
 	intelligence := e.known.module(e.opt.store.NeedsGeo(), e.opt.store.GeoMissing())
-	return []status.Module{policy, e.networksModule(s), resolvers, intelligence, prompts}
+	return []status.Module{policy, e.networksModule(s), resolvers, intelligence, prompts, e.relayModule()}
 }
 
 func warningTexts(cfg *config.Config, store *profiles.Store) []string {

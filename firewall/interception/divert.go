@@ -2,6 +2,7 @@ package interception
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -14,6 +15,8 @@ import (
 // diverted are the connections that the system's kernel ends for us: none of their packets comes to
 // netstack.
 type diverted struct {
+	paused atomic.Uint32 // until this tick netstack ends all
+
 	mu sync.Mutex
 	of map[packet.Flow]*diversion
 }
@@ -98,7 +101,7 @@ func (d *diverted) stray(f packet.Flow, now time.Time) (lives bool, lost *tcpRel
 func (r *Relay) divert(f *stack.TCPFlow, l *network.Link) program {
 	syn, owner := f.Held(), ownerOf(l)
 	number, whole := sequence(syn)
-	if r.Divert == nil || !whole || !r.Files.AcquireSpare(owner) {
+	if r.Divert == nil || !whole || r.now.Load() < r.diverted.paused.Load() || !r.Files.AcquireSpare(owner) {
 		return nil
 	}
 	if !r.diverted.add(l.Flow, &diversion{owner: owner, syn: number}) { // before its first segment can come
@@ -108,7 +111,11 @@ func (r *Relay) divert(f *stack.TCPFlow, l *network.Link) program {
 	c, err := r.Divert(f.Context(), l.Flow, syn)
 	if err != nil {
 		r.undivert(l.Flow)
-		if f.Context().Err() == nil && r.counts.undiverted.Add(1) == 1 {
+		if f.Context().Err() != nil {
+			return nil // the program gave up
+		}
+		r.diverted.paused.Store(r.now.Load() + ticks(divertAgain))
+		if r.counts.undiverted.Add(1) == 1 {
 			r.log.Warn("a connection is relayed through netstack because the kernel did not end it; status counts them", zap.Stringer("flow", l.Flow), zap.Error(err))
 		}
 		return nil
@@ -123,6 +130,10 @@ func (r *Relay) undivert(f packet.Flow) {
 		r.Files.Release(v.owner)
 	}
 }
+
+// divertAgain is how long netstack ends all connections after one that the kernel did not end: somebody
+// filters what goes over loopback, and each attempt costs the program a second.
+const divertAgain = 30 * time.Second
 
 // Strayed reports whether a segment that came to netstack belongs to a connection that the kernel ends:
 // it is swallowed then. It may be called on the packet path.
