@@ -248,3 +248,36 @@ func TestMemoryMoves(t *testing.T) {
 		t.Errorf("%d held, %d addresses", m.Len(), len(m.byAddr))
 	}
 }
+
+// TestMemoryTellsOfNews: whoever relies on the names of an address is told before an answer is given that
+// changes them, and of nothing else.
+func TestMemoryTellsOfNews(t *testing.T) {
+	var told []netip.Addr
+	m := newMemory(MemoryOptions{Changed: func(a netip.Addr) { told = append(told, a) }})
+	a, b := owner("/usr/bin/a", 1000), owner("/usr/bin/b", 1000)
+	x, y, lan := addr("198.51.100.1"), addr("198.51.100.2"), addr("10.0.0.7")
+	answer := func(r Resolved) Resolved { r.TTL = time.Minute; return r }
+	for i, c := range []struct {
+		do   func()
+		want []netip.Addr
+	}{
+		{func() { m.Remember(a, answer(Resolved{Name: "a.example", Addrs: []netip.Addr{x, y}})) }, []netip.Addr{x, y}},
+		{func() { m.Remember(a, answer(Resolved{Name: "a.example", Addrs: []netip.Addr{y, x}})) }, nil},
+		{func() { m.Remember(b, answer(Resolved{Name: "a.example", Addrs: []netip.Addr{x}})) }, []netip.Addr{x}},
+		{func() { m.Remember(a, answer(Resolved{Name: "b.example", Addrs: []netip.Addr{x}})) }, []netip.Addr{x}},
+		{func() {
+			m.Remember(a, answer(Resolved{Name: "b.example", CNAMEs: []string{"c.example"}, Addrs: []netip.Addr{x}}))
+		}, []netip.Addr{x}},
+		{func() { m.Remember(a, answer(Resolved{Name: "lan.example", Addrs: []netip.Addr{lan}})) }, []netip.Addr{lan}},
+		{func() { m.Moved() }, []netip.Addr{lan}},
+		{func() {
+			m.now = m.now.Add(leastMemory + tailMemory + time.Second) // the name was forgotten meanwhile
+			m.Remember(a, answer(Resolved{Name: "a.example", Addrs: []netip.Addr{y}}))
+		}, []netip.Addr{y}},
+	} {
+		told = nil
+		if c.do(); !slices.Equal(told, c.want) {
+			t.Errorf("%d: told of %v, want %v", i, told, c.want)
+		}
+	}
+}

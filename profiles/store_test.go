@@ -428,3 +428,35 @@ func TestCompact(t *testing.T) {
 		t.Errorf("%+v", s.For(o))
 	}
 }
+
+// TestOnMove: whoever keeps decisions beside the revision is told of every change of what is in force, before
+// it and after it.
+func TestOnMove(t *testing.T) {
+	s := newStore(t, "version: 1\n", Options{})
+	var at []uint64
+	s.OnMove(func() { at = append(at, s.current.Load().revision) })
+	changes := []func(){
+		func() {
+			if err := s.Swap(loadText(t, "version: 1\nfilter: {defaultAction: block}\n"), status.State{}); err != nil {
+				t.Error(err)
+			}
+		},
+		s.Renew,
+		func() {
+			if _, err := s.AddTemporary(Temporary{Rule: "- example.com", Until: time.Now().Add(time.Hour)}); err != nil {
+				t.Error(err)
+			}
+		},
+		func() { s.RemoveTemporary("t1") },
+		func() { s.Pause(time.Now().Add(time.Hour)) },
+		func() { s.Expire(time.Now().Add(2*time.Hour), nil) },
+	}
+	for i, change := range changes {
+		at = nil
+		before := s.current.Load().revision
+		change()
+		if len(at) != 2 || at[0] != before || at[1] != before+1 {
+			t.Errorf("change %d of revision %d: told at %v", i, before, at)
+		}
+	}
+}

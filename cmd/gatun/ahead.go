@@ -89,10 +89,19 @@ func (a *ahead) run(ctx context.Context, o *state.Owners) error {
 	}
 	a.permits.Store(p)
 	defer a.permits.Store(nil)
+	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.listen(ctx, p) })
 	g.Go(func() error { return a.keep(ctx, p) })
-	return g.Wait()
+	if err = g.Wait(); err == nil {
+		return nil
+	}
+	a.permits.Store(nil) // it can be done without
+	err = errors.Join(err, p.Close())
+	a.absent.Store(&err)
+	a.log.Error("no connection is permitted ahead any more", zap.Error(err))
+	<-outer.Done()
+	return nil
 }
 
 // listen enters what begins.

@@ -123,6 +123,11 @@ func newKernelLab(t *testing.T, yaml string) *kernelLab {
 
 func newKernelLabOf(t *testing.T, yaml string, owners func(*kernelLab) Owners) *kernelLab {
 	t.Helper()
+	return newKernelLabWith(t, yaml, owners, func(*Gate) {})
+}
+
+func newKernelLabWith(t *testing.T, yaml string, owners func(*kernelLab) Owners, change func(*Gate)) *kernelLab {
+	t.Helper()
 	t.Cleanup(func() { goleak.VerifyNone(t, goleak.IgnoreCurrent()) })
 	l := &kernelLab{kernel: &fakeKernel{accepted: map[packet.Flow]bool{}}, dialed: make(chan netip.AddrPort, 16)}
 	l.redirectLab = &redirectLab{t: t, owner: prog("/usr/bin/a")}
@@ -132,6 +137,7 @@ func newKernelLabOf(t *testing.T, yaml string, owners func(*kernelLab) Owners) *
 		Table: network.NewTable(nowForTests), Firewall: m, Owners: owners(l), Names: l, Nameserver: l, Log: zap.NewNop(),
 		Prompts: firewall.NewPrompts(nowForTests), Clock: nowForTests, Kernel: l.kernel,
 	}
+	change(l.gate)
 	out := &fakeNet{dial: func(context.Context) (*fakeUp, error) { return nil, syscall.ECONNREFUSED }}
 	l.gate.Relay = NewRelay(out, zap.NewNop(), func(k *network.Link, cause string) { l.gate.Ended(k, cause) })
 	dev, program := tun.Pipe(1500)

@@ -154,7 +154,7 @@ func (h *hooks) makeMaps() error {
 func (o *Owners) Close() error {
 	var errs []error
 	if o.permits != nil {
-		errs = append(errs, o.permits.close())
+		errs = append(errs, o.permits.Close())
 	}
 	for _, l := range o.links {
 		errs = append(errs, l.Close())

@@ -33,6 +33,9 @@ type Permits struct{}
 // Permits fails with ErrNoPermits.
 func (*Owners) Permits() (*Permits, error) { return nil, ErrNoPermits }
 
+// Close does nothing.
+func (*Permits) Close() error { return nil }
+
 // Renew does nothing.
 func (*Permits) Renew() error { return nil }
 

@@ -72,8 +72,8 @@ func (o *Owners) openPermits(mark, mask uint32) error {
 	return nil
 }
 
-// close ends every permission.
-func (p *Permits) close() error {
+// Close ends every permission for good.
+func (p *Permits) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.generation = 0
