@@ -133,7 +133,7 @@ func (r *Relay) undivert(f packet.Flow) {
 
 // divertAgain is how long netstack ends all connections after one that the kernel did not end: somebody
 // filters what goes over loopback, and each attempt costs the program a second.
-const divertAgain = 30 * time.Second
+const divertAgain = 10 * time.Second
 
 // Strayed reports whether a segment that came to netstack belongs to a connection that the kernel ends:
 // it is swallowed then. It may be called on the packet path.
