@@ -204,8 +204,8 @@ const (
 	maxFlows = 32 << 10
 	// maxPermits is not allocated at once.
 	maxPermits = 4 << 10
-	// begunRoom is a second of connections that nobody reads of. Behind that SYNs wait.
-	begunRoom = 1 << 20
+	// begunRoom is some 3 000 connections that nobody has read of yet. Behind that SYNs are sent again.
+	begunRoom = 256 << 10
 	// maxImages: programs that sent something lately. One that is lost is read from /proc as
 	// long as it lives.
 	maxImages = 2 << 10

@@ -158,6 +158,7 @@ func (t *Table) accept(due []Began) {
 		if e, ok := t.flows[b.Flow]; ok && e.ahead && e.cookie == b.Cookie {
 			e.ahead = false // who ends it from now on deletes it
 			t.flows[b.Flow] = e
+			delete(t.cookies, b.Cookie) // many may last: they are found by their names, as all others
 			flows = append(flows, b.Flow)
 		}
 	}

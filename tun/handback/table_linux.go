@@ -40,7 +40,7 @@ type Table struct {
 
 	opening *opening // nil: nothing begins ahead
 	fresh   fresh
-	cookies map[uint64]packet.Flow       // of sockets whose connections began ahead
+	cookies map[uint64]packet.Flow       // of sockets whose connections began ahead and are not in the set
 	ahead   map[netip.AddrPort]time.Time // destinations, and when they were admitted last
 }
 
