@@ -178,8 +178,8 @@ func (g builder) outgoing(p Policy) []GuardRule {
 		// of a socket counts only with that of the connection, which no program can set. Both outlive
 		// Down: Up takes the connection's away (forgetHandedBack), so no flow of the snapshot is among them.
 		{"handed back", []Clause{g.backed(), g.mark(back)}, "accept"},
-		{"handed back", []Clause{g.backed(), g.mark(0)}, "accept"},
 		{"loopback", []Clause{{kind: oifLoopback}}, "accept"},
+		{"handed back", []Clause{g.backed(), g.mark(0)}, "accept"},
 		{"own sockets", []Clause{g.mark(own), {kind: uidIs, num: p.UID}, g.setCtMark(own)}, "accept"},
 		// Connection tracking has no entry for the resets and errors that answer what came in: then
 		// the rule above ends where it looks for one.
