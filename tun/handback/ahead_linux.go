@@ -175,14 +175,15 @@ func (t *Table) acceptBegun(flows []packet.Flow) {
 	for i, f := range flows {
 		changes[i] = changeOf(f, "", setAccept, t.o.timeout(f.Proto))
 	}
-	err := t.w.apply(changes)
+	whole := t.w.apply(changes)
+	err := whole
 	var late []*change // whose end came first
 	var failed []packet.Flow
 	t.mu.Lock()
 	for i, f := range flows {
 		_, ok := t.flows[f]
 		switch {
-		case err != nil || changes[i].err != nil:
+		case whole != nil || changes[i].err != nil:
 			err = errors.Join(err, changes[i].err)
 			failed = append(failed, f)
 		case !ok:

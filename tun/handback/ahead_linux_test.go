@@ -241,6 +241,49 @@ func (l *lab) leftOf(set string) time.Duration {
 
 var expires = regexp.MustCompile(`expires (\w+)`)
 
+// TestLiveAheadMany: what begins and lasts at the same time enters the set, all of it.
+func TestLiveAheadMany(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		table := l.up(func(o *Options) { o.Begin = func() {} })
+		l.serve()
+		if err := table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4))); err != nil {
+			t.Fatal(err)
+		}
+		const many = 5 * batchLimit
+		conns := make([]net.Conn, many)
+		begun := make([]Began, many)
+		for i := range many {
+			c, b, err := l.dialAhead(at(far4))
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns[i], begun[i] = c, b
+		}
+		for _, b := range begun {
+			if err := table.Carry(b); err != nil {
+				t.Error(err)
+			}
+		}
+		l.eventually("all are accepted", func() bool {
+			n := 0
+			for _, b := range begun {
+				if l.inSet(b.Flow) {
+					n++
+				}
+			}
+			return n == many
+		})
+		for i, c := range conns {
+			if err := echoes(c, 10); err != nil {
+				t.Fatalf("%s: %v", begun[i].Flow, err)
+			}
+		}
+		if n := table.Len(); n != many {
+			t.Errorf("%d of %d are left", n, many)
+		}
+	})
+}
+
 // TestFresh: what began is old enough after one round, and nobody waits twice.
 func TestFresh(t *testing.T) {
 	n := fresh{wake: make(chan struct{}, 1)}
