@@ -1,8 +1,10 @@
 package interception
 
 import (
+	"errors"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
@@ -111,8 +113,8 @@ func (r *Relay) divert(f *stack.TCPFlow, l *network.Link) program {
 	c, err := r.Divert(f.Context(), l.Flow, syn)
 	if err != nil {
 		r.undivert(l.Flow)
-		if f.Context().Err() != nil {
-			return nil // the program gave up
+		if f.Context().Err() != nil || errors.Is(err, syscall.ECONNABORTED) {
+			return nil // the program gave up, as netstack will find out
 		}
 		r.diverted.paused.Store(r.now.Load() + ticks(divertAgain))
 		if r.counts.undiverted.Add(1) == 1 {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +22,10 @@ const divertBacklog = 4096
 // divertWithin is how long the kernel may take to end a connection. It does so within the system call that
 // sends the SYN, but where its own work is put off; after a second the program sends its SYN again.
 const divertWithin = 900 * time.Millisecond
+
+// divertLook is after which part of that it is looked whether the program is gone: it has reset what the
+// kernel answered.
+const divertLook = divertWithin / 20
 
 // DiverterFiles are what a Diverter works with. They belong to the network namespace in which they were
 // opened, and may be handed to another process.
@@ -166,8 +171,9 @@ func (v *Diverter) Port() uint16 {
 	return v.files.Port
 }
 
-// Divert lets the kernel end the connection f that syn began, and returns our end of it. With an error,
-// which wraps ErrNotDiverted where the kernel did not, or ctx's, the connection is as it was.
+// Divert lets the kernel end the connection f that syn began, and returns our end of it. With an error the
+// connection is as it was: ctx's, syscall.ECONNABORTED where the program is gone, or ErrNotDiverted where the
+// kernel did not end it.
 func (v *Diverter) Divert(ctx context.Context, f packet.Flow, syn []byte) (*TCPConn, error) {
 	b, err := resend.Whole(f, syn)
 	if err != nil {
@@ -254,16 +260,25 @@ func (v *Diverter) await(ctx context.Context, listener *os.File, f packet.Flow, 
 	if err := v.listen(listener, f.Is6()); err != nil {
 		return 0, err
 	}
-	limit := time.NewTimer(divertWithin)
+	limit := time.NewTimer(divertLook)
 	defer limit.Stop()
-	select {
-	case fd := <-a.fd:
-		return fd, nil
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	case <-limit.C:
-		return 0, fmt.Errorf("%s: %w", f, ErrNotDiverted)
+	for _, last := range []bool{false, true} {
+		select {
+		case fd := <-a.fd:
+			return fd, nil
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		case <-limit.C:
+		}
+		if !v.expects(f) { // it is being delivered
+			return <-a.fd, nil
+		}
+		if state := v.origins.state(f); state == ctClosed || last && state > ctSYNSent {
+			return 0, fmt.Errorf("%s: the program is gone: %w", f, syscall.ECONNABORTED)
+		}
+		limit.Reset(divertWithin - divertLook)
 	}
+	return 0, fmt.Errorf("%s: %w", f, ErrNotDiverted)
 }
 
 // listen has the connections taken that come later, as long as some are expected.
@@ -286,7 +301,7 @@ func (v *Diverter) listen(listener *os.File, is6 bool) error {
 		}
 		v.armed[listener] = w
 		armed = w.add(int(fd), func() {
-			if v.take(listener, is6) == nil && v.expects() {
+			if v.take(listener, is6) == nil && v.expectsAny() {
 				_ = v.listen(listener, is6)
 			}
 		})
@@ -294,10 +309,16 @@ func (v *Diverter) listen(listener *os.File, is6 bool) error {
 	return errors.Join(err, armed)
 }
 
-func (v *Diverter) expects() bool {
+func (v *Diverter) expectsAny() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return len(v.expected) > 0
+}
+
+func (v *Diverter) expects(f packet.Flow) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.expected[f] != nil
 }
 
 // take hands out all connections that are there.

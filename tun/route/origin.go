@@ -23,6 +23,9 @@ const (
 	ctSource6, ctDestination6     = 3, 4
 	ctProto, ctSourcePort         = 1, 2 // CTA_PROTO_…
 	ctDestinationPort             = 3
+	ctProtoInfo, ctInfoTCP        = 4, 1 // CTA_PROTOINFO, CTA_PROTOINFO_TCP
+	ctTCPState                    = 1    // CTA_PROTOINFO_TCP_STATE
+	ctSYNSent, ctClosed           = 1, 8 // TCP_CONNTRACK_SYN_SENT: nobody has answered; _CLOSE: by RST
 
 	netlinkError, netlinkRequest, netlinkAck = 2, 1, 4
 	attrNested, attrTypeMask                 = 0x8000, 0x3fff
@@ -46,6 +49,31 @@ func appendQuestion(b []byte, seq uint32, f packet.Flow) []byte {
 // appendForget asks to delete the entry that f, as its first packet has it, has made.
 func appendForget(b []byte, seq uint32, f packet.Flow) []byte {
 	return appendTuple(b, ctDrop, netlinkRequest|netlinkAck, seq, ctTupleOriginal, f)
+}
+
+// appendState asks for the entry that f, as its first packet has it, has made.
+func appendState(b []byte, seq uint32, f packet.Flow) []byte {
+	return appendTuple(b, ctGet, netlinkRequest, seq, ctTupleOriginal, f)
+}
+
+// parseState reads the state of a TCP connection from an answer with an entry; 0: it says none.
+func parseState(b []byte) (state uint8) {
+	if len(b) < ctHeader {
+		return 0
+	}
+	find := func(b []byte, want uint16) (found []byte) {
+		_ = eachAttr(b, func(typ uint16, value []byte) error {
+			if typ == want {
+				found = value
+			}
+			return nil
+		})
+		return found
+	}
+	if s := find(find(find(b[ctHeader:], ctProtoInfo), ctInfoTCP), ctTCPState); len(s) == 1 {
+		return s[0]
+	}
+	return 0
 }
 
 // appendTuple writes a message about the entry of which one direction goes from f.Local to f.Remote.

@@ -70,6 +70,7 @@ func FuzzEntry(f *testing.F) {
 	f.Add(errorMessage(1, syscall.ENOENT))
 	f.Add(bytes.Repeat([]byte{1}, 64))
 	f.Fuzz(func(t *testing.T, b []byte) {
+		_ = parseState(b)
 		flow, ok, err := parseEntry(b, 1)
 		if ok && err == nil && (!flow.Local.IsValid() || !flow.Remote.IsValid() || flow.Local.Addr().Is4() != flow.Remote.Addr().Is4()) {
 			t.Errorf("%v", flow)

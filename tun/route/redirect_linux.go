@@ -134,21 +134,29 @@ func newOrigins(files []*os.File) *origins {
 
 // find returns the flow as it was before the translation; f is as the listener sees it.
 func (o *origins) find(f packet.Flow) (packet.Flow, error) {
-	return o.ask(func(b []byte, seq uint32) []byte { return appendQuestion(b, seq, f) })
+	return o.ask(func(b []byte, seq uint32) []byte { return appendQuestion(b, seq, f) }, nil)
 }
 
 // forget makes connection tracking see the flow anew. f is as the program knows it. It is no error if it
 // is not known.
 func (o *origins) forget(f packet.Flow) error {
-	_, err := o.ask(func(b []byte, seq uint32) []byte { return appendForget(b, seq, f) })
+	_, err := o.ask(func(b []byte, seq uint32) []byte { return appendForget(b, seq, f) }, nil)
 	if errors.Is(err, errNoEntry) || errors.Is(err, errDone) {
 		return nil
 	}
 	return err
 }
 
-// ask returns the answer to one question.
-func (o *origins) ask(question func(b []byte, seq uint32) []byte) (packet.Flow, error) {
+// state is that of the connection f, as the program knows it; 0 where there is none.
+func (o *origins) state(f packet.Flow) (state uint8) {
+	if _, err := o.ask(func(b []byte, seq uint32) []byte { return appendState(b, seq, f) }, func(reply []byte) { state = parseState(reply) }); err != nil {
+		return 0
+	}
+	return state
+}
+
+// ask returns the answer to one question, which look may see whole.
+func (o *origins) ask(question func(b []byte, seq uint32) []byte, look func(reply []byte)) (packet.Flow, error) {
 	var c *originConn
 	select {
 	case c = <-o.idle:
@@ -166,6 +174,9 @@ func (o *origins) ask(question func(b []byte, seq uint32) []byte) (packet.Flow, 
 			return packet.Flow{}, fmt.Errorf("read from connection tracking: %w", err)
 		}
 		if found, ok, err := parseEntry(c.reply[:n], c.seq); ok || err != nil {
+			if err == nil && look != nil {
+				look(c.reply[:n])
+			}
 			return found, err
 		}
 	}
