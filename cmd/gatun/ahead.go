@@ -133,6 +133,7 @@ func (a *ahead) keep(ctx context.Context, p *state.Permits) error {
 		case <-ctx.Done():
 			return nil
 		case now := <-tick.C:
+			a.enter()
 			left, err := p.Extend(now.Add(-aheadFor), a.until(now))
 			if err = errors.Join(err, a.table.Admit(packet.TCP, left...)); err != nil {
 				a.fail(err)

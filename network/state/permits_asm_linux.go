@@ -252,10 +252,9 @@ func (h *hooks) tell(c *code) {
 		asm.FnMapLookupElem.Call(),
 		asm.Mov.Imm(asm.R2, noWakeUp),
 		asm.JEq.Imm(asm.R0, 0, "submit"),
-		asm.LoadMem(asm.R1, asm.R0, 0, asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, "submit"),
 		asm.Mov.Imm(asm.R1, 0),
-		asm.StoreMem(asm.R0, 0, asm.R1, asm.DWord),
+		exchange(asm.R0, asm.R1), // also a barrier: who arms after this sees the record
+		asm.JEq.Imm(asm.R1, 0, "submit"),
 		asm.Mov.Imm(asm.R2, wakeUp),
 	)
 	c.at("submit")
@@ -265,6 +264,14 @@ func (h *hooks) tell(c *code) {
 		asm.JEq.Imm(asm.R7, toldBegun, "allow"),
 		asm.Ja.Label("deny"),
 	)
+}
+
+// exchange swaps src with the 8 bytes at dst. The library writes the kind of an atomic operation only as a
+// constant (v0.22.0).
+func exchange(dst, src asm.Register) asm.Instruction {
+	in := asm.Xchg.Mem(dst, src, asm.DWord, 0)
+	in.Constant = 0xe1 // BPF_XCHG
+	return in
 }
 
 // deny ends the program behind allow: the packet goes nowhere.

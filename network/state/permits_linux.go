@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,8 +25,9 @@ import (
 // not be told of. Nothing is permitted at the start, nor when the process has ended. Any goroutine may call
 // the methods; the tables in the kernel are what mu guards, so they are written while it is held.
 type Permits struct {
-	h    *hooks
-	ring *ring
+	h       *hooks
+	ring    *ring
+	waiting atomic.Bool // somebody is in Wait
 
 	mu         sync.Mutex
 	generation uint64
@@ -207,6 +209,17 @@ func (p *Permits) Len() int {
 
 // Begun passes the connections that have begun since the last call, in their order.
 func (p *Permits) Begun(each func(Begun)) {
+	p.drain(each)
+	if !p.waiting.Load() {
+		return
+	}
+	// A wake-up that finds nothing wakes nobody: who waits is to be woken by the next.
+	if err := p.control(controlArmed, 1); err == nil && !p.ring.empty() {
+		p.drain(each)
+	}
+}
+
+func (p *Permits) drain(each func(Begun)) {
 	p.ring.drain(func(sample []byte) {
 		var r begunRecord
 		if _, err := binary.Decode(sample, binary.NativeEndian, &r); err != nil {
@@ -231,6 +244,8 @@ func (p *Permits) use(key permitKey) {
 // Wait waits until a connection has begun that Begun has not passed, or ctx ends. One goroutine may wait.
 func (p *Permits) Wait(ctx context.Context) error {
 	defer context.AfterFunc(ctx, p.ring.interrupt)()
+	p.waiting.Store(true)
+	defer p.waiting.Store(false)
 	if err := p.control(controlArmed, 1); err != nil {
 		return err
 	}

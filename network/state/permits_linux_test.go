@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -449,6 +450,81 @@ func TestPermitsOfOthers(t *testing.T) {
 		w.settle(t)
 		if n := w.count(to) - before; n == 0 || mark != testMark || len(begunOf(p)) != 1 {
 			t.Errorf("%d SYNs left, with the mark %#x", n, mark)
+		}
+	})
+}
+
+// TestPermitsWake: whoever waits is woken for every connection, also where somebody else reads the same ring.
+func TestPermitsWake(t *testing.T) {
+	permitted(t, func(o *Owners, p *Permits) {
+		to := netip.MustParseAddrPort(targets[0])
+		_ = p.Renew()
+		permit(t, o, p, to, time.Now().Add(time.Hour))
+		ctx, cancel := context.WithCancel(t.Context())
+		var told atomic.Int64
+		count := func(Begun) { told.Add(1) }
+		var readers sync.WaitGroup
+		readers.Go(func() {
+			for p.Wait(ctx) == nil {
+				p.Begun(count)
+			}
+		})
+		readers.Go(func() {
+			for ctx.Err() == nil {
+				p.Begun(count)
+				runtime.Gosched()
+			}
+		})
+		const many = 5000
+		for range many {
+			fd, _, err := connectTo(to, 0)
+			if err != nil {
+				t.Error(err)
+				break
+			}
+			unix.Close(fd)
+		}
+		for deadline := time.Now().Add(permitPatience); told.Load() < many && time.Now().Before(deadline); {
+			time.Sleep(time.Millisecond)
+		}
+		cancel()
+		readers.Wait()
+		if n := told.Load(); n != many {
+			t.Errorf("told of %d of %d", n, many)
+		}
+	})
+}
+
+// TestPermitsWakeAgain: a wake-up whose connection somebody else has read already is not the last one.
+func TestPermitsWakeAgain(t *testing.T) {
+	permitted(t, func(o *Owners, p *Permits) {
+		to := netip.MustParseAddrPort(targets[0])
+		_ = p.Renew()
+		permit(t, o, p, to, time.Now().Add(time.Hour))
+		alone, end := context.WithTimeout(t.Context(), permitPatience)
+		defer end()
+		woken := make(chan error, 1)
+		for range 200 {
+			go func() { woken <- p.Wait(alone) }()
+			for !p.waiting.Load() {
+				runtime.Gosched()
+			}
+			for n := range 4 {
+				fd, _, err := connectTo(to, 0)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				unix.Close(fd)
+				if n < 3 {
+					p.Begun(func(Begun) {}) // what woke it may be gone when it looks
+				}
+			}
+			if err := <-woken; err != nil {
+				t.Errorf("nobody was woken: %v", err)
+				return
+			}
+			p.Begun(func(Begun) {})
 		}
 	})
 }
