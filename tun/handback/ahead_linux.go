@@ -19,6 +19,10 @@ import (
 // looked at once, after one to two of these times. Most are over by then, and cost no transaction.
 const settleEvery = 50 * time.Millisecond
 
+// settleFor is how long that is tried where the kernel refuses it. Then the connection ends: it would be
+// forgotten with its destination.
+const settleFor = aheadTimeout / 3
+
 // fresh are connections that began ahead and are not in the set yet.
 type fresh struct {
 	mu         sync.Mutex
@@ -181,11 +185,17 @@ func (t *Table) acceptBegun(flows []packet.Flow) {
 	var failed []packet.Flow
 	t.mu.Lock()
 	for i, f := range flows {
-		_, ok := t.flows[f]
+		e, ok := t.flows[f]
 		switch {
-		case whole != nil || changes[i].err != nil:
+		case ok && e.cookie != 0 && (whole != nil || changes[i].err != nil):
 			err = errors.Join(err, changes[i].err)
-			failed = append(failed, f)
+			if time.Since(e.since) > settleFor {
+				failed = append(failed, f)
+				continue
+			}
+			e.ahead = true // its destination lets it go on for a while
+			t.flows[f] = e
+			t.fresh.add(Began{Flow: f, Cookie: e.cookie})
 		case !ok:
 			late = append(late, changeOf(f, setAccept, "", 0))
 		default:
@@ -196,7 +206,7 @@ func (t *Table) acceptBegun(flows []packet.Flow) {
 	if len(late) > 0 {
 		err = errors.Join(err, t.w.do(late...))
 	}
-	for _, f := range failed { // it would be forgotten with its destination
+	for _, f := range failed {
 		err = errors.Join(err, t.Revoke(f))
 	}
 	if err != nil && !errors.Is(err, ErrClosed) {

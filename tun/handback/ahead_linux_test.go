@@ -15,6 +15,7 @@ import (
 	"gatun/network/packet"
 	"gatun/tun/route"
 
+	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -280,6 +281,35 @@ func TestLiveAheadMany(t *testing.T) {
 		}
 		if n := table.Len(); n != many {
 			t.Errorf("%d of %d are left", n, many)
+		}
+	})
+}
+
+// TestLiveAheadNoRoom: a connection that lasts and that the kernel has no room for goes on until it has.
+func TestLiveAheadNoRoom(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		table := l.up(func(o *Options) { o.Begin, o.Limit, o.Logger = func() {}, 2, zap.NewNop() })
+		l.serve()
+		set := "inet " + DefaultTable + " accept4"
+		l.sh("nft add element " + set + " { 10.78.0.2 . 10.9.9.9 . tcp . 1 . 1, 10.78.0.2 . 10.9.9.9 . tcp . 1 . 2 }")
+		if err := table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4))); err != nil {
+			t.Fatal(err)
+		}
+		c, b, err := l.dialAhead(at(far4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := table.Carry(b); err != nil {
+			t.Fatal(err)
+		}
+		table.accept([]Began{b}) // as after its first round
+		if err := echoes(c, 10); err != nil || l.inSet(b.Flow) || !table.accepted(b.Flow) {
+			t.Errorf("no room: %v, in the set %t, known %t", err, l.inSet(b.Flow), table.accepted(b.Flow))
+		}
+		l.sh("nft flush set " + set)
+		l.eventually("it is accepted", func() bool { return l.inSet(b.Flow) })
+		if err := echoes(c, 10); err != nil || l.packets(b.Flow) != 0 {
+			t.Errorf("%v, %d packets came to the device", err, l.packets(b.Flow))
 		}
 	})
 }
