@@ -88,6 +88,7 @@ func (a *ahead) run(ctx context.Context, o *state.Owners) error {
 		return err
 	}
 	a.permits.Store(p)
+	defer a.table.EndAhead()
 	defer a.permits.Store(nil)
 	outer := ctx
 	g, ctx := errgroup.WithContext(ctx)
@@ -97,6 +98,7 @@ func (a *ahead) run(ctx context.Context, o *state.Owners) error {
 		return nil
 	}
 	a.permits.Store(nil) // it can be done without
+	a.table.EndAhead()
 	err = errors.Join(err, p.Close())
 	a.absent.Store(&err)
 	a.log.Error("no connection is permitted ahead any more", zap.Error(err))

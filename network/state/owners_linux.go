@@ -156,7 +156,7 @@ func (o *Owners) Close() error {
 	if o.permits != nil {
 		errs = append(errs, o.permits.Close())
 	}
-	for _, l := range o.links {
+	for _, l := range slices.Backward(o.links) { // who judges packets must not outlive who notes whose they are
 		errs = append(errs, l.Close())
 	}
 	if o.groups.root != nil {

@@ -96,6 +96,14 @@ func suffixOf(d netip.AddrPort) string {
 	return "6"
 }
 
+// EndAhead lets no connection begin ahead any more. Whoever gives sockets the mark calls it before he stops
+// to keep others' SYNs from leaving.
+func (t *Table) EndAhead() {
+	if t.opening != nil {
+		t.opening.close()
+	}
+}
+
 // Carry takes over a connection that began ahead. From now on it is as if Accept had been called, but that
 // it costs no transaction unless it lasts. What was known of another socket with its five values is over.
 func (t *Table) Carry(b Began) error {

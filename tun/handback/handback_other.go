@@ -76,6 +76,9 @@ func (*Table) Drops() bool { return false }
 // Admit implements the contract of Linux.
 func (*Table) Admit(packet.Proto, ...netip.AddrPort) error { return ErrUnsupported }
 
+// EndAhead implements the contract of Linux.
+func (*Table) EndAhead() {}
+
 // Carry implements the contract of Linux.
 func (*Table) Carry(Began) error { return ErrUnsupported }
 
