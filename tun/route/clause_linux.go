@@ -140,36 +140,40 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 	case destinationType:
 		return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, cmpEqual(nativeBytes(c.num))}
 	case udpPorts:
-		return []expr.Any{loadMeta(expr.MetaKeyL4PROTO), cmpEqual([]byte{unix.IPPROTO_UDP}),
-			transportHeader(offSourcePort, 4, 1), cmpEqual(binary.BigEndian.AppendUint32(nil, c.num))}
+		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offSourcePort, 4, 1), cmpEqual(binary.BigEndian.AppendUint32(nil, c.num)))
 	case icmp6Type:
-		return append(familyIs(unix.NFPROTO_IPV6), loadMeta(expr.MetaKeyL4PROTO), cmpEqual([]byte{unix.IPPROTO_ICMPV6}),
+		return append(append(familyIs(unix.NFPROTO_IPV6), protocolIs(unix.IPPROTO_ICMPV6)...),
 			transportHeader(offICMPType, 1, 1), cmpEqual([]byte{byte(c.num)}))
 	case udpTo:
-		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
+		return append(protocolIs(unix.IPPROTO_UDP), portIs(offTargetPort, c.num)...)
+	case udpFrom:
+		return append(protocolIs(unix.IPPROTO_UDP), portIs(offSourcePort, c.num)...)
+	case tcpFrom:
+		return append(protocolIs(unix.IPPROTO_TCP), portIs(offSourcePort, c.num)...)
 	case tcpOpen, tcpOpenTo:
 		return opens(c)
-	case udpFrom:
-		return append(protocolIs(unix.IPPROTO_UDP), transportHeader(offSourcePort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
 	case socketMarkIs:
 		return []expr.Any{&expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bitwise(c.mask, 0), cmpEqual(nativeBytes(c.num))}
 	case zoneSet:
-		return []expr.Any{&expr.Immediate{Register: 1, Data: nativeBytes16(uint16(c.num))},
-			&expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1}}
+		return []expr.Any{&expr.Immediate{Register: 1, Data: nativeBytes16(uint16(c.num))}, &expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1}}
 	case redirectTo:
-		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))},
-			&expr.Redir{RegisterProtoMin: 1}}
+		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))}, &expr.Redir{RegisterProtoMin: 1}}
 	case hopLimit:
 		return []expr.Any{networkHeader(offHopLimit6, 1, 1), cmpEqual([]byte{byte(c.num)})}
 	}
 	panic(fmt.Sprintf("route: clause kind %d has no translation", c.kind))
 }
 
+// portIs ends the rule unless the port at the offset is that one.
+func portIs(offset, port uint32) []expr.Any {
+	return []expr.Any{transportHeader(offset, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(port)))}
+}
+
 // opens ends the rule unless the segment opens a connection, to a port where the clause names one.
 func opens(c Clause) []expr.Any {
 	out := protocolIs(unix.IPPROTO_TCP)
 	if c.kind == tcpOpenTo {
-		out = append(out, transportHeader(offTargetPort, 2, 1), cmpEqual(binary.BigEndian.AppendUint16(nil, uint16(c.num))))
+		out = append(out, portIs(offTargetPort, c.num)...)
 	}
 	return append(out, transportHeader(offTCPFlags, 1, 1),
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpOpening}, Xor: []byte{0}}, cmpEqual([]byte{tcpSYN}))

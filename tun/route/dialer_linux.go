@@ -83,6 +83,7 @@ func (d *Dialer) prepareTCP(fd int, fam family, source netip.Addr, ttl uint8) er
 	// The kernel's slow probes (2 h) find servers that vanished; without them a flow to one
 	// would be kept for ever, because the program's own probes end at our stack.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) // urgent bytes stay in the stream
 	if source.IsValid() {
 		return bindSource(fd, source)
 	}

@@ -27,18 +27,28 @@ func (g builder) divertChain(port uint16, sender ...Clause) Chain {
 	}}
 }
 
-// insideTable is the table in the network namespace of a sandbox, where who sends has no user.
+// insideTable is the table in the network namespace of a sandbox, where who sends has no user. Nothing else
+// needs connection tracking there: what the command does on loopback, and every datagram, is left alone.
 func insideTable(n Names, port uint16) Guard {
 	g := builder{n: n}
 	return Guard{Table: n.NftTable, Bare: true, Chains: []Chain{
-		// A SYN on its way into the device leaves no entry that would keep it from being translated when
-		// it is sent once more. Nothing else there needs connection tracking.
-		{Name: "undecided", Type: "filter", Hook: "output", Priority: priorityRaw, Rules: []GuardRule{
-			{"undecided", []Clause{{kind: oifIs, text: n.Device}, g.mark(0), {kind: tcpOpen}}, "notrack"},
+		{Name: "leaving", Type: "filter", Hook: "output", Priority: priorityRaw, Rules: []GuardRule{
+			{"from the listener", []Clause{{kind: oifIs, text: "lo"}, {kind: tcpFrom, num: uint32(port)}}, "accept"},
+			{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "notrack"},
+			// A SYN on its way into the device leaves no entry that would keep it from being translated
+			// when it is sent once more.
+			{"undecided", []Clause{g.mark(0), {kind: tcpOpen}}, "notrack"},
+			{"connections", []Clause{{kind: protocol, num: protocolTCP, text: "tcp"}}, "accept"},
+			{"all others", nil, "notrack"},
+		}},
+		{Name: "arriving", Type: "filter", Hook: "prerouting", Priority: priorityRaw, Rules: []GuardRule{
+			{"out of the device", []Clause{{kind: iifIs, text: n.Device}}, "notrack"},
 		}},
 		g.divertChain(port),
 	}}
 }
+
+const protocolTCP = 6
 
 // arrival is a connection that is expected.
 type arrival struct{ fd chan int }

@@ -104,7 +104,8 @@ func listenDivertedAt(at netip.AddrPort) (*os.File, error) {
 		}
 	}
 	set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
-	set(unix.IPPROTO_TCP, unix.TCP_NODELAY) // what is accepted has it too
+	set(unix.IPPROTO_TCP, unix.TCP_NODELAY) // what is accepted has these too
+	set(unix.SOL_SOCKET, unix.SO_OOBINLINE) // urgent bytes stay in the stream, as netstack has them
 	if !at.Addr().Is4() {
 		set(unix.SOL_IPV6, unix.IPV6_V6ONLY)
 		set(unix.SOL_IPV6, unix.IPV6_FREEBIND) // ::1 comes and goes with the sysctl disable_ipv6

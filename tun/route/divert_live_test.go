@@ -88,6 +88,12 @@ func TestLiveDiverted(t *testing.T) {
 			if err := echoes(c); err != nil {
 				t.Errorf("%s: %v", far, err)
 			}
+			raw, _ := c.(*net.TCPConn).SyscallConn()
+			_ = raw.Control(func(fd uintptr) { err = unix.Sendto(int(fd), []byte("!"), unix.MSG_OOB, nil) })
+			urgent := make([]byte, 1)
+			if _, e := io.ReadFull(c, urgent); err != nil || e != nil || urgent[0] != '!' {
+				t.Errorf("%s: an urgent byte: %q %v %v", far, urgent, err, e)
+			}
 			_ = c.(*net.TCPConn).CloseWrite()
 			if rest, err := io.ReadAll(c); err != nil || len(rest) != 0 {
 				t.Errorf("%s: after the FIN: %q %v", far, rest, err)
@@ -253,6 +259,26 @@ func TestLiveDivertedForeignHands(t *testing.T) {
 		l.sh("nft flush ruleset")
 		if err := echoes(c); err != nil {
 			t.Errorf("after a flush: %v", err)
+		}
+	})
+}
+
+// The table of a sandbox is what its text says.
+func TestLiveInsideTable(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		want := insideTable(DefaultNames(), 333)
+		if err := installGuard(want, nil); err != nil {
+			t.Fatal(err)
+		}
+		got := l.sh("nft -s list table inet " + TableName)
+		l.sh("nft delete table inet " + TableName)
+		file := t.TempDir() + "/table"
+		if err := os.WriteFile(file, []byte(want.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		l.sh("nft -f " + file)
+		if text := l.sh("nft -s list table inet " + TableName); text != got {
+			t.Errorf("the kernel has\n%s\nwant\n%s", got, text)
 		}
 	})
 }

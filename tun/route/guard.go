@@ -69,6 +69,7 @@ const (
 	udpTo
 	tcpOpenTo
 	tcpOpen
+	tcpFrom
 	redirectTo
 	udpFrom
 	socketMarkIs
@@ -369,6 +370,8 @@ func (c Clause) protocolText() string {
 		return fmt.Sprintf("udp dport %d", c.num)
 	case tcpOpenTo:
 		return fmt.Sprintf("tcp dport %d tcp flags & (fin | syn | rst | ack) == syn", c.num)
+	case tcpFrom:
+		return fmt.Sprintf("tcp sport %d", c.num)
 	case tcpOpen:
 		return "tcp flags & (fin | syn | rst | ack) == syn"
 	case redirectTo:
