@@ -410,7 +410,7 @@ while wait(): s.sendto(str(os.getpid()).encode(), %s)`, x.peer())
 		two.tell("send")
 		for range 2 {
 			if got := x.next(); got.o.Confidence >= Inherited && strconv.Itoa(got.o.Process.PID) != got.text {
-				t.Errorf("%s was taken for %d", got.text, got.o.Process.PID)
+				t.Errorf("%s was taken for %d: %s, %q", got.text, got.o.Process.PID, got.o.Confidence, got.o.Cause)
 			}
 		}
 	}

@@ -59,6 +59,22 @@ func (c *code) zero(dst asm.Register, offset int16, count int16) {
 	}
 }
 
+// fence lets nothing that is read behind it be older than what was written before it.
+func (c *code) fence() {
+	c.add(
+		asm.Mov.Imm(asm.R1, 0),
+		asm.StoreMem(asm.RFP, framePeek, asm.R1, asm.DWord),
+		atomically(asm.Xchg, asm.RFP, asm.R1, framePeek),
+	)
+}
+
+// atomically is op.Mem for 8 bytes, with the operation also where the library's encoder takes it from.
+func atomically(op asm.AtomicOp, dst, src asm.Register, offset int16) asm.Instruction {
+	in := op.Mem(dst, src, asm.DWord, offset)
+	in.Constant = int64(op >> 8)
+	return in
+}
+
 // frame points dst at the frame.
 func (c *code) frame(dst asm.Register, offset int32) {
 	c.add(asm.Mov.Reg(dst, asm.RFP), asm.Add.Imm(dst, offset))

@@ -224,31 +224,69 @@ func (h *hooks) note(c *code) {
 		asm.StoreMem(asm.R9, recLast, asm.R7, asm.DWord),
 		asm.StoreMem(asm.R9, recMany, asm.R7, asm.DWord),
 	)
+	c.fence()
+	h.mine(c) // else who replaces it has not seen that
 	c.copy(asm.R8, claimKey, asm.RFP, frameKey, keySize/8)
 	c.add(asm.StoreMem(asm.R8, claimSeen, asm.R7, asm.DWord), asm.Ja.Label("known"))
 	c.at("replace")
-	c.add(
-		asm.LoadMem(asm.R1, asm.R9, recLast, asm.DWord),
-		asm.StoreMem(asm.RFP, frameRec+recOther, asm.R1, asm.DWord),
-	)
-	c.copy(asm.RFP, frameRec+recOtherCookie, asm.R9, recCookie, 1)
-	c.copy(asm.RFP, frameRec+recOtherID, asm.R9, recID, 2)
-	c.copy(asm.RFP, frameRec+recOtherMany, asm.R9, recMany, 1)
-	c.add(asm.Mov.Imm(asm.R4, 2)) // BPF_EXIST
+	h.replace(c)
 	c.at("enter")
-	c.add(asm.LoadMapPtr(asm.R1, h.flows.FD()))
-	c.frame(asm.R2, frameKey)
-	c.frame(asm.R3, frameRec)
-	c.add(asm.FnMapUpdateElem.Call())
-	h.record(c) // somebody else may have been faster, or just after us
-	c.add(asm.JEq.Imm(asm.R0, 0, "allow"), asm.Mov.Reg(asm.R9, asm.R0))
-	c.unlessSender("clash")
+	h.enter(c)
+	h.mine(c)
 	c.add(asm.Ja.Label("known")) // the next packet is noted too: from the third on they are many
 	c.at("clash")
 	c.copy(asm.R9, recOtherCookie, asm.RFP, frameRec+recCookie, 1)
 	c.copy(asm.R9, recOtherID, asm.RFP, frameRec+recID, 2)
 	c.zero(asm.R9, recOtherMany, 1)
 	c.add(asm.StoreMem(asm.R9, recOther, asm.R7, asm.DWord))
+}
+
+// replace puts the sender of the frame in the place of the one whose record R9 is. That one may
+// note a packet at the same time, in a record that is not the flow's any more: either it finds our
+// record after that, or we find its note in the old one, which nobody clears. In between, and if
+// the old one serves another flow already, it is open when the other one sent.
+func (h *hooks) replace(c *code) {
+	c.copy(asm.RFP, frameRec+recOtherCookie, asm.R9, recCookie, 1)
+	c.copy(asm.RFP, frameRec+recOtherID, asm.R9, recID, 2)
+	c.add(
+		asm.LoadImm(asm.R1, otherOpen, asm.DWord),
+		asm.StoreMem(asm.RFP, frameRec+recOther, asm.R1, asm.DWord),
+		asm.Mov.Reg(asm.R6, asm.R9),
+		asm.Mov.Imm(asm.R4, 2), // BPF_EXIST
+	)
+	h.enter(c)
+	h.mine(c)
+	c.fence()
+	c.copy(asm.R9, recOtherMany, asm.R6, recMany, 1)
+	c.add(asm.LoadMem(asm.R3, asm.R6, recLast, asm.DWord))
+	c.unlessSame(asm.R6, recCookie, asm.RFP, frameRec+recOtherCookie, asm.DWord, "reused")
+	c.unlessSame(asm.R6, recID, asm.RFP, frameRec+recOtherID, asm.DWord, "reused")
+	c.unlessSame(asm.R6, recID+8, asm.RFP, frameRec+recOtherID+8, asm.DWord, "reused")
+	c.add(asm.Ja.Label("settle"))
+	c.at("reused")
+	c.add(asm.FnKtimeGetNs.Call(), asm.Mov.Reg(asm.R3, asm.R0))
+	c.at("settle")
+	c.add(
+		asm.LoadImm(asm.R0, otherOpen, asm.DWord),
+		atomically(asm.CmpXchg, asm.R9, asm.R3, recOther), // unless it has found our record
+		asm.Ja.Label("known"),
+	)
+}
+
+// enter writes the record of the frame, with the flag in R4.
+func (h *hooks) enter(c *code) {
+	c.add(asm.LoadMapPtr(asm.R1, h.flows.FD()))
+	c.frame(asm.R2, frameKey)
+	c.frame(asm.R3, frameRec)
+	c.add(asm.FnMapUpdateElem.Call())
+}
+
+// mine points R9 at the record, and jumps if it is somebody else's, who was faster or just
+// after us.
+func (h *hooks) mine(c *code) {
+	h.record(c)
+	c.add(asm.JEq.Imm(asm.R0, 0, "allow"), asm.Mov.Reg(asm.R9, asm.R0))
+	c.unlessSender("clash")
 }
 
 // record looks up the record of the key.

@@ -197,7 +197,7 @@ func (o *Owners) sender(f packet.Flow, from uint8) (s Sender, found bool) {
 	if r.Other != 0 && now-min(r.Other, now) < uint64(o.told.doubt(key, &r)) {
 		return s, false
 	}
-	o.told.add(key, teller{r.Cookie, r.ID}, now)
+	o.told.add(key, &r, now)
 	certain := r.Sure != 0 || o.forked(r.ID, r.Claimer)
 	return Sender{ImageID: r.ID, UID: r.UID, Cookie: r.Cookie, NetNS: r.NetNS, Certain: certain}, true
 }

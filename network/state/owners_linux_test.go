@@ -522,16 +522,22 @@ func TestTold(t *testing.T) {
 	record := func(other teller, sent, many uint64) *flowRecord {
 		return &flowRecord{OtherCookie: other.cookie, OtherID: other.id, Other: sent, OtherMany: many}
 	}
+	asked := func(about teller, last, many uint64) *flowRecord {
+		return &flowRecord{Cookie: about.cookie, ID: about.id, Last: last, Many: many}
+	}
 	var told told
-	told.add(key, a, 10*second)
+	told.add(key, asked(a, 10*second, 0), 12*second)
 	for _, c := range []struct {
 		r    *flowRecord
 		want time.Duration
 	}{
 		{record(a, 9*second, 0), shortDoubt},
-		{record(a, 11*second, 0), longDoubt}, // sent again
-		{record(b, 9*second, 0), longDoubt},  // somebody else
-		{record(a, 10*second-hookSlack, 1), shortDoubt},
+		{record(a, 10*second, 0), shortDoubt},
+		{record(a, 10*second+1, 0), longDoubt}, // sent before it was asked about, but noted after that
+		{record(a, 11*second, 0), longDoubt},   // sent again
+		{record(b, 9*second, 0), longDoubt},    // somebody else
+		{record(a, otherOpen, 1), longDoubt},   // still being noted
+		{record(a, 10*second-hookSlack, 1), shortDoubt + hookSlack},
 		{record(a, 10*second-hookSlack/2, 1), longDoubt}, // perhaps sent again
 	} {
 		if got := told.doubt(key, c.r); got != c.want {
@@ -541,8 +547,17 @@ func TestTold(t *testing.T) {
 	if got := told.doubt(flowKey{Proto: 6}, record(a, 9*second, 0)); got != longDoubt {
 		t.Errorf("another flow: %v", got)
 	}
+	for _, c := range []struct {
+		at   uint64
+		want time.Duration
+	}{{20*second + hookSlack - 1, longDoubt}, {20*second + hookSlack, shortDoubt + hookSlack}} {
+		told.add(key, asked(a, 20*second, 1), c.at)
+		if got := told.doubt(key, record(a, 20*second, 1)); got != c.want {
+			t.Errorf("asked at %d: %v, want %v", c.at, got, c.want)
+		}
+	}
 	for i := range 3 * maxTold {
-		told.add(flowKey{Proto: 1, RemPort: [2]byte{byte(i >> 8), byte(i)}}, b, second)
+		told.add(flowKey{Proto: 1, RemPort: [2]byte{byte(i >> 8), byte(i)}}, asked(b, second, 0), second)
 	}
 	if len(told.young)+len(told.old) > 2*maxTold {
 		t.Errorf("%d flows are remembered", len(told.young)+len(told.old))

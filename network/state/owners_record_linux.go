@@ -147,6 +147,9 @@ const (
 	recMany        = 104
 	recOtherMany   = 112
 	recSize        = 120
+
+	// otherOpen stands in recOther as long as it is not known when the other one sent last.
+	otherOpen = 1 << 62
 )
 
 // imageRecord is what is kept of a program image.

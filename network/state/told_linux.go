@@ -17,8 +17,8 @@ type told struct {
 	old   map[uint64]asked
 }
 
-// asked is about whom, and when on the clock of the hooks.
-type asked struct{ about, at uint64 }
+// asked is about whom, and until when on the clock of the hooks all that it sent was noted by then.
+type asked struct{ about, until uint64 }
 
 // teller is one program image that sent through one socket.
 type teller struct {
@@ -36,7 +36,7 @@ const (
 	shortDoubt = 20 * time.Millisecond
 )
 
-// doubt returns how long after the last packet of r's other sender that one may still be meant.
+// doubt returns how long after r.Other that other sender may still be meant.
 func (t *told) doubt(key flowKey, r *flowRecord) time.Duration {
 	flow, other := hashOf(t, key), hashOf(t, teller{r.OtherCookie, r.OtherID})
 	t.mu.Lock()
@@ -45,25 +45,30 @@ func (t *told) doubt(key flowKey, r *flowRecord) time.Duration {
 	if !found {
 		last = t.old[flow]
 	}
-	sent := r.Other
+	var slack uint64
 	if r.OtherMany != 0 {
-		sent += hookSlack
+		slack = hookSlack
 	}
-	if last.about == other && last.at >= sent {
-		return shortDoubt
+	if last.about == other && last.until >= r.Other+slack {
+		return shortDoubt + time.Duration(slack)
 	}
 	return longDoubt
 }
 
-// add notes that somebody asked at that time.
-func (t *told) add(key flowKey, about teller, at uint64) {
-	flow, who := hashOf(t, key), hashOf(t, about)
+// add notes that somebody asked about r's sender at that time. A packet that was sent before, but
+// is noted only after r was read, has not been asked about.
+func (t *told) add(key flowKey, r *flowRecord, at uint64) {
+	until := r.Last
+	if r.Many != 0 && at >= r.Last+hookSlack {
+		until += hookSlack
+	}
+	flow, who := hashOf(t, key), hashOf(t, teller{r.Cookie, r.ID})
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.young == nil || len(t.young) >= maxTold {
 		t.young, t.old = make(map[uint64]asked, maxTold/16), t.young
 	}
-	t.young[flow] = asked{who, at}
+	t.young[flow] = asked{who, until}
 }
 
 func hashOf[T comparable](t *told, v T) uint64 {
