@@ -45,6 +45,7 @@ type FileBudget struct {
 
 	mu      sync.Mutex
 	used    int
+	spare   int // beside those
 	byOwner map[OwnerKey]int
 }
 
@@ -61,7 +62,7 @@ func (b *FileBudget) Acquire(o OwnerKey) error {
 	defer b.mu.Unlock()
 	own := b.byOwner[o]
 	switch {
-	case b.used >= b.hard:
+	case b.used+b.spare >= b.hard:
 		return fmt.Errorf("%w (%d of %d in use)", ErrFileBudget, b.used, b.hard)
 	case b.used >= b.soft && own >= b.largest():
 		return fmt.Errorf("%w (this program holds %d, the most of all; %d of %d in use)", ErrFileBudget, own, b.used, b.hard)
@@ -71,16 +72,24 @@ func (b *FileBudget) Acquire(o OwnerKey) error {
 	return nil
 }
 
-// AcquireSpare takes one file more for the owner, who gives it back with Release, while most are free.
-func (b *FileBudget) AcquireSpare(o OwnerKey) bool {
+// AcquireSpare takes one file more for a flow that does better with two, and reports whether there is one;
+// ReleaseSpare gives it back. Half of what lies between the two limits may be spent so: no flow is refused
+// for it that would not have been refused without.
+func (b *FileBudget) AcquireSpare() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.used >= b.hard/2 {
+	if b.spare >= (b.hard-b.soft)/2 || b.used+b.spare >= b.hard {
 		return false
 	}
-	b.used++
-	b.byOwner[o]++
+	b.spare++
 	return true
+}
+
+// ReleaseSpare gives back a file of AcquireSpare.
+func (b *FileBudget) ReleaseSpare() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.spare--
 }
 
 // Retake takes a file for an owner who has just given one back to make room. Only the hard
@@ -88,7 +97,7 @@ func (b *FileBudget) AcquireSpare(o OwnerKey) bool {
 func (b *FileBudget) Retake(o OwnerKey) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.used >= b.hard {
+	if b.used+b.spare >= b.hard {
 		return fmt.Errorf("%w (%d of %d in use)", ErrFileBudget, b.used, b.hard)
 	}
 	b.used++

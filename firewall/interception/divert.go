@@ -24,7 +24,6 @@ type diverted struct {
 }
 
 type diversion struct {
-	owner   OwnerKey  // of its file
 	syn     uint32    // the number that began it
 	taken   bool      // something carries it
 	relay   *tcpRelay // what does; nil once it was told that the connection is lost
@@ -101,13 +100,13 @@ func (d *diverted) stray(f packet.Flow, now time.Time) (lives bool, lost *tcpRel
 
 // divert lets the kernel end the connection. Nil: netstack has to.
 func (r *Relay) divert(f *stack.TCPFlow, l *network.Link) program {
-	syn, owner := f.Held(), ownerOf(l)
+	syn := f.Held()
 	number, whole := sequence(syn)
-	if r.Divert == nil || !whole || r.now.Load() < r.diverted.paused.Load() || !r.Files.AcquireSpare(owner) {
+	if r.Divert == nil || !whole || r.now.Load() < r.diverted.paused.Load() || !r.Files.AcquireSpare() {
 		return nil
 	}
-	if !r.diverted.add(l.Flow, &diversion{owner: owner, syn: number}) { // before its first segment can come
-		r.Files.Release(owner)
+	if !r.diverted.add(l.Flow, &diversion{syn: number}) { // before its first segment can come
+		r.Files.ReleaseSpare()
 		return nil
 	}
 	c, err := r.Divert(f.Context(), l.Flow, syn)
@@ -128,8 +127,8 @@ func (r *Relay) divert(f *stack.TCPFlow, l *network.Link) program {
 
 // undivert forgets a connection that has ended.
 func (r *Relay) undivert(f packet.Flow) {
-	if v := r.diverted.remove(f); v != nil {
-		r.Files.Release(v.owner)
+	if r.diverted.remove(f) != nil {
+		r.Files.ReleaseSpare()
 	}
 }
 

@@ -151,21 +151,32 @@ func TestPipesAreBounded(t *testing.T) {
 	}
 }
 
-// TestSpareFiles: a connection gets a second file only while half of them are free.
+// TestSpareFiles: flows that get a second file take none from others: as many flows find one as before,
+// of whoever holds the most up to the soft limit, and some of all others beyond.
 func TestSpareFiles(t *testing.T) {
-	b := NewFileBudget(reservedFiles + 8)
-	o := OwnerKey{PID: 1}
+	const limit = 20_000
+	b := NewFileBudget(limit)
+	spare := 0
+	for b.AcquireSpare() {
+		spare++
+	}
+	most, other := OwnerKey{PID: 1}, OwnerKey{PID: 2}
 	n := 0
-	for b.AcquireSpare(o) {
+	for b.Acquire(most) == nil {
 		n++
 	}
-	if n != 4 || b.Acquire(o) != nil {
-		t.Errorf("%d spare files of 8", n)
+	if spare == 0 || n != limit*9/10 || b.Acquire(other) != nil {
+		t.Errorf("%d spare files, %d flows of one program, another one %v", spare, n, b.Acquire(other))
 	}
-	for range n + 1 {
-		b.Release(o)
+	for b.Acquire(other) == nil {
 	}
-	if all, _ := b.Used(o); all != 0 {
-		t.Errorf("%d files are not given back", all)
+	if all, _ := b.Used(most); all+spare > limit-reservedFiles {
+		t.Errorf("%d files of flows and %d spare ones: the reserve is gone", all, spare)
+	}
+	for range spare {
+		b.ReleaseSpare()
+	}
+	if !b.AcquireSpare() {
+		t.Error("spare files are not given back")
 	}
 }

@@ -42,9 +42,12 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 		c.add(asm.Ja.Label("owned"))
 	}
 	c.at("datagram")
-	if h.mark != 0 { // nobody gives it to a raw socket, which could send the SYN of anybody
-		c.add(asm.JNE.Imm(asm.R1, typeRaw, "owned"))
+	if h.mark != 0 {
+		c.add(asm.Mov.Reg(asm.R7, asm.R1))
 		h.unlessMarked(c, "owned")
+		// A datagram that has the mark here is of a flow that was handed back: nobody asks whose it is.
+		c.add(asm.JNE.Imm(asm.R7, typeRaw, "allow"))
+		// Nobody gives it to a raw socket, which could send the SYN of anybody.
 		h.unlessElsewhere(c, "owned")
 		c.add(asm.Ja.Label("deny"))
 	}
