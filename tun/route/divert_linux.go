@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
 	"gatun/network/packet"
@@ -42,6 +43,7 @@ func OpenDiverterFiles(mark uint32) (f DiverterFiles, err error) {
 	defer func() {
 		if err != nil {
 			f.Close()
+			f = DiverterFiles{}
 		}
 	}()
 	raw, err := resend.Open(mark)
@@ -106,7 +108,9 @@ func listenDivertedAt(at netip.AddrPort) (*os.File, error) {
 	set(unix.SOL_SOCKET, unix.SO_REUSEADDR)
 	set(unix.IPPROTO_TCP, unix.TCP_NODELAY) // what is accepted has these too
 	set(unix.SOL_SOCKET, unix.SO_OOBINLINE) // urgent bytes stay in the stream, as netstack has them
-	if !at.Addr().Is4() {
+	if at.Addr().Is4() {
+		set(unix.SOL_IP, unix.IP_FREEBIND) // in a new namespace lo may not be up yet
+	} else {
 		set(unix.SOL_IPV6, unix.IPV6_V6ONLY)
 		set(unix.SOL_IPV6, unix.IPV6_FREEBIND) // ::1 comes and goes with the sysctl disable_ipv6
 	}
@@ -381,14 +385,14 @@ func (v *Diverter) Close() {
 	v.origins.close()
 }
 
-// OpenInside makes the network namespace of the calling thread, which is a sandbox's, lead connections to
-// a Diverter, and returns what that works with.
+// OpenInside makes the network namespace of the calling thread, which is a sandbox's and new, lead
+// connections to a Diverter, and returns what that works with.
 func OpenInside(n Names) (DiverterFiles, error) {
 	files, err := OpenDiverterFiles(n.DivertMark)
 	if err != nil {
 		return files, err
 	}
-	if err := installGuard(insideTable(n, files.Port), nil); err != nil {
+	if err := sendGuard(insideTable(n, files.Port), nil, func(*nftables.Conn, *nftables.Table) {}); err != nil {
 		files.Close()
 		return DiverterFiles{}, err
 	}

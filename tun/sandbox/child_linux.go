@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gatun/tun/route"
 )
 
 // childName is argv[0] of the supervisor; argv[1] is the descriptor of the control socket, the
@@ -132,6 +134,8 @@ func (s *supervisor) setUp() error {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("become the reaper of the command's children: %w", err)
 	}
+	opened := make(chan diverting, 1)
+	go func() { opened <- s.openDiverter() }() // meanwhile: it needs none of the rest
 	in, err := setUpNetwork(m.MTU, m.Link, m.Sysctls)
 	if err != nil {
 		return err
@@ -142,13 +146,33 @@ func (s *supervisor) setUp() error {
 		return err
 	}
 	ready := message{Op: opReady, NetNS: s.netns, IfIndex: in.ifIndex, MAC: in.mac, Warnings: append(in.warnings, warnings...)}
-	d := in.diverter
-	ready.Divert = divertMessage{Port: d.Port, Listeners: len(d.Listeners), Raw: len(d.Raw), Conntrack: len(d.Conntrack), Refused: in.undiverted}
+	d := <-opened
+	defer d.files.Close()
+	ready.Divert = divertMessage{Port: d.files.Port, Listeners: len(d.files.Listeners), Raw: len(d.files.Raw), Conntrack: len(d.files.Conntrack), Refused: d.refused}
 	fds := []int{in.deviceFD, in.diagFD, in.closingsFD}
-	for _, f := range slices.Concat(d.Listeners, d.Raw, d.Conntrack) {
+	for _, f := range slices.Concat(d.files.Listeners, d.files.Raw, d.files.Conntrack) {
 		fds = append(fds, int(f.Fd()))
 	}
 	return s.ctl.send(ready, fds...)
+}
+
+// diverting is what lets the kernel of the command's network end connections.
+type diverting struct {
+	files   route.DiverterFiles
+	refused string // why there are none: no nftables, or none for who is not root
+}
+
+func (s *supervisor) openDiverter() (d diverting) {
+	err := enterNetns(s.net)
+	if err == nil {
+		n := route.DefaultNames()
+		n.Device = DeviceName
+		d.files, err = route.OpenInside(n)
+	}
+	if err != nil {
+		d.refused = err.Error()
+	}
+	return d
 }
 
 // serve obeys the caller until it is gone, and then ends what is left in the namespace.

@@ -14,21 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gatun/tun"
-	"gatun/tun/route"
 )
 
 // interior is what the supervisor hands out of its network namespace.
 type interior struct {
 	deviceFD, diagFD int
 	closingsFD       int
-	diverter         route.DiverterFiles // none where netstack has to end connections
 	// mac and ifIndex describe the pair when deviceFD is a packet socket: the address of the
 	// program's end, the index of the far end. mac is nil for a TUN device.
 	mac      net.HardwareAddr
 	ifIndex  int
 	warnings []string
-
-	undiverted string // why there is no diverter
 }
 
 func (i *interior) warn(format string, args ...any) {
@@ -41,7 +37,6 @@ func (i *interior) close() {
 			unix.Close(fd)
 		}
 	}
-	i.diverter.Close()
 }
 
 // setUpNetwork makes the interface of this network namespace, its addresses and its routes.
@@ -80,15 +75,8 @@ func (i *interior) build(mtu int, kind Link, sysctls []sysctl) error {
 	if err != nil {
 		return fmt.Errorf("open a socket diagnosis socket: %w", err)
 	}
-	if i.closingsFD, err = listenForClosings(); err != nil {
-		return err
-	}
-	names := route.DefaultNames()
-	names.Device = DeviceName
-	if i.diverter, err = route.OpenInside(names); err != nil {
-		i.undiverted = err.Error() // no nftables, or none for who is not root
-	}
-	return nil
+	i.closingsFD, err = listenForClosings()
+	return err
 }
 
 // closingGroups are the groups that report closed UDP sockets: SKNLGRP_INET_UDP_DESTROY and
