@@ -33,6 +33,7 @@ func insideTable(n Names, port uint16) Guard {
 	g := builder{n: n}
 	return Guard{Table: n.NftTable, Bare: true, Chains: []Chain{
 		{Name: "leaving", Type: "filter", Hook: "output", Priority: priorityRaw, Rules: []GuardRule{
+			{"nobody else", []Clause{{kind: oifIs, text: "lo"}, {kind: tcpOpenTo, num: uint32(port)}}, "drop"}, // untracked, the chain below would not see it
 			{"from the listener", []Clause{{kind: oifIs, text: "lo"}, {kind: tcpFrom, num: uint32(port)}}, "accept"},
 			{"loopback", []Clause{{kind: oifIs, text: "lo"}}, "notrack"},
 			// A SYN on its way into the device leaves no entry that would keep it from being translated

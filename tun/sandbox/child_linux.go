@@ -165,6 +165,7 @@ type diverting struct {
 func (s *supervisor) openDiverter() (d diverting) {
 	err := enterNetns(s.net)
 	if err == nil {
+		_ = setSysctl(lowPorts, "0") // the rest of the set-up says so too, perhaps later; the listener's port is one
 		n := route.DefaultNames()
 		n.Device = DeviceName
 		d.files, err = route.OpenInside(n)

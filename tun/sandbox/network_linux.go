@@ -280,10 +280,13 @@ func (i *interior) setSysctls(host []sysctl) {
 			i.warn("ping does not work inside: %v", err)
 		}
 	}
-	if err := setSysctl("net/ipv4/ip_unprivileged_port_start", "0"); err != nil {
+	if err := setSysctl(lowPorts, "0"); err != nil {
 		i.warn("ports below 1024 cannot be listened on inside: %v", err)
 	}
 }
+
+// lowPorts is the first port for which a program needs no capability.
+const lowPorts = "net/ipv4/ip_unprivileged_port_start"
 
 // sysctl is a setting of a network namespace.
 type sysctl struct{ Name, Value string }
