@@ -19,10 +19,16 @@ const (
 	diagCookie   = 40 // in it
 	diagMessage  = 72
 	anyState     = 0xffffffff
-	timeWait     = 6 // TCP_TIME_WAIT
-	openStates   = anyState &^ (1 << timeWait)
-	attrInfo     = 2 // INET_DIAG_INFO: struct tcp_info
-	wantInfo     = 1 << (attrInfo - 1)
+	// States of a TCP socket (linux/tcp_states.h).
+	timeWait   = 6
+	closeWait  = 8
+	lastAck    = 9
+	listening  = 10
+	closing    = 11
+	openStates = anyState &^ (1 << timeWait)
+	anyCookie  = ^uint64(0) // INET_DIAG_NOCOOKIE
+	attrInfo   = 2          // INET_DIAG_INFO: struct tcp_info
+	wantInfo   = 1 << (attrInfo - 1)
 	// Offsets in struct tcp_info (linux/tcp.h; Linux 4.19).
 	infoAcked    = 120 // bytes, the SYN counts as one
 	infoReceived = 128
@@ -31,30 +37,46 @@ const (
 	infoSize     = 216
 )
 
-// socket writes the question for, or the order about, the socket of f.
-func (w *wire) socket(typ, flags uint16, states uint32, proto packet.Proto, is6 bool, local, remote netip.AddrPort) {
-	family, extensions := byte(unix.AF_INET), byte(0)
-	if is6 {
+// question is what is asked for, or ordered about, sockets.
+type question struct {
+	typ, flags    uint16
+	states        uint32
+	proto         packet.Proto
+	is6           bool
+	local, remote netip.AddrPort
+	extensions    byte
+	cookie        uint64 // anyCookie: whichever socket it is
+}
+
+// ofFlow asks for the socket of f. The question about UDP, unlike the order, wants the two sides swapped.
+func ofFlow(f packet.Flow) question {
+	q := question{typ: diagByFamily, states: anyState, proto: f.Proto, is6: f.Is6(), local: f.Local, remote: f.Remote, cookie: anyCookie}
+	if f.Proto == packet.UDP {
+		q.local, q.remote = q.remote, q.local
+	}
+	return q
+}
+
+// socket writes the question.
+func (w *wire) socket(q question) {
+	family := byte(unix.AF_INET)
+	if q.is6 {
 		family = unix.AF_INET6
 	}
-	if flags&unix.NLM_F_DUMP != 0 && proto == packet.TCP {
-		extensions = wantInfo
-	}
-	at := w.begin(typ, flags, [4]byte{family, byte(proto), extensions})
-	w.out = binary.NativeEndian.AppendUint32(w.out, states)
-	w.out = binary.BigEndian.AppendUint16(w.out, local.Port())
-	w.out = binary.BigEndian.AppendUint16(w.out, remote.Port())
-	for _, a := range []netip.Addr{local.Addr(), remote.Addr()} {
+	at := w.begin(q.typ, q.flags, [4]byte{family, byte(q.proto), q.extensions})
+	w.out = binary.NativeEndian.AppendUint32(w.out, q.states)
+	w.out = binary.BigEndian.AppendUint16(w.out, q.local.Port())
+	w.out = binary.BigEndian.AppendUint16(w.out, q.remote.Port())
+	for _, a := range []netip.Addr{q.local.Addr(), q.remote.Addr()} {
 		var raw [16]byte
 		if a.IsValid() {
 			copy(raw[:], a.AsSlice())
 		}
 		w.out = append(w.out, raw[:]...)
 	}
-	w.out = binary.NativeEndian.AppendUint32(w.out, 0) // any interface
-	for range 8 {
-		w.out = append(w.out, 0xff) // INET_DIAG_NOCOOKIE
-	}
+	w.out = binary.NativeEndian.AppendUint32(w.out, 0)                // any interface
+	w.out = binary.NativeEndian.AppendUint32(w.out, uint32(q.cookie)) // the low half first, on every machine
+	w.out = binary.NativeEndian.AppendUint32(w.out, uint32(q.cookie>>32))
 	w.end(at)
 }
 
@@ -96,7 +118,7 @@ func carriedOf(b []byte) (c carried, known bool) {
 }
 
 // ask sends what was written as the last message and returns its answer: the socket, or the error.
-func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
+func (w *wire) ask(proto packet.Proto) (found socket, err error) {
 	seq := w.seq
 	if err := w.send(); err != nil {
 		return found, err
@@ -111,8 +133,8 @@ func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
 				if e := m.errno(); e != 0 {
 					answer = e
 				}
-			} else if found, _ = parseSocket(proto, m.body); proto == packet.TCP && len(m.body) > 1 && m.body[1] == timeWait {
-				answer = unix.ENOENT // nobody's any more
+			} else if found, _ = readSocket(proto, m.body); !found.connected() {
+				answer = unix.ENOENT // nobody's any more, or a listener's, which answers where there is no connection
 			}
 			return true
 		})
@@ -124,33 +146,35 @@ func (w *wire) ask(proto packet.Proto) (found packet.Flow, err error) {
 }
 
 // find returns the socket of f, or ENOENT.
-func (w *wire) find(f packet.Flow) (packet.Flow, error) {
-	local, remote := f.Local, f.Remote
-	if f.Proto == packet.UDP { // the question, unlike the order, wants the two sides swapped
-		local, remote = remote, local
-	}
-	w.socket(diagByFamily, 0, anyState, f.Proto, f.Is6(), local, remote)
+func (w *wire) find(f packet.Flow) (socket, error) {
+	w.socket(ofFlow(f))
 	return w.ask(f.Proto)
 }
 
 // destroy ends the socket of f, if there is one that has nothing but f: TCP sockets, and UDP
 // sockets that are connected. One UDP socket towards many peers is left alone: the next datagram
-// to f's is undecided again.
-func (w *wire) destroy(f packet.Flow) error {
-	if f.Proto == packet.UDP {
-		s, err := w.find(f)
-		if errors.Is(err, unix.ENOENT) || err == nil && s.Remote != f.Remote {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("%s: look for its socket: %w", f, err)
-		}
+// to f's is undecided again. It ends the socket that it has found and no other: by its addresses
+// alone the kernel would end a listener on f's port where the connection is over. last is what the socket
+// says of itself, as far as it is known.
+func (w *wire) destroy(f packet.Flow) (last socket, err error) {
+	q := ofFlow(f)
+	if f.Proto == packet.TCP {
+		q.extensions = wantInfo
 	}
-	w.socket(diagDestroy, unix.NLM_F_ACK, anyState, f.Proto, f.Is6(), f.Local, f.Remote)
+	w.socket(q)
+	last, err = w.ask(f.Proto)
+	if errors.Is(err, unix.ENOENT) || err == nil && f.Proto == packet.UDP && last.Remote != f.Remote {
+		return last, nil
+	}
+	if err != nil {
+		return last, fmt.Errorf("%s: look for its socket: %w", f, err)
+	}
+	q.typ, q.flags, q.local, q.remote, q.extensions, q.cookie = diagDestroy, unix.NLM_F_ACK, f.Local, f.Remote, 0, last.cookie
+	w.socket(q)
 	if _, err := w.ask(f.Proto); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%s: end its socket: %w", f, err)
+		return last, fmt.Errorf("%s: end its socket: %w", f, err)
 	}
-	return nil
+	return last, nil
 }
 
 // socket is a socket that there is, or was.
@@ -158,22 +182,40 @@ type socket struct {
 	packet.Flow
 	carried
 	known  bool   // what it has carried
+	state  byte   // of TCP
 	cookie uint64 // 0: not known
 }
 
+// connected reports whether the socket has a connection, or is one of UDP.
+func (s *socket) connected() bool {
+	return s.Proto != packet.TCP || s.state != timeWait && s.state != listening
+}
+
 func readSocket(proto packet.Proto, b []byte) (s socket, ok bool) {
-	if s.Flow, ok = parseSocket(proto, b); ok && proto == packet.TCP {
-		cookie := b[diagID+diagCookie:]
-		s.cookie = uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32
+	if s.Flow, ok = parseSocket(proto, b); !ok {
+		return s, false
+	}
+	cookie := b[diagID+diagCookie:]
+	s.cookie = uint64(binary.NativeEndian.Uint32(cookie)) | uint64(binary.NativeEndian.Uint32(cookie[4:]))<<32
+	if proto == packet.TCP {
+		s.state = b[1]
 		s.carried, s.known = carriedOf(b)
 	}
-	return s, ok
+	switch s.state {
+	case closeWait, lastAck, closing: // the other side's FIN counts as a byte
+		s.Received -= min(s.Received, 1)
+	}
+	return s, true
 }
 
 // sockets passes every socket of proto that somebody has.
 func (w *wire) sockets(proto packet.Proto, each func(socket)) error {
 	for _, is6 := range []bool{false, true} {
-		w.socket(diagByFamily, unix.NLM_F_DUMP, openStates, proto, is6, netip.AddrPort{}, netip.AddrPort{})
+		q := question{typ: diagByFamily, flags: unix.NLM_F_DUMP, states: openStates, proto: proto, is6: is6, cookie: anyCookie}
+		if proto == packet.TCP {
+			q.extensions = wantInfo
+		}
+		w.socket(q)
 		err := w.dump(func(body []byte) {
 			if s, ok := readSocket(proto, body); ok {
 				each(s)

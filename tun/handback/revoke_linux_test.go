@@ -80,8 +80,12 @@ func TestLiveRevoke(t *testing.T) {
 				if took > time.Second { // promised: 100 ms
 					t.Errorf("%s: took %s", f, took)
 				}
-				if e := l.end(f); e.Cause != Revoked || e.Sent.Packets == 0 {
+				e := l.end(f)
+				if e.Cause != Revoked || e.Sent.Packets == 0 {
 					t.Errorf("end: %+v", e)
+				}
+				if network == "tcp" && e.Traffic != (Traffic{Sent: 100, Received: 100}) {
+					t.Errorf("it has carried 100 bytes each way, and says %+v", e.Traffic)
 				}
 				if l.held(f) {
 					t.Errorf("%s is still in the set", f)

@@ -161,13 +161,13 @@ func (e *ending) attempts() uint64 {
 	return e.Sent.Packets
 }
 
-// lastCounters reads the counters of flows that end. A connection that was answered has told what it has
-// carried: of these the counters stay as they were read last.
+// lastCounters reads the counters of flows that end. A connection that was answered, and that the program has
+// closed, has told what it has carried: of these the counters stay as they were read last.
 func (t *Table) lastCounters(ended []ending) error {
 	var flows []packet.Flow
 	var at []int
 	for i, e := range ended {
-		if !e.answered && !e.ahead {
+		if (!e.answered || e.Cause == Revoked) && !e.ahead {
 			flows, at = append(flows, e.Flow), append(at, i)
 		}
 	}

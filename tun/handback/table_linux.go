@@ -345,7 +345,16 @@ func (t *Table) Revoke(f packet.Flow) error {
 	if err := check(f); err != nil {
 		return err
 	}
-	err := t.lent(t.diags, func(w *wire) error { return w.destroy(f) })
+	var last socket
+	err := t.lent(t.diags, func(w *wire) (err error) { last, err = w.destroy(f); return err })
+	if last.known {
+		t.mu.Lock()
+		if e, ok := t.flows[f]; ok {
+			e.carried = last.carried
+			t.flows[f] = e
+		}
+		t.mu.Unlock()
+	}
 	return errors.Join(err, t.over([]packet.Flow{f}, Revoked))
 }
 
