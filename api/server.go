@@ -62,6 +62,9 @@ var errNoDir = errors.New("the socket's folder belongs to somebody else or is wr
 // is made.
 const maxPath = 103
 
+// ErrServed means that another instance serves the socket. `gatun up` exits with 6.
+var ErrServed = errors.New("gatun is already running")
+
 // Listen makes the unix socket with mode 0660, with its folder (0755) where that is missing. A socket
 // file that nobody listens on any more is replaced. The caller has made sure that this
 // program runs once only.
@@ -78,7 +81,7 @@ func Listen(path string) (net.Listener, error) {
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		_ = c.Close()
-		return nil, fmt.Errorf("%s: another gatun already serves this socket", path)
+		return nil, fmt.Errorf("%w: another instance serves %s", ErrServed, path)
 	}
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().Type() == os.ModeSocket {
 		_ = os.Remove(path)

@@ -28,6 +28,7 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("up: %w", os.ErrPermission), 4},
 		{fmt.Errorf("%w: x", api.ErrNotRunning), 5},
 		{fmt.Errorf("x: %w", route.ErrAlreadyRunning), 6},
+		{fmt.Errorf("%w: x", api.ErrServed), 6},
 		{&api.Error{Code: 400}, 1},
 		{&api.Error{Code: 400, Failure: api.Failure{Problems: []api.Problem{{}}}}, 3},
 		{&api.Error{Code: 404, Failure: api.Failure{Problems: []api.Problem{{}}}}, 3},

@@ -55,7 +55,7 @@ func exitCode(err error) int {
 		return exitConfig
 	case errors.Is(err, api.ErrNotRunning):
 		return exitNotRunning
-	case errors.Is(err, route.ErrAlreadyRunning):
+	case errors.Is(err, route.ErrAlreadyRunning), errors.Is(err, api.ErrServed):
 		return exitAlreadyRunning
 	case errors.Is(err, os.ErrPermission):
 		return exitPermission

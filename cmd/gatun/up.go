@@ -42,6 +42,7 @@ type up struct {
 	manager *route.Manager
 	stop    context.CancelCauseFunc
 	confirm *confirmation
+	door    *door
 
 	witnesses  *witnesses
 	inbound    *inboundControl
@@ -155,6 +156,11 @@ func blocksLAN(s *profiles.Store) bool {
 
 func (u *up) run(ctx context.Context) error {
 	n := names(u.policy.cfg)
+	var err error
+	if u.door, err = openDoor(u.places.socketPath()); err != nil {
+		return err
+	}
+	defer u.door.close()
 	u.openRedirect()
 	defer u.closeRedirect()
 	u.inbound = openInbound(n, u.log)
@@ -163,9 +169,8 @@ func (u *up) run(ctx context.Context) error {
 	if u.diverter = openDiverter(n, u.dialer, u.log); u.diverter != nil {
 		defer u.diverter.Close()
 	}
-	var err error
 	u.manager, err = route.New(route.Options{
-		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired,
+		Names: n, StateDir: u.places.stateDir(), Logger: u.log, OnEvent: u.repaired, Undone: func() error { return u.carrier.close() },
 		Policy: route.Policy{UID: uint32(os.Geteuid()), MTU: tun.DefaultMTU, BlockLAN: blocksLAN(u.policy.store), DNSPort: u.dnsPort(), DivertPort: u.diverter.Port(),
 			Inbound: u.inbound.mode(), BlockInbound: blocksInbound(u.policy.store)},
 	})
@@ -228,12 +233,6 @@ func ownNameserver(a netip.Addr) bool { return a.IsUnspecified() }
 // serve captures, serves the API and watches the file until an order or a failure ends it.
 // What can fail comes before the capture: then the machine is still as it was.
 func (u *up) serve(ctx context.Context) error {
-	listener, err := api.Listen(u.places.socketPath())
-	if err != nil {
-		return err
-	}
-	defer os.Remove(u.places.socketPath())
-	defer listener.Close()
 	g, ctx := errgroup.WithContext(ctx)
 	u.engine.start(ctx, g) // somebody must read the device before routes lead into it
 	u.inbound.start(ctx, g)
@@ -255,7 +254,7 @@ func (u *up) serve(ctx context.Context) error {
 	u.engine.fetch(ctx, g)
 	server := u.engine.serve(u)
 	server.Refresh = func() { u.carrier.refresh(u.engine.gate) }
-	g.Go(func() error { return server.Serve(ctx, listener) })
+	g.Go(u.door.serve(ctx, server))
 	g.Go(func() error { return u.manager.Run(ctx) })
 	g.Go(func() error { return u.watch(ctx) })
 	g.Go(func() error { return u.signals(ctx) })
@@ -263,7 +262,7 @@ func (u *up) serve(ctx context.Context) error {
 	if s, note := u.confirm.status(time.Now()); s != nil {
 		u.log.Warn(note)
 	}
-	err = g.Wait()
+	err := g.Wait()
 	if errors.Is(err, errUnconfirmed) {
 		notifyStopping()
 		return rolledBack(err, u.down(context.WithoutCancel(ctx)))
@@ -276,10 +275,8 @@ func (u *up) serve(ctx context.Context) error {
 }
 
 // down leaves the machine as it was. The routes go first: what the kernel carries then needs us no
-// more.
-func (u *up) down(ctx context.Context) error {
-	return errors.Join(u.manager.Down(ctx), u.carrier.close())
-}
+// more, and goes before another instance may come up (see route.Options.Undone).
+func (u *up) down(ctx context.Context) error { return u.manager.Down(ctx) }
 
 // signals turns signals into orders: TERM and INT are `down`, HUP is `reload`.
 func (u *up) signals(ctx context.Context) error {
@@ -413,7 +410,11 @@ func recoverCommand(p *places) *cobra.Command {
 			if os.Geteuid() > 0 {
 				return exitStatus{exitPermission, errors.New("recover changes the machine's routes: run it as root")}
 			}
-			return errors.Join(route.Recover(p.stateDir(), route.DefaultNames()), handback.Recover(handback.Options{}))
+			err := route.Recover(p.stateDir(), route.DefaultNames())
+			if errors.Is(err, route.ErrAlreadyRunning) {
+				return err // what the kernel carries is that instance's
+			}
+			return errors.Join(err, handback.Recover(handback.Options{}))
 		},
 	}
 }

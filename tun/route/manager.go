@@ -31,6 +31,8 @@ type Options struct {
 	Logger   *zap.Logger // may be nil
 	// OnEvent is called by Run for every repair and change. It must not block.
 	OnEvent func(Event)
+	// Undone is called by Down when everything is undone, before another instance may come up.
+	Undone func() error
 	// AfterOp is called after each operation of Up. An error ends Up there with everything
 	// left as it is, as a crash would: this is how tests stop at every step.
 	AfterOp func(Op) error
@@ -131,6 +133,9 @@ func New(o Options) (*Manager, error) {
 	}
 	if o.OnEvent == nil {
 		o.OnEvent = func(Event) {}
+	}
+	if o.Undone == nil {
+		o.Undone = func() error { return nil }
 	}
 	if o.AfterOp == nil {
 		o.AfterOp = func(Op) error { return nil }
@@ -340,10 +345,11 @@ func (m *Manager) Down(context.Context) error {
 		return err
 	}
 	m.update(func(s *Status) { s.GuardOK, s.RulesOK, s.Snapshot, s.DNSPort = false, false, 0, 0 })
+	err := m.opts.Undone()
 	m.step(Off, "")
 	m.release()
 	m.opts.Logger.Info("traffic released")
-	return nil
+	return err
 }
 
 // Recover undoes whatever an instance left that did not end in order, from any point of its
