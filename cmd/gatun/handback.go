@@ -35,9 +35,10 @@ type carrier struct {
 // with us (handback/afterCrash: kill).
 const shortLease = 20 * time.Second
 
-// openCarrier puts the kernel's side of handing back in, or adopts what a crash has left.
-func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, log *zap.Logger) *carrier {
-	o := handback.Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, OwnMark: n.Mark, Logger: log}
+// openCarrier puts the kernel's side of handing back in, or adopts what a crash has left. others is told of
+// the ends of connections that began elsewhere.
+func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, others func(packet.Flow, handback.Traffic), log *zap.Logger) *carrier {
+	o := handback.Options{Others: others, Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, OwnMark: n.Mark, Logger: log}
 	o.Ended = func(e handback.End) {
 		gate().KernelEnded(interception.KernelEnd{Flow: e.Flow, Sent: e.Traffic.Sent, Received: e.Traffic.Received,
 			Cause: endCause(e.Cause), Unanswered: e.Attempts > 0, SYN: e.SYN})

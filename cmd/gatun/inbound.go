@@ -10,8 +10,10 @@ import (
 	"gatun/api"
 	"gatun/attribution"
 	"gatun/firewall/interception"
+	"gatun/network/packet"
 	"gatun/profiles"
 	"gatun/status"
+	"gatun/tun/handback"
 	"gatun/tun/inbound"
 	"gatun/tun/route"
 )
@@ -67,6 +69,13 @@ func (c *inboundControl) start(ctx context.Context, g *errgroup.Group) {
 	}
 	g.Go(func() error { return c.gate.Run(ctx) })
 	g.Go(func() error { return c.queue.Run(ctx, func(h *inbound.Held) { c.gate.Handle(h) }) })
+}
+
+// closed enters the end of a connection that came in. It may be called for any other.
+func (c *inboundControl) closed(f packet.Flow, t handback.Traffic) {
+	if c.gate != nil {
+		c.gate.Closed(f, t.Sent, t.Received)
+	}
 }
 
 // blocksInbound is what holds for everybody, where no program can be asked about.

@@ -211,7 +211,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	o.dialer, o.diverter, o.diverts = u.dialer, u.diverter, u.manager.Diverts
 	o.namesForAll, o.redirect = u.namesForAll, u.redirect
 	o.netns, o.listCache = currentNetNS(), filepath.Join(u.places.stateDir(), "lists")
-	u.carrier = openCarrier(o.cfg, n, func() *interception.Gate { return u.engine.gate }, u.log)
+	u.carrier = openCarrier(o.cfg, n, func() *interception.Gate { return u.engine.gate }, u.inbound.closed, u.log)
 	o.kernel = u.carrier.kernel()
 	o.ahead = u.carrier.permitAhead(u.witnesses, finder, n, u.log)
 	o.inForce = func() {

@@ -67,7 +67,7 @@ type Inbound struct {
 	mu      sync.Mutex
 	waiting map[packet.Flow]*arrivals
 	from    map[netip.Addr]int // waiting flows by the other end
-	live    []*network.Link    // let in; a ring for sweeps
+	live    []admitted         // a ring for sweeps
 	denied  []*network.Link    // remembered, the oldest first
 	ending  []revocation
 
@@ -79,6 +79,12 @@ type arrivals struct {
 	link      *network.Link
 	solicited bool // the first of them
 	held      []Arrival
+}
+
+// admitted is a flow that was let in.
+type admitted struct {
+	link *network.Link
+	over bool // the last sweep did not find it any more
 }
 
 type inboundCounts struct{ crowded, stray, repeated atomic.Uint64 }
@@ -332,7 +338,7 @@ func (in *Inbound) carryOut(w *arrivals, d network.Decision) {
 	}
 	if permits { // the kernel knows the flow now: it can be asked about, and told
 		in.mu.Lock()
-		in.live = append(in.live, l)
+		in.live = append(in.live, admitted{link: l})
 		in.mu.Unlock()
 		l.OnKill(func(cause string) { in.revoke(l, cause) })
 		return
@@ -394,18 +400,31 @@ func (in *Inbound) endAll() {
 // finish enters the end of a link; a sweep forgets it.
 func (in *Inbound) finish(l *network.Link, cause string) { in.Gate.Table.End(l, cause) }
 
+// Closed enters what a connection has carried whose socket is gone, and its end, if it is one that was let
+// in: a sweep would come too late for the bytes of a short one. It may be called for any other.
+func (in *Inbound) Closed(f packet.Flow, sent, received uint64) {
+	l := in.Gate.Table.Find(f)
+	if l == nil || !l.HandedBack() || handedBackOut(l) || l.Ended() {
+		return
+	}
+	l.SetBytes(sent, received)
+	if !in.lives(l) { // else it is the next one of this name already
+		in.over(l)
+	}
+}
+
 // sweep asks the kernel about flows that were let in, those first that were not asked about for the
 // longest, and enters their bytes and ends.
 func (in *Inbound) sweep() {
 	in.mu.Lock()
 	n := min(len(in.live), maxLooks)
-	some := append([]*network.Link(nil), in.live[:n]...)
+	some := append([]admitted(nil), in.live[:n]...)
 	in.live = append(in.live[:0:0], in.live[n:]...)
 	in.mu.Unlock()
 	still := some[:0]
-	for _, l := range some {
-		if in.lives(l) {
-			still = append(still, l)
+	for _, a := range some {
+		if in.stays(&a) {
+			still = append(still, a)
 		}
 	}
 	in.mu.Lock()
@@ -413,20 +432,36 @@ func (in *Inbound) sweep() {
 	in.mu.Unlock()
 }
 
-// lives looks at one flow.
-func (in *Inbound) lives(l *network.Link) bool {
-	if l.Ended() {
+// stays looks at one flow. A connection that is over has a moment longer: whoever calls Closed knows what it
+// has carried.
+func (in *Inbound) stays(a *admitted) bool {
+	switch {
+	case a.link.Ended():
 		return false
+	case in.lives(a.link):
+		a.over = false
+		return true
+	case a.link.Flow.Proto == packet.TCP && !a.over:
+		a.over = true
+		return true
 	}
+	in.over(a.link)
+	return false
+}
+
+// lives asks the kernel about a flow, and enters its bytes.
+func (in *Inbound) lives(l *network.Link) bool {
 	sent, received, lives := in.Flows.Look(l.Flow)
 	if lives {
 		l.SetBytes(sent, received)
-		return true
 	}
+	return lives
+}
+
+func (in *Inbound) over(l *network.Link) {
 	cause := "closed"
 	if l.Flow.Proto == packet.UDP {
 		cause = "idle"
 	}
 	in.finish(l, cause)
-	return false
 }

@@ -267,6 +267,35 @@ func TestInboundEnds(t *testing.T) {
 }
 
 // A denial is remembered for packets that come again, and many denials do not pile up.
+// The kernel's word of a connection's end says what it has carried, however short it was. The next one of its
+// name is not ended by it, and what began here is nobody's business there.
+func TestInboundClosed(t *testing.T) {
+	l := newInboundLab(t, `filter: {blockInbound: off, serviceEndpoints: ["+ *"]}`)
+	a := arrive(packet.TCP, "192.0.2.9:4000", "192.0.2.2:22")
+	l.Closed(a.flow, 1, 1) // nobody knows it
+	if v := l.verdict(a); v != "accept" {
+		t.Fatal(v)
+	}
+	link := l.Gate.Table.Find(a.flow)
+	l.Closed(a.flow, 70, 80)
+	if sent, received := link.Bytes(); link.Ended() || sent != 70 || received != 80 {
+		t.Errorf("lives on: ended %t, %d and %d bytes", link.Ended(), sent, received)
+	}
+	l.close(a.flow)
+	l.Closed(a.flow, 100, 200)
+	if sent, received := link.Bytes(); !link.Ended() || sent != 100 || received != 200 || link.Report().CloseCause != "closed" {
+		t.Errorf("ended %t, %d and %d bytes, %q", link.Ended(), sent, received, link.Report().CloseCause)
+	}
+	out := packet.Flow{Proto: packet.TCP, Local: netip.MustParseAddrPort("192.0.2.2:5000"), Remote: netip.MustParseAddrPort("192.0.2.9:80")}
+	mine, _ := l.Gate.Table.Link(out)
+	mine.SetHandedBack()
+	l.close(out)
+	l.Closed(out, 1, 1)
+	if sent, _ := mine.Bytes(); mine.Ended() || sent != 0 {
+		t.Error("what began here was ended as what came in")
+	}
+}
+
 func TestInboundDenials(t *testing.T) {
 	l := newInboundLab(t, "")
 	for i := range maxDenied + 100 {

@@ -96,6 +96,9 @@ type Options struct {
 	Sweep time.Duration
 	// Ended is told in Run's goroutines of every accepted flow that is over. It must not block.
 	Ended func(End)
+	// Others is told in Run's goroutines of all other TCP connections whose sockets are gone, as this machine
+	// names them, and of what they had carried: the kernel tells of every one. It must not block.
+	Others func(packet.Flow, Traffic)
 	// Logger must not be nil.
 	Logger *zap.Logger
 }
@@ -133,6 +136,9 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	if o.Ended == nil {
 		o.Ended = func(End) {}
+	}
+	if o.Others == nil {
+		o.Others = func(packet.Flow, Traffic) {}
 	}
 	return o, nil
 }

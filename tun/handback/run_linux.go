@@ -26,6 +26,11 @@ func (t *Table) gone(sockets []socket) {
 		t.o.Begin()
 	}
 	flows, left = t.named(left)
+	for i := range left {
+		if s := &left[i]; s.known {
+			t.o.Others(s.Flow, s.Traffic)
+		}
+	}
 	var doubtful []packet.Flow
 	t.mu.Lock()
 	for _, s := range left {

@@ -25,7 +25,10 @@ const (
 	anyState     = 0xffffffff
 	timeWait     = 6
 	closedState  = 7
+	closeWait    = 8
+	lastAck      = 9
 	listening    = 10
+	closing      = 11
 
 	ctGet         = 1<<8 | 1 // NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
 	ctDelete      = 1<<8 | 2
@@ -158,6 +161,10 @@ func tcpLife(b []byte) (l life) {
 		if info := d.Bytes(); d.Type() == extInfo && len(info) >= infoReceived+8 {
 			l.sent, l.received = binary.NativeEndian.Uint64(info[infoAcked:]), binary.NativeEndian.Uint64(info[infoReceived:])
 		}
+	}
+	switch b[1] {
+	case closeWait, lastAck, closing: // the other side's FIN counts as a byte
+		l.received -= min(l.received, 1)
 	}
 	return l
 }
