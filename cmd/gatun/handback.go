@@ -29,6 +29,7 @@ type carrier struct {
 
 	mu      sync.Mutex
 	counted time.Time
+	fresh   time.Duration // how long what was counted then is good enough
 }
 
 // shortLease is how long the kernel carries a flow without hearing of us, where flows are to end
@@ -107,24 +108,36 @@ func endCause(c handback.Cause) string {
 	}
 }
 
-// countEvery is how fresh the counters of handed-back flows are at least when somebody looks.
-const countEvery = time.Second
+// How fresh the counters of handed-back flows are at least when somebody looks: the more they cost, the older.
+const (
+	freshest = 50 * time.Millisecond
+	stalest  = time.Second
+	// countShare is which part of the time may be spent on counting.
+	countShare = 20
+)
+
+func freshFor(took time.Duration) time.Duration { return min(max(countShare*took, freshest), stalest) }
 
 // refresh reads the counters of the flows that the kernel carries.
 func (c *carrier) refresh(gate *interception.Gate) {
 	if c.kernel() == nil {
 		return
 	}
+	now := time.Now()
 	c.mu.Lock()
-	due := time.Since(c.counted) >= countEvery
+	due := now.Sub(c.counted) >= c.fresh
 	if due {
-		c.counted = time.Now()
+		c.counted, c.fresh = now, stalest // until it is known what it takes
 	}
 	c.mu.Unlock()
 	c.ahead.enter()
-	if due {
-		_ = c.table.Traffic(func(f packet.Flow, n handback.Traffic) { gate.KernelCounted(f, n.Sent, n.Received) })
+	if !due {
+		return
 	}
+	_ = c.table.Traffic(func(f packet.Flow, n handback.Traffic) { gate.KernelCounted(f, n.Sent, n.Received) })
+	c.mu.Lock()
+	c.fresh = freshFor(time.Since(now))
+	c.mu.Unlock()
 }
 
 // permitAhead lets connections begin here that were decided before.
