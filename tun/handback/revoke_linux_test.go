@@ -381,7 +381,7 @@ try: ` + script + `
 except OSError as e: print(e)'`)
 				select {
 				case e := <-l.ends:
-					if e.Cause != Closed || e.Flow.Remote.Addr().String() != far || e.Sent.Packets == 0 || e.Attempts != e.Sent.Packets {
+					if e.Cause != Closed || e.Flow.Remote.Addr().String() != far || e.Sent.Packets == 0 || e.Attempts != e.Sent.Packets || e.Traffic != (Traffic{}) {
 						t.Errorf("%s, %s: %+v", far, script, e)
 					}
 				case <-time.After(patience):

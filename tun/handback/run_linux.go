@@ -74,7 +74,7 @@ func (t *Table) named(sockets []socket) (flows []packet.Flow, left []socket) {
 			continue
 		}
 		if e.closed = true; s.known {
-			e.carried = s.carried
+			e.carried, e.told = s.carried, true
 		}
 		t.flows[f] = e
 		flows = append(flows, f)

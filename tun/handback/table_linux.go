@@ -59,9 +59,10 @@ type entry struct {
 	sent  Counter   // when last read, base included
 	first int       // bytes of the packet that began it; 0: not known
 
-	carried        // by a TCP socket that was closed
+	carried        // by a TCP socket that is gone
 	syn     uint32 // the sequence number of the SYN
 
+	told   bool   // what is carried was said by the socket
 	ahead  bool   // it is not in the set: it began ahead, and has not lasted yet
 	closed bool   // the kernel has told that its socket is gone
 	cookie uint64 // of the socket of what began ahead; 0: not known
@@ -350,7 +351,7 @@ func (t *Table) Revoke(f packet.Flow) error {
 	if last.known {
 		t.mu.Lock()
 		if e, ok := t.flows[f]; ok {
-			e.carried = last.carried
+			e.carried, e.told = last.carried, true
 			t.flows[f] = e
 		}
 		t.mu.Unlock()
@@ -384,10 +385,10 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	errs := []error{t.lastCounters(ended)}
 	errs = append(errs, t.leave(ended, cause))
 	for _, e := range ended {
-		if e.Traffic == (Traffic{}) {
-			e.Traffic.Sent = e.Sent.payload(e.Flow)
-		}
 		e.Attempts = e.attempts()
+		if !e.told && e.Attempts == 0 {
+			e.End.Traffic.Sent = e.Sent.payload(e.Flow)
+		}
 		t.o.Ended(e.End)
 	}
 	return errors.Join(errs...)
