@@ -39,7 +39,7 @@ const shortLease = 20 * time.Second
 // openCarrier puts the kernel's side of handing back in, or adopts what a crash has left. others is told of
 // the ends of connections that began elsewhere.
 func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Gate, others func(packet.Flow, handback.Traffic), log *zap.Logger) *carrier {
-	o := handback.Options{Others: others, Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, OwnMark: n.Mark, Logger: log}
+	o := handback.Options{Others: others, Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, LastingMark: n.LastingMark, OwnMark: n.Mark, Logger: log}
 	o.Ended = func(e handback.End) {
 		gate().KernelEnded(interception.KernelEnd{Flow: e.Flow, Sent: e.Traffic.Sent, Received: e.Traffic.Received,
 			Cause: endCause(e.Cause), Unanswered: e.Attempts > 0, SYN: e.SYN})
@@ -51,6 +51,7 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 	c := &carrier{}
 	o.Begin = func() { c.ahead.enter() }
 	if cfg.String("handback/afterCrash") == "kill" {
+		o.LastingMark = 0 // connection tracking does not know that we are gone
 		o.TCPTimeout, o.UDPTimeout, o.Sweep = shortLease, shortLease, shortLease/4
 		if c.absent = handback.Recover(o); c.absent != nil {
 			return c

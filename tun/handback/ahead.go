@@ -20,6 +20,7 @@ const (
 	// Its chain, in front of the guard's, is the only one that gives such a connection its mark.
 	firstSuffix   = "_ahead"
 	firstName     = "first"
+	beginsName    = "begins"
 	firstPriority = -151
 
 	// aheadLimit is how many destinations there may be, aheadTimeout how long the kernel keeps one without

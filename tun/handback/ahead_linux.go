@@ -208,6 +208,7 @@ func (t *Table) acceptBegun(flows []packet.Flow) {
 			late = append(late, changeOf(f, setAccept, "", 0))
 		default:
 			t.young = append(t.young, f)
+			t.lasts(f)
 		}
 	}
 	t.mu.Unlock()

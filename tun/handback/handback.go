@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"gatun/network/packet"
@@ -73,6 +74,10 @@ type Options struct {
 	// SocketMark within Mask is what sockets of accepted flows may carry themselves, and connection
 	// tracking with them (see Rules): route.Names.BackMark.
 	SocketMark uint32
+	// LastingMark within Mask takes the place of SocketMark in connection tracking for flows that last:
+	// their packets are not looked up any more (see Rules): route.Names.LastingMark. 0: all are. After a
+	// crash such a flow goes on for as long as connection tracking knows it, whatever the time-outs below.
+	LastingMark uint32
 	// OwnMark is that of gatun's own sockets, whose packets are not looked at: route.Names.Mark.
 	OwnMark uint32
 	// Holder returns a process that holds the socket of an accepted flow, 0 if nobody knows. It makes
@@ -112,6 +117,9 @@ func (o Options) withDefaults() (Options, error) {
 		if m == 0 || m == o.Mark || m&^o.Mask != 0 || o.SocketMark == o.OwnMark {
 			return o, fmt.Errorf("handback: want three different marks inside the mask %#08x and not 0, got %#08x, %#08x and %#08x", o.Mask, o.Mark, o.SocketMark, o.OwnMark)
 		}
+	}
+	if o.LastingMark&^o.Mask != 0 || o.LastingMark != 0 && slices.Contains([]uint32{o.Mark, o.SocketMark, o.OwnMark}, o.LastingMark) {
+		return o, fmt.Errorf("handback: want a mark of its own inside the mask %#08x for flows that last, got %#08x", o.Mask, o.LastingMark)
 	}
 	if o.Table == "" {
 		o.Table = DefaultTable

@@ -213,7 +213,7 @@ func (l *lab) up(change ...func(*Options)) *Table {
 
 func (l *lab) options(change ...func(*Options)) Options {
 	n := route.DefaultNames()
-	o := Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, OwnMark: n.Mark, Ended: func(e End) { l.ends <- e },
+	o := Options{Device: n.Device, Mark: n.OldMark, Mask: n.Mask, SocketMark: n.BackMark, LastingMark: n.LastingMark, OwnMark: n.Mark, Ended: func(e End) { l.ends <- e },
 		Logger: zaptest.NewLogger(l.t, zaptest.Level(zap.WarnLevel))}
 	for _, c := range change {
 		c(&o)

@@ -169,29 +169,34 @@ func (t *Table) look(look int, due []watched) {
 		t.warn(err)
 	}
 	for pid, flows := range busy {
-		if err := markSockets(pid, flows, t.o.SocketMark, t.o.Mask); err != nil {
+		marked, err := markSockets(pid, flows, t.o.SocketMark, t.o.Mask)
+		if err := t.last(marked); err != nil && !errors.Is(err, ErrClosed) {
+			t.warn(err)
+		}
+		if err != nil {
 			t.o.Logger.Debug("handback: sockets without the mark", zap.Int("pid", pid), zap.Error(err))
 		}
 	}
 }
 
-// markSockets gives those sockets of the process that are connected as one of flows the mark. It takes a
+// markSockets gives those sockets of the process that are connected as one of flows the mark, and returns
+// the flows of those that have it then. It takes a
 // descriptor of each of its sockets for a moment, as a debugger would (pidfd_getfd, Linux 5.6); which
 // socket it is is asked of the socket itself, so a process that has got the number of another one is
-// harmless. A socket with a mark in the mask is left alone.
-func markSockets(pid int, flows []packet.Flow, mark, mask uint32) error {
+// harmless. A socket with another mark in the mask is left alone.
+func markSockets(pid int, flows []packet.Flow, mark, mask uint32) (marked []packet.Flow, err error) {
 	process, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return fmt.Errorf("open process: %w", err)
+		return nil, fmt.Errorf("open process: %w", err)
 	}
 	defer unix.Close(process)
 	numbers, err := socketsOf(pid)
 	if err != nil {
-		return fmt.Errorf("look for its sockets: %w", err)
+		return nil, fmt.Errorf("look for its sockets: %w", err)
 	}
 	own, err := netNS()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	wanted := make(map[packet.Flow]struct{}, len(flows))
 	for _, f := range flows {
@@ -210,11 +215,15 @@ func markSockets(pid int, flows []packet.Flow, mark, mask uint32) error {
 		f, ok := connected(socket, own)
 		if _, found := wanted[f]; ok && found {
 			delete(wanted, f)
-			errs = append(errs, markSocket(socket, mark, mask))
+			if err := markSocket(socket, mark, mask); err != nil {
+				errs = append(errs, err)
+			} else {
+				marked = append(marked, f)
+			}
 		}
 		_ = unix.Close(socket)
 	}
-	return errors.Join(errs...)
+	return marked, errors.Join(errs...)
 }
 
 // socketsOf returns the descriptors of a process that are sockets.
@@ -244,6 +253,9 @@ func socketsOf(pid int) (numbers []int, err error) {
 // markSocket leaves the bits of others as they are.
 func markSocket(socket int, mark, mask uint32) error {
 	old, err := unix.GetsockoptInt(socket, unix.SOL_SOCKET, unix.SO_MARK)
+	if err == nil && uint32(old)&mask == mark {
+		return nil
+	}
 	if err == nil && uint32(old)&mask != 0 {
 		return fmt.Errorf("it carries the mark %#x of somebody", old)
 	}

@@ -83,8 +83,11 @@ func (g *opening) fill(o Options) error {
 		Priority: nftables.ChainPriorityRef(firstPriority), Policy: &policy})
 	g.obj.rule(g.c, first, "others decide", []expr.Any{meta(expr.MetaKeyMARK), bits(o.Mask, 0),
 		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: native(o.SocketMark)}}, accepts())
+	// All packets with the mark come by here: they are asked once whether they are a SYN.
+	begins := g.c.AddChain(&nftables.Chain{Table: g.obj.table, Name: beginsName})
+	g.obj.rule(g.c, first, "begins", opens(), []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: beginsName}})
 	for _, family := range []string{"4", "6"} {
-		g.obj.rule(g.c, first, "permitted ahead", opens(), unconfirmed(), g.obj.destination(family), fromHere(), marksConnection(o))
+		g.obj.rule(g.c, begins, "permitted ahead", unconfirmed(), g.obj.destination(family), fromHere(), marksConnection(o))
 	}
 	return nil
 }

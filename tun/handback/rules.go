@@ -22,7 +22,7 @@ const (
 	// How many rules they have.
 	inetRules   = 14
 	markedRules = 2
-	knownRules  = 6
+	knownRules  = 6 // without the one for flows that last
 	backRules   = 1
 	netdevRules = 2
 )
@@ -46,6 +46,11 @@ func kindHeld(o Options) string {
 	return fmt.Sprintf(kindSYN+"socket mark & %#08x == %#08x ", o.Mask, o.Mark)
 }
 
+// kindLasting is what belongs to a connection that is marked as one that lasts.
+func kindLasting(o Options) string {
+	return fmt.Sprintf("ct mark & %#08x == %#08x ", o.Mask, o.LastingMark)
+}
+
 func marked(o Options, mark uint32) string {
 	return fmt.Sprintf("meta mark & %#08x == %#08x ", o.Mask, mark)
 }
@@ -65,8 +70,12 @@ const (
 // costs a packet of a flow that lasts more than what it is asked here, so the SYN is turned away first and
 // the set, which holds flows of TCP and UDP only, is asked without more words.
 func knownList(o Options) []rule {
-	return []rule{{kindSYN, "", goAhead, "begins anew"}, {kindAny, setAccept, thenAccept, "handed back"},
-		{kindTCP, setLinger, thenAccept, "closing"}, {kindAny, "", goAhead, "socket with the mark"}}
+	list := []rule{{kindSYN, "", goAhead, "begins anew"}}
+	if o.LastingMark != 0 {
+		list = append(list, rule{kindLasting(o), "", thenAccept, "lasts"})
+	}
+	return append(list, rule{kindAny, setAccept, thenAccept, "handed back"},
+		rule{kindTCP, setLinger, thenAccept, "closing"}, rule{kindAny, "", goAhead, "socket with the mark"})
 }
 
 // chainList is the chain "handback" behind the rules about marks.
@@ -93,6 +102,8 @@ func chainList(o Options) []rule {
 // socket that carries Options.SocketMark itself (see Mark) is on the right way from the start; its flow
 // has to be in the set all the same, else it loses the mark and goes into the device. The chain "back"
 // gives connections the mark that the guard wants to see with it: without these rules no flow gets one.
+// A flow that lasts has another mark there, which says that it is in the set: then its packets are not looked
+// up, nor counted by the set (see lasting).
 //
 // Silence cannot be had in an output hook, where a program's send fails with EPERM: what is to be
 // dropped goes the way of everything that is undecided, and ends at the device. Block over UDP is

@@ -175,6 +175,8 @@ func kindOf(o Options, kind string) []expr.Any {
 		return append(flag(expr.CmpOpEq), &expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bits(o.Mask, 0), equal(native(o.Mark)))
 	case kindTCP:
 		return protocolIs(unix.IPPROTO_TCP)
+	case kindLasting(o):
+		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, bits(o.Mask, 0), equal(native(o.LastingMark))}
 	default:
 		return protocolIs(unix.IPPROTO_UDP)
 	}

@@ -105,12 +105,15 @@ func (t *Table) Counters(each func(packet.Flow, Counter)) error {
 	default:
 	}
 	flows := t.all()
+	if err := t.count(flows); err != nil {
+		return err
+	}
 	sent := make([]*Counter, len(flows))
 	err := t.get(setAccept, flows, func(i int, e found) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if known, ok := t.flows[flows[i]]; ok {
-			known.sent = sum(known.base, e.sent)
+			known.sent = t.total(flows[i], known, e.sent)
 			t.flows[flows[i]] = known
 			sent[i] = &known.sent
 		}
@@ -181,6 +184,9 @@ func (t *Table) sweep() error {
 		return err
 	}
 	start, flows, restored := time.Now(), t.all(), t.restored.Load()
+	if err := t.count(flows); err != nil {
+		return err
+	}
 	there := make([]bool, len(flows))
 	var renew []packet.Flow
 	err := t.get(setAccept, flows, func(i int, e found) {
@@ -192,7 +198,7 @@ func (t *Table) sweep() error {
 		if !ok {
 			return
 		}
-		now := sum(known.base, e.sent)
+		now := t.total(f, known, e.sent)
 		moved := now != known.sent
 		known.sent = now
 		t.flows[f] = known
@@ -243,7 +249,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 		t.mu.Lock()
 		for _, f := range flows[:n] {
 			if known, ok := t.flows[f]; ok {
-				known.base, known.since = known.sent, time.Now()
+				known.base, known.since = known.sent.since(t.lasting[f].sent), time.Now()
 				t.flows[f] = known
 				c := changeOf(f, setAccept, setAccept, t.o.timeout(f.Proto))
 				c.replace = true

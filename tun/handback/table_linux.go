@@ -26,6 +26,8 @@ type Table struct {
 	udp   *events
 	diags chan *wire // lent, so that a burst of Revoke takes no more sockets
 	lists chan *wire // one: reads of whole sets come one after the other
+	// tracks is one as well: whoever changes the mark of a flow that lasts knows that nobody else does.
+	tracks chan *wire
 
 	done chan struct{} // closed by release
 
@@ -33,8 +35,9 @@ type Table struct {
 	restored atomic.Uint64
 	mu       sync.Mutex
 	flows    map[packet.Flow]entry
-	ports    map[port][]packet.Flow // sockets that are gone have no whole name
-	young    []packet.Flow          // accepted since the last look for orphans
+	ports    map[port][]packet.Flow  // sockets that are gone have no whole name
+	young    []packet.Flow           // accepted since the last look for orphans
+	lasting  map[packet.Flow]lasting // of flows; those that are not looked up
 	watches  watches
 	closed   bool
 
@@ -66,6 +69,7 @@ type entry struct {
 	ahead  bool   // it is not in the set: it began ahead, and has not lasted yet
 	closed bool   // the kernel has told that its socket is gone
 	cookie uint64 // of the socket of what began ahead; 0: not known
+	lasted bool   // it is taken out while it is not looked up, and its base holds what passed so
 }
 
 const diagWires = 2
@@ -78,7 +82,7 @@ func Open(o Options) (*Table, error) {
 		return nil, err
 	}
 	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
-		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)},
+		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), tracks: make(chan *wire, 1), lasting: map[packet.Flow]lasting{}, done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)},
 		fresh: fresh{wake: make(chan struct{}, 1)}, cookies: map[uint64]packet.Flow{}, ahead: map[netip.AddrPort]time.Time{}}
 	if err := t.openSockets(); err != nil {
 		t.release()
@@ -88,7 +92,7 @@ func Open(o Options) (*Table, error) {
 		t.release()
 		return nil, err
 	}
-	if err := t.adopt(); err != nil {
+	if err := errors.Join(t.adopt(), t.forgetLasting()); err != nil {
 		t.release()
 		return nil, errors.Join(err, Recover(o))
 	}
@@ -121,8 +125,13 @@ func (t *Table) openSockets() (err error) {
 		t.diags <- d
 	}
 	l, err := openWire(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	t.lists <- l
+	l, err = openPrompt()
 	if err == nil {
-		t.lists <- l
+		t.tracks <- l
 	}
 	return err
 }
@@ -151,7 +160,7 @@ func (t *Table) release() {
 			e.close()
 		}
 	}
-	for _, pool := range []chan *wire{t.diags, t.lists} {
+	for _, pool := range []chan *wire{t.diags, t.lists, t.tracks} {
 		t.drain(pool)
 	}
 }
@@ -283,6 +292,10 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 		return e, false
 	}
 	delete(t.flows, f)
+	if l, ok := t.lasting[f]; ok {
+		e.lasted, e.base = true, sum(e.base, l.sent)
+		delete(t.lasting, f)
+	}
 	if e.cookie != 0 && t.cookies[e.cookie] == f {
 		delete(t.cookies, e.cookie)
 	}
@@ -371,6 +384,7 @@ func (t *Table) over(flows []packet.Flow, cause Cause) error {
 }
 
 func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
+	errs := []error{t.count(flows)}
 	var ended []ending
 	t.mu.Lock()
 	for _, f := range flows {
@@ -382,8 +396,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	if len(ended) == 0 {
 		return nil
 	}
-	errs := []error{t.lastCounters(ended)}
-	errs = append(errs, t.leave(ended, cause))
+	errs = append(errs, t.lastCounters(ended), t.leave(ended, cause), t.outlast(ended))
 	for _, e := range ended {
 		e.Attempts = e.attempts()
 		if !e.told && e.Attempts == 0 {

@@ -67,10 +67,14 @@ func (t *Table) mend() error {
 
 // whole reports whether every rule is there.
 func (t *Table) whole() (bool, error) {
+	known := knownRules
+	if t.o.LastingMark != 0 {
+		known++
+	}
 	for _, c := range []struct {
 		name  string
 		rules int
-	}{{chainName, inetRules}, {markedName, markedRules}, {knownName, knownRules}, {backName, backRules}, {aheadName, aheadRules}} {
+	}{{chainName, inetRules}, {markedName, markedRules}, {knownName, known}, {backName, backRules}, {aheadName, aheadRules}} {
 		if ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, c.name, c.rules); err != nil || !ok {
 			return ok, err
 		}

@@ -34,10 +34,24 @@ const (
 	attrBytes        = 1 // NFTA_COUNTER_BYTES
 	attrPackets      = 2
 
-	ctDelete     = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2 // IPCTNL_MSG_CT_DELETE
-	ctTupleOrig  = 1
+	ctNew        = unix.NFNL_SUBSYS_CTNETLINK<<8 | 0 // IPCTNL_MSG_CT_NEW: an entry, or how one changes
+	ctGet        = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
+	ctDelete     = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
+	ctTupleOrig  = 1 // CTA_TUPLE_ORIG
 	ctTupleIP    = 1
 	ctTupleProto = 2
+	ctSource4    = 1 // CTA_IP_V4_SRC
+	ctTarget4    = 2
+	ctSource6    = 3
+	ctTarget6    = 4
+	ctProto      = 1 // CTA_PROTO_NUM
+	ctSourcePort = 2
+	ctTargetPort = 3
+	ctMark       = 8
+	ctSent       = 9 // CTA_COUNTERS_ORIG
+	ctMarkMask   = 21
+	ctPackets    = 1 // CTA_COUNTERS_PACKETS
+	ctBytes      = 2
 
 	nested = unix.NLA_F_NESTED
 )
@@ -172,12 +186,26 @@ func (w *wire) element(typ, flags uint16, family nftables.TableFamily, table, se
 }
 
 // forget writes the message that takes a flow's entry out of connection tracking.
-func (w *wire) forget(k *key) {
-	size, family, src, dst := (int(k.len)-12)/2, byte(unix.AF_INET), uint16(1), uint16(2)
+func (w *wire) forget(k *key) { w.end(w.tracked(ctDelete, k)) }
+
+// track asks for a flow's entry in connection tracking.
+func (w *wire) track(k *key) { w.end(w.tracked(ctGet, k)) }
+
+// mark writes the message that changes the bits of mask in the mark of a flow's entry.
+func (w *wire) mark(k *key, mark, mask uint32) {
+	at := w.tracked(ctNew, k)
+	w.attr(ctMark, binary.BigEndian.AppendUint32(nil, mark)...)
+	w.attr(ctMarkMask, binary.BigEndian.AppendUint32(nil, mask)...)
+	w.end(at)
+}
+
+// tracked begins a message about a flow's entry in connection tracking, and returns where.
+func (w *wire) tracked(typ uint16, k *key) (at int) {
+	size, family, src, dst := (int(k.len)-12)/2, byte(unix.AF_INET), uint16(ctSource4), uint16(ctTarget4)
 	if size == 16 {
-		family, src, dst = unix.AF_INET6, 3, 4
+		family, src, dst = unix.AF_INET6, ctSource6, ctTarget6
 	}
-	at := w.begin(ctDelete, 0, [4]byte{family})
+	at = w.begin(typ, 0, [4]byte{family})
 	tuple := w.nest(ctTupleOrig | nested)
 	ip := w.nest(ctTupleIP | nested)
 	w.attr(src, k.b[:size]...)
@@ -185,12 +213,12 @@ func (w *wire) forget(k *key) {
 	w.unnest(ip)
 	rest := k.b[2*size:]
 	proto := w.nest(ctTupleProto | nested)
-	w.attr(1, rest[0])
-	w.attr(2, rest[4:6]...)
-	w.attr(3, rest[8:10]...)
+	w.attr(ctProto, rest[0])
+	w.attr(ctSourcePort, rest[4:6]...)
+	w.attr(ctTargetPort, rest[8:10]...)
 	w.unnest(proto)
 	w.unnest(tuple)
-	w.end(at)
+	return at
 }
 
 func (w *wire) send() error {

@@ -154,9 +154,12 @@ func (g builder) setMark(v uint32) Clause   { return Clause{kind: markSet, num: 
 func (g builder) ctMark(v uint32) Clause    { return Clause{kind: ctMarkIs, num: v, mask: g.n.Mask} }
 func (g builder) setCtMark(v uint32) Clause { return Clause{kind: ctMarkSet, num: v, mask: g.n.Mask} }
 
-// backed is the mark of connections that tun/handback has given back: only its chain sets it. It is what
+// backed is the mark of connections that tun/handback has given back: only that package sets it. It is what
 // most packets of a busy machine are asked about, so it comes first, in the fewest words.
-func (g builder) backed() Clause { return g.ctMark(g.n.BackMark) }
+func (g builder) backed() Clause {
+	mask := g.n.backMask()
+	return Clause{kind: ctMarkIs, num: g.n.BackMark & mask, mask: mask}
+}
 
 func (g builder) incoming() []GuardRule {
 	return []GuardRule{

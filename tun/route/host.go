@@ -13,6 +13,8 @@ type HostState struct {
 	Routes []MainRoute
 	// NoIPv6 is set where the kernel has no IPv6 or has it disabled for the whole namespace.
 	NoIPv6 bool
+	// NoCounts is set where connection tracking cannot count.
+	NoCounts bool
 }
 
 // Link is a network interface.

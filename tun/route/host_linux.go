@@ -39,6 +39,8 @@ func readHost() (HostState, error) {
 		h.Links = append(h.Links, Link{Index: a.Index, Name: a.Name, Loopback: a.Flags&net.FlagLoopback != 0, Up: a.Flags&net.FlagUp != 0})
 	}
 	h.NoIPv6 = ipv6Off()
+	_, err = getSysctl(countKey)
+	h.NoCounts = err != nil
 	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return h, fmt.Errorf("list addresses: %w", err)

@@ -80,7 +80,7 @@ func decodeJournal(b []byte) journal {
 }
 
 // sysctlKnown limits what a damaged or forged journal can write to.
-func sysctlKnown(key string) bool { return key == "net.ipv4.conf.all.src_valid_mark" }
+func sysctlKnown(key string) bool { return key == strictKey || key == countKey }
 
 // readJournal returns the journal of dir. There is none if ok is false.
 func readJournal(dir string) (j journal, ok bool, err error) {

@@ -42,12 +42,13 @@ const (
 type Names struct {
 	Device       string `json:"device"`
 	NftTable     string `json:"nft_table"`
-	Mark         uint32 `json:"mark"`        // on gatun's own sockets; counts only together with their user
-	OldMark      uint32 `json:"old_mark"`    // set by the guard only: this packet keeps its old path
-	InMark       uint32 `json:"in_mark"`     // on inbound flows that were accepted
-	AskedMark    uint32 `json:"asked_mark"`  // on datagrams that answer a multicast or broadcast query
-	BackMark     uint32 `json:"back_mark"`   // on sockets of flows that were handed back; counts only together with that flow's connection mark
-	DivertMark   uint32 `json:"divert_mark"` // on SYNs of programs that gatun sends once more, to end the connection itself
+	Mark         uint32 `json:"mark"`         // on gatun's own sockets; counts only together with their user
+	OldMark      uint32 `json:"old_mark"`     // set by the guard only: this packet keeps its old path
+	InMark       uint32 `json:"in_mark"`      // on inbound flows that were accepted
+	AskedMark    uint32 `json:"asked_mark"`   // on datagrams that answer a multicast or broadcast query
+	BackMark     uint32 `json:"back_mark"`    // on sockets of flows that were handed back; counts only together with that flow's connection mark
+	LastingMark  uint32 `json:"lasting_mark"` // the connection mark of those handed-back flows that are not looked up any more; BackMark but for one bit
+	DivertMark   uint32 `json:"divert_mark"`  // on SYNs of programs that gatun sends once more, to end the connection itself
 	Queue        uint16 `json:"queue"`
 	Mask         uint32 `json:"mask"`
 	Table        int    `json:"table"`
@@ -75,6 +76,7 @@ func (n Names) WithMark(mark uint32) Names {
 	n.InMark = nextMark(n.OldMark, n.Mask)
 	n.AskedMark = nextMark(n.InMark, n.Mask)
 	n.BackMark = nextMark(n.AskedMark, n.Mask)
+	n.LastingMark = n.BackMark ^ topBit(n.Mask)
 	n.DivertMark = nextMark(n.BackMark, n.Mask)
 	return n
 }
@@ -92,6 +94,17 @@ func nextMark(mark, mask uint32) uint32 {
 	}
 	return (mark + 1<<bits.TrailingZeros32(mask)) & mask
 }
+
+// topBit is the highest bit of the bit-field, which two of its first values do not differ in.
+func topBit(mask uint32) uint32 {
+	if mask == 0 {
+		return 0
+	}
+	return 1 << (bits.Len32(mask) - 1)
+}
+
+// backMask is the part of the connection mark in which BackMark and LastingMark are alike, and all others are not.
+func (n Names) backMask() uint32 { return n.Mask &^ (n.BackMark ^ n.LastingMark) }
 
 func distinct(marks ...uint32) bool {
 	slices.Sort(marks)
@@ -112,8 +125,9 @@ func (n Names) Validate() error {
 		return errors.New("the names of the device and of the nftables table must not be empty")
 	case n.Mark == 0 || n.Mark&^n.Mask != 0:
 		return fmt.Errorf("core/mark: want a value inside the mask %#08x and not 0, got %#08x", n.Mask, n.Mark)
-	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.DivertMark}, 0) || !distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.DivertMark):
-		return fmt.Errorf("core/mark: %#08x leaves no room for five marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
+	case slices.Contains([]uint32{n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.LastingMark, n.DivertMark}, 0) ||
+		!distinct(n.Mark, n.OldMark, n.InMark, n.AskedMark, n.BackMark, n.LastingMark, n.DivertMark):
+		return fmt.Errorf("core/mark: %#08x leaves no room for six marks more in the mask %#08x; take a smaller one", n.Mark, n.Mask)
 	case n.Table < 1 || n.Table >= tableDefault && n.Table <= tableLocal:
 		return fmt.Errorf("core/table: want a table number of its own, not 253, 254 or 255, got %d", n.Table)
 	}

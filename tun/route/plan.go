@@ -85,6 +85,12 @@ func (c Command) Name() string { return string(c) }
 // String is the operation as text.
 func (c Command) String() string { return string(c) }
 
+// The kernel settings that are changed.
+const (
+	strictKey = "net.ipv4.conf.all.src_valid_mark"
+	countKey  = "net.netfilter.nf_conntrack_acct"
+)
+
 // Sysctl is a kernel setting, its key in the dotted form of sysctl(8).
 type Sysctl struct{ Key, Value string }
 
@@ -185,8 +191,11 @@ func Compute(n Names, h HostState, p Policy) Plan {
 		Snapshot{},
 		// Strict reverse-path filters look up the way back with the mark that prerouting sets;
 		// without this they would drop every reply to our own sockets.
-		Sysctl{Key: "net.ipv4.conf.all.src_valid_mark", Value: "1"},
+		Sysctl{Key: strictKey, Value: "1"},
 		LinkSetup{Link: n.Device, MTU: p.MTU},
+	}
+	if !h.NoCounts {
+		ops = append(ops, Sysctl{Key: countKey, Value: "1"}) // what tun/handback does not look up it counts so
 	}
 	for _, r := range routes(n, h) {
 		ops = append(ops, r)

@@ -29,7 +29,7 @@ func forgetHandedBack(n Names) error {
 	}
 	defer c.Close()
 	_ = c.SetReadBuffer(nftBuffer)
-	ask := appendMark([]byte{unix.AF_UNSPEC, 0, 0, 0}, n.BackMark, n.Mask)
+	ask := appendMark([]byte{unix.AF_UNSPEC, 0, 0, 0}, n.BackMark&n.backMask(), n.backMask())
 	entries, err := c.Execute(mdnetlink.Message{Header: mdnetlink.Header{Type: ctGet, Flags: mdnetlink.Request | mdnetlink.Dump}, Data: ask})
 	if err != nil {
 		return fmt.Errorf("list connections that were handed back: %w", err)
