@@ -194,8 +194,9 @@ type End struct {
 	// Sent is all that was sent, or for TCP that was answered and that the program has closed, what
 	// was read last: Traffic says more.
 	Sent Counter
-	// Traffic is exact for TCP that the program has closed or that was revoked; else Received is 0 and Sent
-	// what Counter stands for. A connection that was reset has received a byte more than it says.
+	// Traffic is exact for TCP that the program has closed or that was revoked; else Sent is what Counter stands
+	// for. Of UDP Received is 0 where connection tracking does not count, of TCP that expired too. A connection
+	// that was reset has received a byte more than it says.
 	Traffic Traffic
 	// Attempts is how many SYNs a connection has sent that sent nothing else: it was refused, or
 	// nobody answered. 0 where it was answered, and for what is no connection.

@@ -25,10 +25,9 @@ type lasting struct {
 
 // tracked is what connection tracking says of a flow.
 type tracked struct {
-	mark    uint32
-	counts  bool
-	sent    Counter
-	unknown bool // it has no such flow
+	mark           uint32
+	counts         bool
+	sent, received Counter
 }
 
 // last lets those of flows, whose sockets carry the mark, pass without being looked up that connection tracking knows as handed back, and
@@ -87,18 +86,18 @@ func (t *Table) outlast(ended []ending) error {
 	return t.eachPart(flows, t.unmark)
 }
 
-// count reads what has passed beside the set of those of flows that last, and returns those of them that
-// connection tracking has forgotten: they are looked up again.
+// count reads what connection tracking has counted: of those of flows that last, what has passed beside the set,
+// and what UDP has received.
 func (t *Table) count(flows []packet.Flow) error {
-	var last []packet.Flow
+	var counted []packet.Flow
 	t.mu.Lock()
 	for _, f := range flows {
-		if _, ok := t.lasting[f]; ok {
-			last = append(last, f)
+		if _, ok := t.lasting[f]; ok || f.Proto == packet.UDP {
+			counted = append(counted, f)
 		}
 	}
 	t.mu.Unlock()
-	return t.eachPart(last, func(w *wire, part []packet.Flow) error {
+	return t.eachPart(counted, func(w *wire, part []packet.Flow) error {
 		entries, err := w.entries(part)
 		if err != nil {
 			return err
@@ -112,8 +111,22 @@ func (t *Table) count(flows []packet.Flow) error {
 	})
 }
 
-// counted notes what connection tracking says of a flow that lasts. t.mu is held.
+// counted notes what connection tracking says of a flow. What it has forgotten is looked up again, and counted
+// from nothing. t.mu is held.
 func (t *Table) counted(f packet.Flow, now tracked) {
+	e, ok := t.flows[f]
+	if !ok {
+		return
+	}
+	if f.Proto == packet.UDP && now.counts {
+		reply := now.received.payload(f)
+		if reply < e.reply {
+			e.reply = 0
+		}
+		e.Received += reply - e.reply
+		e.reply = reply
+		t.flows[f] = e
+	}
 	l, ok := t.lasting[f]
 	if !ok {
 		return
@@ -123,7 +136,6 @@ func (t *Table) counted(f packet.Flow, now tracked) {
 		t.lasting[f] = l
 		return
 	}
-	e := t.flows[f]
 	e.base = sum(e.base, l.sent)
 	t.flows[f] = e
 	delete(t.lasting, f)
@@ -164,12 +176,12 @@ func (w *wire) marked(flows []packet.Flow, mark, mask uint32) ([]tracked, error)
 	})
 }
 
-// tracking sends what ask writes for each flow, and returns the entries that come back.
+// tracking sends what ask writes for each flow, and returns the entries that come back. What has none, also
+// because the kernel does not let us ask, comes back as zero.
 func (w *wire) tracking(flows []packet.Flow, ask func(*key)) ([]tracked, error) {
 	found := make([]tracked, len(flows))
 	first := w.seq + 1
-	for i, f := range flows {
-		found[i].unknown = true
+	for _, f := range flows {
 		k := keyOf(f)
 		ask(&k)
 	}
@@ -177,18 +189,11 @@ func (w *wire) tracking(flows []packet.Flow, ask func(*key)) ([]tracked, error) 
 	if err := w.send(); err != nil {
 		return nil, err
 	}
-	var bad error
-	err := w.answers(func(m message) {
-		i := (m.seq - first) / each
-		switch {
-		case i >= uint32(len(flows)):
-		case m.typ == ctNew:
+	return found, w.answers(func(m message) {
+		if i := (m.seq - first) / each; m.typ == ctNew && i < uint32(len(found)) {
 			found[i] = parseTracked(m.body)
-		case m.typ == unix.NLMSG_ERROR && m.errno() != 0 && m.errno() != unix.ENOENT:
-			bad = fmt.Errorf("connection tracking: %w", m.errno())
 		}
 	})
-	return found, errors.Join(err, bad)
 }
 
 // parseTracked reads an entry of connection tracking.
@@ -201,18 +206,24 @@ func parseTracked(body []byte) (e tracked) {
 		case typ == ctMark && len(v) == 4:
 			e.mark = binary.BigEndian.Uint32(v)
 		case typ == ctSent:
-			e.counts = true
-			eachAttr(v, func(typ uint16, v []byte) {
-				switch {
-				case typ == ctPackets && len(v) == 8:
-					e.sent.Packets = binary.BigEndian.Uint64(v)
-				case typ == ctBytes && len(v) == 8:
-					e.sent.Bytes = binary.BigEndian.Uint64(v)
-				}
-			})
+			e.counts, e.sent = true, parseCounter(v)
+		case typ == ctReceived:
+			e.received = parseCounter(v)
 		}
 	})
 	return e
+}
+
+func parseCounter(b []byte) (c Counter) {
+	eachAttr(b, func(typ uint16, v []byte) {
+		switch {
+		case typ == ctPackets && len(v) == 8:
+			c.Packets = binary.BigEndian.Uint64(v)
+		case typ == ctBytes && len(v) == 8:
+			c.Bytes = binary.BigEndian.Uint64(v)
+		}
+	})
+	return c
 }
 
 // forgetLasting has everything looked up again that an earlier process has left: nobody would take it back.
@@ -232,6 +243,9 @@ func (t *Table) forgetLasting() error {
 			}
 		})
 	})
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return nil // who cannot ask has not set marks either
+	}
 	for len(left) > 0 && err == nil {
 		n := min(len(left), batchLimit)
 		err = t.lent(t.tracks, func(w *wire) error {

@@ -52,16 +52,16 @@ func (l *lab) countedBySet(f packet.Flow) (n uint64) {
 	return n
 }
 
-func (l *lab) sentOf(f packet.Flow) (sent uint64) {
+func (l *lab) trafficOf(f packet.Flow) (all Traffic) {
 	l.t.Helper()
 	if err := l.table.Traffic(func(g packet.Flow, is Traffic) {
 		if g == f {
-			sent = is.Sent
+			all = is
 		}
 	}); err != nil {
 		l.t.Fatal(err)
 	}
-	return sent
+	return all
 }
 
 func ourselves(o *Options) { o.Holder = func(packet.Flow) int { return os.Getpid() } }
@@ -84,8 +84,8 @@ func TestLiveFlowsThatLast(t *testing.T) {
 						}
 						sent += 30
 					}
-					if got := l.sentOf(f); got > sent || got+missed < sent {
-						t.Errorf("%s, %s: %d bytes counted, %d were sent", f, what, got, sent)
+					if got := l.trafficOf(f); got.Sent > sent || got.Sent+missed < sent || got.Received != sent {
+						t.Errorf("%s, %s: %+v counted, %d were sent", f, what, got, sent)
 					}
 				}
 				before, device := l.countedBySet(f), l.deviceCount()
@@ -115,8 +115,8 @@ func TestLiveFlowsThatLast(t *testing.T) {
 					if err := l.table.Forget(f); err != nil {
 						t.Fatal(err)
 					}
-					if e := l.end(f); e.Traffic.Sent > sent || e.Traffic.Sent+missed < sent {
-						t.Errorf("%s: ended with %d bytes, %d were sent", f, e.Traffic.Sent, sent)
+					if e := l.end(f); e.Traffic.Sent > sent || e.Traffic.Sent+missed < sent || e.Traffic.Received != sent {
+						t.Errorf("%s: ended with %+v, %d were sent", f, e.Traffic, sent)
 					}
 					l.deny(true)
 					l.silent(c, f)
@@ -178,7 +178,7 @@ func TestLiveLastingNeedsCounts(t *testing.T) {
 			}
 			sent += 20
 		}
-		if m, got := l.trackedMark(f), l.sentOf(f); m != l.names().BackMark || got != sent {
+		if m, got := l.trackedMark(f), l.trafficOf(f).Sent; m != l.names().BackMark || got != sent {
 			t.Errorf("mark %#x, %d bytes counted; %d were sent", m, got, sent)
 		}
 	})

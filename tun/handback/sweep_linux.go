@@ -126,12 +126,12 @@ func (t *Table) Counters(each func(packet.Flow, Counter)) error {
 	return err
 }
 
-// Traffic passes what every accepted flow has carried to each: TCP as the sockets have counted it, of
-// UDP what was sent.
+// Traffic passes what every accepted flow has carried to each: TCP as the sockets have counted it, UDP as the
+// set and connection tracking have.
 func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
 	err := t.Counters(func(f packet.Flow, c Counter) {
 		if f.Proto == packet.UDP {
-			each(f, Traffic{Sent: c.payload(f)})
+			each(f, Traffic{Sent: c.payload(f), Received: t.received(f)})
 		}
 	})
 	return errors.Join(err, t.lent(t.diags, func(w *wire) error {
@@ -141,6 +141,13 @@ func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
 			}
 		})
 	}))
+}
+
+// received is what a flow of UDP has received, when last read.
+func (t *Table) received(f packet.Flow) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.flows[f].Received
 }
 
 func sum(a, b Counter) Counter {

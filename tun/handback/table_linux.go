@@ -62,7 +62,8 @@ type entry struct {
 	sent  Counter   // when last read, base included
 	first int       // bytes of the packet that began it; 0: not known
 
-	carried        // by a TCP socket that is gone
+	carried        // by a TCP socket that is gone; of UDP what was received
+	reply   uint64 // of what UDP has received, what connection tracking had counted when last read
 	syn     uint32 // the sequence number of the SYN
 
 	told   bool   // what is carried was said by the socket
@@ -389,7 +390,7 @@ func (t *Table) overBatch(flows []packet.Flow, cause Cause) error {
 	t.mu.Lock()
 	for _, f := range flows {
 		if e, ok := t.take(f); ok {
-			ended = append(ended, ending{End: End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.Traffic, SYN: e.syn}, entry: e})
+			ended = append(ended, ending{End: End{Flow: f, Sent: e.sent, Cause: cause, Traffic: e.carried.Traffic, SYN: e.syn}, entry: e})
 		}
 	}
 	t.mu.Unlock()

@@ -49,6 +49,7 @@ const (
 	ctTargetPort = 3
 	ctMark       = 8
 	ctSent       = 9 // CTA_COUNTERS_ORIG
+	ctReceived   = 10
 	ctMarkMask   = 21
 	ctPackets    = 1 // CTA_COUNTERS_PACKETS
 	ctBytes      = 2
