@@ -206,7 +206,8 @@ func (v *Diverter) Divert(ctx context.Context, f packet.Flow, syn []byte) (*TCPC
 		fd, err = v.await(ctx, listener, f, a)
 	}
 	if err != nil {
-		return nil, errors.Join(err, v.giveUp(f, a))
+		// What was sent has left an entry that leads all packets of the program to the listener.
+		return nil, errors.Join(err, v.giveUp(f, a), v.origins.forget(f))
 	}
 	file := os.NewFile(uintptr(fd), "tcp")
 	raw, err := file.SyscallConn()

@@ -222,13 +222,20 @@ func TestLiveDivertedInVain(t *testing.T) {
 		ip := packet.IP{Src: f.Local.Addr(), Dst: f.Remote.Addr(), TTL: 64}
 		syn := packet.AppendReset(nil, &ip, 40001, echoPort, 0)
 		syn[20+13] = tcpSYN // its checksum is completed anyway
+		forgotten := func(what string) {
+			if state := v.origins.state(f); state != 0 {
+				t.Errorf("%s: its packets are still led to the listener, in state %d", what, state)
+			}
+		}
 		if c, err := v.Divert(t.Context(), f, syn); !errors.Is(err, syscall.ECONNABORTED) {
 			t.Errorf("a SYN of nobody: %v %v", c, err)
 		}
+		forgotten("a SYN of nobody")
 		l.sh("nft add table inet f; nft add chain inet f in { type filter hook input priority 0 \\; }; nft add rule inet f in iif lo drop")
 		if c, err := v.Divert(t.Context(), f, syn); !errors.Is(err, ErrNotDiverted) {
 			t.Errorf("a SYN that is filtered: %v %v", c, err)
 		}
+		forgotten("a SYN that is filtered")
 		l.sh("nft delete table inet f")
 		if v.expectsAny() {
 			t.Error("it is still expected")
