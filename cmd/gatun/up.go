@@ -94,6 +94,7 @@ func bringUp(parent context.Context, p *places, named string, confirm *confirmat
 	ctx, stop := context.WithCancelCause(parent)
 	u.stop = stop
 	defer u.stop(nil)
+	u.obey(ctx)
 	if err := u.run(ctx); err != nil && !errors.Is(err, errDown) {
 		if u.manager != nil && u.manager.Status().State != route.Off {
 			if confirm.open() {
@@ -241,14 +242,7 @@ func (u *up) serve(ctx context.Context) error {
 	g.Go(func() error { return u.confirm.wait(ctx) }) // a capture that hangs is not confirmed either
 	g.Go(func() error { return u.carrier.run(ctx) })
 	if err := u.manager.Up(ctx); err != nil {
-		u.stop(err)
-		if u.manager.Status().State == route.Off {
-			err = errors.Join(err, u.carrier.close())
-		}
-		if waited := g.Wait(); errors.Is(waited, errUnconfirmed) {
-			return waited
-		}
-		return err
+		return u.failed(ctx, err, g.Wait)
 	}
 	g.Go(func() error { u.engine.gate.Adopt(ctx, u.carrier.adopted); return nil })
 	u.engine.fetch(ctx, g)
@@ -257,7 +251,7 @@ func (u *up) serve(ctx context.Context) error {
 	g.Go(u.door.serve(ctx, server))
 	g.Go(func() error { return u.manager.Run(ctx) })
 	g.Go(func() error { return u.watch(ctx) })
-	g.Go(func() error { return u.signals(ctx) })
+	g.Go(func() error { return u.hangups(ctx) })
 	notifyReady()
 	if s, note := u.confirm.status(time.Now()); s != nil {
 		u.log.Warn(note)
@@ -278,19 +272,49 @@ func (u *up) serve(ctx context.Context) error {
 // more, and goes before another instance may come up (see route.Options.Undone).
 func (u *up) down(ctx context.Context) error { return u.manager.Down(ctx) }
 
-// signals turns signals into orders: TERM and INT are `down`, HUP is `reload`.
-func (u *up) signals(ctx context.Context) error {
-	c := make(chan os.Signal, 4)
-	signal.Notify(c, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+// failed ends what was begun when the capture failed with err, or was called off.
+func (u *up) failed(ctx context.Context, err error, wait func() error) error {
+	ordered := errors.Is(context.Cause(ctx), errDown)
+	u.stop(err)
+	waited := wait()
+	switch {
+	case u.manager.Status().State == route.Off:
+		err = errors.Join(err, u.carrier.close())
+	case ordered:
+		notifyStopping()
+		return u.down(context.WithoutCancel(ctx))
+	}
+	if errors.Is(waited, errUnconfirmed) {
+		return waited
+	}
+	return err
+}
+
+// obey takes TERM and INT as `down`, from the start on: a machine that is closed half-way is not what was
+// ordered.
+func (u *up) obey(ctx context.Context) {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		defer signal.Stop(c)
+		select {
+		case <-ctx.Done():
+		case <-c:
+			u.stop(errDown)
+		}
+	}()
+}
+
+// hangups takes HUP as `reload`.
+func (u *up) hangups(ctx context.Context) error {
+	c := make(chan os.Signal, 1)
+	signal.Notify(c, syscall.SIGHUP)
 	defer signal.Stop(c)
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s := <-c:
-			if s != syscall.SIGHUP {
-				return errDown
-			}
+		case <-c:
 			_ = u.Reload(ctx) // said in the log and in status
 		}
 	}
