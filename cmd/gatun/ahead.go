@@ -78,14 +78,17 @@ func (a *ahead) attach(e *engine) {
 // run permits ahead until ctx ends, which o ends as well.
 func (a *ahead) run(ctx context.Context, o *state.Owners) error {
 	p, err := o.Permits()
+	if err == nil {
+		err = a.table.Ahead()
+	}
+	if err == nil {
+		err = p.Renew()
+	}
 	if err != nil {
 		a.absent.Store(&err)
 		a.log.Info("no connection is permitted ahead", zap.Error(err))
 		<-ctx.Done()
 		return nil
-	}
-	if err := p.Renew(); err != nil {
-		return err
 	}
 	a.permits.Store(p)
 	defer a.table.EndAhead()

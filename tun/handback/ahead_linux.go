@@ -52,11 +52,23 @@ func (n *fresh) take() (due []Began, more bool) {
 	return due, len(n.old) > 0
 }
 
+// Ahead says why no connection can begin ahead; nil: it can.
+func (t *Table) Ahead() error {
+	switch {
+	case t.opening != nil:
+		return nil
+	case t.closedAhead != nil:
+		return t.closedAhead
+	default:
+		return fmt.Errorf("%w: nobody was to begin ahead", ErrUnsupported)
+	}
+}
+
 // Admit lets sockets that carry Options.SocketMark begin connections to the destinations. It holds for
 // fifteen seconds, and is to be repeated. Somebody has to keep all other SYNs with that mark from leaving.
 func (t *Table) Admit(proto packet.Proto, to ...netip.AddrPort) error {
-	if t.opening == nil {
-		return fmt.Errorf("%w: nobody was to begin ahead", ErrUnsupported)
+	if err := t.Ahead(); err != nil {
+		return err
 	}
 	errs := []error{t.opening.admit(proto, to)}
 	for len(to) > 0 {

@@ -225,6 +225,27 @@ func TestLiveAheadEndsWithUs(t *testing.T) {
 	})
 }
 
+// TestLiveNothingAhead: where its table cannot be had, what is held is handed back all the same, and who asks
+// is told why.
+func TestLiveNothingAhead(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.sh("nft add table inet " + DefaultTable + firstSuffix)
+		l.up(func(o *Options) { o.Begin = func() {} })
+		l.serve()
+		if err := l.table.Ahead(); err == nil || !strings.Contains(err.Error(), firstSuffix) {
+			t.Errorf("who asks is told %v", err)
+		}
+		if err := l.table.Admit(packet.TCP, netip.MustParseAddrPort(at(far4))); err == nil {
+			t.Error("connections are admitted by somebody else's table")
+		}
+		c, f := l.dial("tcp", at(far4))
+		if err := echoes(c, 100); err != nil || !l.table.accepted(f) {
+			t.Errorf("%s: %v", f, err)
+		}
+		_ = c.Close()
+	})
+}
+
 // leftOf is the time of the only element of a set.
 func (l *lab) leftOf(set string) time.Duration {
 	l.t.Helper()

@@ -73,6 +73,9 @@ func (*Table) Run(context.Context) error { return ErrUnsupported }
 // Drops implements the contract of Linux.
 func (*Table) Drops() bool { return false }
 
+// Ahead implements the contract of Linux.
+func (*Table) Ahead() error { return ErrUnsupported }
+
 // Admit implements the contract of Linux.
 func (*Table) Admit(packet.Proto, ...netip.AddrPort) error { return ErrUnsupported }
 

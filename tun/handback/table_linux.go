@@ -12,7 +12,6 @@ import (
 	"gatun/tun/resend"
 
 	"github.com/google/nftables"
-	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,10 +40,11 @@ type Table struct {
 	watches  watches
 	closed   bool
 
-	opening *opening // nil: nothing begins ahead
-	fresh   fresh
-	cookies map[uint64]packet.Flow       // of sockets whose connections began ahead and are not in the set
-	ahead   map[netip.AddrPort]time.Time // destinations, and when they were admitted last
+	opening     *opening // nil: nothing begins ahead; closedAhead says why
+	closedAhead error
+	fresh       fresh
+	cookies     map[uint64]packet.Flow       // of sockets whose connections began ahead and are not in the set
+	ahead       map[netip.AddrPort]time.Time // destinations, and when they were admitted last
 }
 
 // port is a program's side of flows.
@@ -98,9 +98,7 @@ func Open(o Options) (*Table, error) {
 		return nil, errors.Join(err, Recover(o))
 	}
 	if o.Begin != nil {
-		if t.opening, err = openOpening(o); err != nil {
-			o.Logger.Info("handback: each connection is decided with its first packet", zap.Error(err))
-		}
+		t.opening, t.closedAhead = openOpening(o)
 	}
 	return t, nil
 }
