@@ -137,13 +137,18 @@ func TestBulkTakesAPipe(t *testing.T) {
 // TestPipesAreBounded: what is lent has a limit, and what comes back makes room.
 func TestPipesAreBounded(t *testing.T) {
 	var p pipes
+	for range 2 * pipesInUse {
+		if p.get(func() (Pipe, error) { return nil, syscall.EMFILE }) != nil {
+			t.Error("a pipe that could not be opened")
+		}
+	}
 	open := func() (Pipe, error) { return &moving{}, nil }
 	var lent []Pipe
 	for range pipesInUse {
 		lent = append(lent, p.get(open))
 	}
-	if p.get(open) != nil {
-		t.Error("more than the limit")
+	if lent[pipesInUse-1] == nil || p.get(open) != nil {
+		t.Error("not as many as the limit, or more")
 	}
 	p.put(lent[0], true)
 	if got := p.get(open); got != lent[0] {

@@ -135,23 +135,33 @@ type pipes struct {
 
 // get returns nil where there is none to be had: then bytes go through a buffer.
 func (p *pipes) get(open func() (Pipe, error)) Pipe {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.lent >= pipesInUse {
-		return nil
-	}
-	if n := len(p.idle); n > 0 {
-		got := p.idle[n-1]
-		p.idle = p.idle[:n-1]
-		p.lent++
+	got, room := p.reserve()
+	if got != nil || !room {
 		return got
 	}
 	got, err := open()
 	if err != nil {
+		p.mu.Lock()
+		p.lent--
+		p.mu.Unlock()
 		return nil
 	}
-	p.lent++
 	return got
+}
+
+// reserve takes a place, and an idle pipe where there is one.
+func (p *pipes) reserve() (idle Pipe, room bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.lent >= pipesInUse {
+		return nil, false
+	}
+	p.lent++
+	if n := len(p.idle); n > 0 {
+		idle = p.idle[n-1]
+		p.idle = p.idle[:n-1]
+	}
+	return idle, true
 }
 
 // put takes a pipe back; one that is not empty ends.
