@@ -121,8 +121,7 @@ func (t *Table) enter(all []entering) {
 			t.young = append(t.young, e.f)
 			t.lasts(e.f)
 		default:
-			known.base, known.since = known.sent, time.Now()
-			t.flows[e.f] = known
+			t.flows[e.f] = t.anew(e.f, known)
 		}
 	}
 	t.mu.Unlock()

@@ -97,6 +97,13 @@ func TestLiveFlowsThatLast(t *testing.T) {
 					t.Fatal(err)
 				}
 				use("renewed")
+				if err := l.table.Restore(); err != nil {
+					t.Fatal(err)
+				}
+				use("restored")
+				l.sh("nft delete table inet " + DefaultTable)
+				l.eventually("the rules are back", func() bool { whole, err := l.table.whole(); return err == nil && whole && l.held(f) })
+				use("put back")
 				l.sh("conntrack -D -p " + network + " --orig-port-src " + port16(f) + " >/dev/null 2>&1")
 				use("forgotten by connection tracking")
 				if n := l.deviceCount() - device; n != 0 {

@@ -256,8 +256,7 @@ func (t *Table) renew(flows []packet.Flow) error {
 		t.mu.Lock()
 		for _, f := range flows[:n] {
 			if known, ok := t.flows[f]; ok {
-				known.base, known.since = known.sent.since(t.lasting[f].sent), time.Now()
-				t.flows[f] = known
+				t.flows[f] = t.anew(f, known)
 				c := changeOf(f, setAccept, setAccept, t.o.timeout(f.Proto))
 				c.replace = true
 				changes = append(changes, c)
@@ -270,6 +269,12 @@ func (t *Table) renew(flows []packet.Flow) error {
 		flows = flows[n:]
 	}
 	return errors.Join(errs...)
+}
+
+// anew is a flow that enters the set again, which begins to count anew. t.mu is held.
+func (t *Table) anew(f packet.Flow, e entry) entry {
+	e.base, e.since = e.sent.since(t.lasting[f].sent), time.Now()
+	return e
 }
 
 // Restore puts everything back that somebody else took away, as `nft flush ruleset` does: the rules,
