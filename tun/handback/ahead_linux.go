@@ -150,6 +150,37 @@ func (t *Table) carry(b Began) error {
 	return nil
 }
 
+// adoptBegun accepts the connections that an earlier process has let begin and that had not lasted for long enough
+// to be in the set.
+func (t *Table) adoptBegun() error {
+	var flows []packet.Flow
+	err := t.eachMarked(t.o.SocketMark, func(k key) {
+		if f, ok := flowOf(k.b[:k.len]); ok && f.Proto == packet.TCP && !t.accepted(f) && check(f) == nil {
+			flows = append(flows, f)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	var begun []entering
+	now := time.Now()
+	for _, f := range flows {
+		if t.lent(t.diags, func(w *wire) error { _, err := w.find(f); return err }) != nil {
+			continue // it has no socket any more
+		}
+		if fresh, err := t.reserve(f, entry{since: now}); err == nil && fresh {
+			c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
+			begun = append(begun, entering{change: *c, f: f, fresh: true})
+		}
+	}
+	for len(begun) > 0 {
+		n := min(len(begun), batchLimit)
+		t.enter(begun[:n]) // what finds no room ends as it would have
+		begun = begun[n:]
+	}
+	return nil
+}
+
 // settle puts connections that began ahead and last into the set, until ctx ends.
 func (t *Table) settle(ctx context.Context) error {
 	timer := time.NewTimer(settleEvery)

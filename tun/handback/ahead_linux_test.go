@@ -225,6 +225,48 @@ func TestLiveAheadEndsWithUs(t *testing.T) {
 	})
 }
 
+// TestLiveAheadIsAdopted: what had just begun when its owner was killed is carried on by the next one, as all else;
+// not where somebody has taken everything away in between.
+func TestLiveAheadIsAdopted(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		begins := func(o *Options) { o.Begin = func() {} }
+		l.up(begins)
+		l.serve()
+		to := []netip.AddrPort{netip.MustParseAddrPort(at(far4)), netip.MustParseAddrPort(at(far6))}
+		for _, adopted := range []bool{true, false} {
+			if err := l.table.Admit(packet.TCP, to...); err != nil {
+				t.Fatal(err)
+			}
+			conns, flows := []net.Conn{}, []packet.Flow{}
+			for _, d := range to {
+				c, b, err := l.dialAhead(d.String())
+				if err != nil {
+					t.Fatal(err)
+				}
+				conns, flows = append(conns, c), append(flows, b.Flow)
+			}
+			l.table.release() // as a crash does
+			if !adopted {
+				if err := Recover(l.table.o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			l.table = l.open(begins)
+			for i, c := range conns {
+				if l.table.accepted(flows[i]) != adopted || l.inSet(flows[i]) != adopted {
+					t.Errorf("%s: known %t, in the set %t, want %t", flows[i], l.table.accepted(flows[i]), l.inSet(flows[i]), adopted)
+				}
+				if !adopted {
+					continue
+				}
+				if err := echoes(c, 100); err != nil || l.packets(flows[i]) != 0 {
+					t.Errorf("%s: %v, %d packets came to the device", flows[i], err, l.packets(flows[i]))
+				}
+			}
+		}
+	})
+}
+
 // TestLiveNothingAhead: where its table cannot be had, what is held is handed back all the same, and who asks
 // is told why.
 func TestLiveNothingAhead(t *testing.T) {

@@ -232,20 +232,7 @@ func (t *Table) forgetLasting() error {
 		return nil
 	}
 	var left []change
-	err := t.lent(t.lists, func(w *wire) error {
-		at := w.begin(ctGet, unix.NLM_F_DUMP, [4]byte{unix.AF_UNSPEC})
-		w.attr(ctMark, binary.BigEndian.AppendUint32(nil, t.o.LastingMark)...)
-		w.attr(ctMarkMask, binary.BigEndian.AppendUint32(nil, t.o.Mask)...)
-		w.end(at)
-		return w.dump(func(body []byte) {
-			if k, ok := keyOfEntry(body); ok {
-				left = append(left, change{k: k})
-			}
-		})
-	})
-	if errno := unix.Errno(0); errors.As(err, &errno) {
-		return nil // who cannot ask has not set marks either
-	}
+	err := t.eachMarked(t.o.LastingMark, func(k key) { left = append(left, change{k: k}) })
 	for len(left) > 0 && err == nil {
 		n := min(len(left), batchLimit)
 		err = t.lent(t.tracks, func(w *wire) error {
@@ -260,6 +247,26 @@ func (t *Table) forgetLasting() error {
 		return fmt.Errorf("flows that an earlier process has left: %w", err)
 	}
 	return nil
+}
+
+// eachMarked passes what connection tracking knows with a mark, from where it began. Who cannot ask has not set
+// marks either.
+func (t *Table) eachMarked(mark uint32, each func(key)) error {
+	err := t.lent(t.lists, func(w *wire) error {
+		at := w.begin(ctGet, unix.NLM_F_DUMP, [4]byte{unix.AF_UNSPEC})
+		w.attr(ctMark, binary.BigEndian.AppendUint32(nil, mark)...)
+		w.attr(ctMarkMask, binary.BigEndian.AppendUint32(nil, t.o.Mask)...)
+		w.end(at)
+		return w.dump(func(body []byte) {
+			if k, ok := keyOfEntry(body); ok {
+				each(k)
+			}
+		})
+	})
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		return nil
+	}
+	return err
 }
 
 // keyOfEntry is the flow of an entry of connection tracking as the sets hold it.

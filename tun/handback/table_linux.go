@@ -89,11 +89,19 @@ func Open(o Options) (*Table, error) {
 		t.release()
 		return nil, err
 	}
-	if t.drops, err = install(o); err != nil {
+	left, err := tableExists(o.Table, nftables.TableFamilyINet)
+	if err == nil {
+		t.drops, err = install(o)
+	}
+	if err != nil {
 		t.release()
 		return nil, err
 	}
-	if err := errors.Join(t.adopt(), t.forgetLasting()); err != nil {
+	err = errors.Join(t.adopt(), t.forgetLasting())
+	if left && err == nil {
+		err = t.adoptBegun()
+	}
+	if err != nil {
 		t.release()
 		return nil, errors.Join(err, Recover(o))
 	}
