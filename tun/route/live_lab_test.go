@@ -305,7 +305,8 @@ func (l *lab) machine() string {
 	l.t.Helper()
 	var all []string
 	for _, cmd := range []string{"ip -o rule", "ip -o -6 rule", "ip -o route show table all", "ip -o -6 route show table all",
-		"ip -o addr", "ip -o link", "nft -s list ruleset", "cat /etc/resolv.conf", "sysctl net.ipv4.conf.all.src_valid_mark"} {
+		"ip -o addr", "ip -o link", "nft -s list ruleset", "cat /etc/resolv.conf", "sysctl net.ipv4.conf.all.src_valid_mark",
+		"cat /proc/sys/net/netfilter/nf_conntrack_acct 2>/dev/null || echo 0"} {
 		lines := strings.Split(lifetimes.ReplaceAllString(l.sh(cmd), ""), "\n")
 		if !strings.HasPrefix(cmd, "nft") {
 			slices.Sort(lines)

@@ -145,7 +145,7 @@ func TestLiveRecoverFromEveryOperation(t *testing.T) {
 				if err := removeJournal(l.stateDir); err != nil {
 					t.Fatal(err)
 				}
-				l.sh("sysctl -qw net.ipv4.conf.all.src_valid_mark=0") // only the journal knows
+				l.sh("sysctl -e -qw net.ipv4.conf.all.src_valid_mark=0 net.netfilter.nf_conntrack_acct=0") // only the journal knows
 			}
 			for range 2 { // idempotent
 				if err := Recover(l.stateDir, DefaultNames()); err != nil {
