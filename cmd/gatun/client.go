@@ -137,7 +137,7 @@ type filters struct {
 func addFilters(c *cobra.Command) *filters {
 	f := &filters{values: url.Values{}, flags: map[string]*string{}}
 	for name, help := range map[string]string{
-		"verdict": "only flows with this verdict", "proto": "only this protocol", "kind": "only link or dns",
+		"verdict": "only flows with this verdict", "proto": "only this protocol", "kind": "only link or dns", "direction": "only outbound or inbound",
 		"domain": "only flows whose domain contains this", "remote": "only flows whose remote address contains this",
 		"process": "only flows of this program: name, path or pid",
 	} {

@@ -37,6 +37,7 @@ const (
 	ctTupleProto  = 2
 	ctCountersOut = 10 // CTA_COUNTERS_REPLY: what this machine sent
 	ctCountersIn  = 9  // CTA_COUNTERS_ORIG
+	ctPackets     = 1
 	ctBytes       = 2
 	ctProtoInfo   = 4
 	ctProtoTCP    = 1
@@ -198,12 +199,20 @@ func (s *Flows) tracked(f packet.Flow) (life, error) {
 	case len(found) < genericHeader:
 		return life{}, nil
 	}
-	return ctLife(found[genericHeader:]), nil
+	return ctLife(found[genericHeader:], headers(f)), nil
+}
+
+// headers is how long those of a datagram are, without options.
+func headers(f packet.Flow) uint64 {
+	if f.Is6() {
+		return 40 + 8
+	}
+	return 20 + 8
 }
 
 // ctLife reads the counters, which are there where net.netfilter.nf_conntrack_acct is on. They count
-// packets with their headers.
-func ctLife(b []byte) (l life) {
+// packets with their headers, each of which has that many bytes.
+func ctLife(b []byte, headers uint64) (l life) {
 	d, err := netlink.NewAttributeDecoder(b)
 	if err != nil {
 		return l
@@ -212,11 +221,16 @@ func ctLife(b []byte) (l life) {
 	bytesIn := func(to *uint64) func(*netlink.AttributeDecoder) error {
 		return func(n *netlink.AttributeDecoder) error {
 			n.ByteOrder = binary.BigEndian
+			var packets, bytes uint64
 			for n.Next() {
-				if n.Type() == ctBytes {
-					*to = n.Uint64()
+				switch n.Type() {
+				case ctPackets:
+					packets = n.Uint64()
+				case ctBytes:
+					bytes = n.Uint64()
 				}
 			}
+			*to = bytes - min(bytes, packets*headers)
 			return n.Err()
 		}
 	}

@@ -247,9 +247,10 @@ func (l *lab) dial(network, host, port string, limit time.Duration) (c net.Conn,
 	return c, err
 }
 
-// echo wants a line back.
+const line = "is anybody there?"
+
+// echo wants the line back.
 func echo(c net.Conn, limit time.Duration) error {
-	const line = "is anybody there?"
 	_ = c.SetDeadline(time.Now().Add(limit))
 	if _, err := io.WriteString(c, line); err != nil {
 		return err
