@@ -155,9 +155,8 @@ func blocksLAN(s *profiles.Store) bool {
 	return all.BlockLAN.Active && !all.Paused
 }
 
-func (u *up) run(ctx context.Context) error {
+func (u *up) run(ctx context.Context) (err error) {
 	n := names(u.policy.cfg)
-	var err error
 	if u.door, err = openDoor(u.places.socketPath()); err != nil {
 		return err
 	}
@@ -178,6 +177,7 @@ func (u *up) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	_, absent := net.InterfaceByName(n.Device) // nil: a crash has left it, with all else
 	device, err := tun.Options{Name: n.Device, MTU: tun.DefaultMTU, Persist: true}.Open()
 	if errors.Is(err, tun.ErrBusy) {
 		return fmt.Errorf("%w: %w", route.ErrAlreadyRunning, err)
@@ -185,11 +185,25 @@ func (u *up) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer device.Close()
+	defer func() {
+		_ = device.Close()
+		if absent != nil && err != nil && u.manager.Status().State == route.Off {
+			err = errors.Join(err, u.carrier.close())
+			removeDevice(n.Device)
+		}
+	}()
 	if err := u.build(device, n); err != nil {
 		return err
 	}
 	return u.serve(ctx)
+}
+
+// removeDevice takes away what this process has made, and nobody came to use: a device that is opened to be gone
+// with its file is gone.
+func removeDevice(name string) {
+	if d, err := (tun.Options{Name: name}).Open(); err == nil {
+		_ = d.Close()
+	}
 }
 
 func (u *up) build(device tun.Device, n route.Names) error {
@@ -278,16 +292,14 @@ func (u *up) failed(ctx context.Context, err error, wait func() error) error {
 	u.stop(err)
 	waited := wait()
 	switch {
-	case u.manager.Status().State == route.Off:
-		err = errors.Join(err, u.carrier.close())
-	case ordered:
+	case ordered && u.manager.Status().State != route.Off:
 		notifyStopping()
 		return u.down(context.WithoutCancel(ctx))
-	}
-	if errors.Is(waited, errUnconfirmed) {
+	case errors.Is(waited, errUnconfirmed):
 		return waited
+	default:
+		return err
 	}
-	return err
 }
 
 // obey takes TERM and INT as `down`, from the start on: a machine that is closed half-way is not what was
