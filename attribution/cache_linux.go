@@ -25,6 +25,7 @@ type cache struct {
 	programs []*program
 	young    map[uint64]place
 	old      map[uint64]place
+	ports    map[uint16]uint64 // the socket that UDP port was found to have last
 }
 
 func newCache(root string) *cache {
@@ -56,24 +57,71 @@ func (c *cache) remember(inode uint64, at place) {
 func (c *cache) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.young, c.old = map[uint64]place{}, nil
+	c.young, c.old, c.ports = map[uint64]place{}, nil, nil
 }
 
-// recent returns the programs that last owned sockets, newest first, each to be released.
-func (c *cache) recent(limit int) []*program {
+// bound notes which socket has a UDP port.
+func (c *cache) bound(port uint16, inode uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	recent := slices.Clone(c.programs[:min(limit, len(c.programs))])
+	if c.ports == nil {
+		c.ports = map[uint16]uint64{}
+	}
+	c.ports[port] = inode
+}
+
+// closed forgets the socket that had the port, and returns the program that had it, to be released, and
+// the descriptor where it was. p is nil where nothing of that is known.
+func (c *cache) closed(port uint16) (p *program, was held) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inode, known := c.ports[port]
+	if !known {
+		return nil, held{}
+	}
+	delete(c.ports, port)
+	at, known := c.young[inode]
+	delete(c.young, inode)
+	if !known {
+		at, known = c.old[inode]
+		delete(c.old, inode)
+	}
+	if !known {
+		return nil, held{}
+	}
+	return c.find(at.pid), held{at.fd, inode}
+}
+
+// recent appends the programs that last owned sockets, newest first, each to be released.
+func (c *cache) recent(dst []*program, limit int) []*program {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	recent := append(dst, c.programs[:min(limit, len(c.programs))]...)
 	for _, p := range recent {
 		p.refs.Add(1)
 	}
 	return recent
 }
 
+// running returns what the program of pid ran when it was last looked at, nil if that is not known.
+func (c *cache) running(pid int) *image {
+	p := c.cached(pid)
+	if p == nil {
+		return nil
+	}
+	defer p.release()
+	return p.runs()
+}
+
 // cached returns the program of pid if it is kept. It may have ended.
 func (c *cache) cached(pid int) *program {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.find(pid)
+}
+
+// find is cached. The caller holds mu.
+func (c *cache) find(pid int) *program {
 	for _, p := range c.programs {
 		if p.pid == pid {
 			p.refs.Add(1)

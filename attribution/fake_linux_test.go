@@ -344,7 +344,7 @@ func TestLateBirth(t *testing.T) {
 // TestUnbornAreBounded: numbers of processes that have ended long ago are not looked at for ever.
 func TestUnbornAreBounded(t *testing.T) {
 	p := newFakeProc(t)
-	tree := newTree(p.root)
+	tree := newTree(p.root, 7)
 	for pid := 10; pid < 2000; pid += 100 {
 		p.lastPID(pid)
 		tree.update()
@@ -396,7 +396,7 @@ func TestTreeManyLook(t *testing.T) {
 	for pid := 1; pid < 40; pid++ {
 		p.born(pid, 0, "old", pid)
 	}
-	tree := newTree(p.root)
+	tree := newTree(p.root, 7)
 	ctx, stop := context.WithCancel(context.Background())
 	var looking sync.WaitGroup
 	defer looking.Wait()

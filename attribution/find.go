@@ -2,6 +2,7 @@ package attribution
 
 import (
 	"context"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"time"
@@ -118,6 +119,14 @@ func (f *Finder) Alive(pid int, started time.Time) bool { return f.os.alive(pid,
 // Compact forgets where sockets were seen: after a flood these places are most of what f keeps.
 // Whoever asks next reads the descriptors of a program once more.
 func (f *Finder) Compact() { f.os.compact() }
+
+// Closed may be told of each UDP socket that was closed, by its local address: f then knows where the next
+// one of that program will be. It only saves the search.
+func (f *Finder) Closed(p packet.Proto, local netip.AddrPort) {
+	if p == packet.UDP {
+		f.os.closed(local)
+	}
+}
 
 // Close gives back the files that f keeps. Find must not be called after it.
 func (f *Finder) Close() error {

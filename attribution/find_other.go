@@ -4,6 +4,7 @@ package attribution
 
 import (
 	"context"
+	"net/netip"
 	"time"
 
 	"gatun/network/packet"
@@ -18,6 +19,8 @@ func newOSFinder(Options) osFinder { return osFinder{} }
 func (osFinder) close() {}
 
 func (osFinder) compact() {}
+
+func (osFinder) closed(netip.AddrPort) {}
 
 func (osFinder) environ(p *Process) []string { return portableEnviron(p) }
 

@@ -4,7 +4,6 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,11 +18,11 @@ type round struct {
 	kin  []kinsman
 }
 
-// kinsman is what a round has seen of one of the kin.
+// kinsman is what a round has seen of one of the kin that may hold a socket.
 type kinsman struct {
 	pid   int
-	known bool // seen is good
-	seen  table
+	known bool // its table is
+	seen  []held
 	fresh []held // sockets at the numbers that a passed one would have got
 }
 
@@ -74,30 +73,52 @@ func (f *Finder) look(p *program, r *round) {
 	if r.own, r.err = p.image(f.os.facts); r.err != nil {
 		return
 	}
-	root, budget := f.os.cache.root, tablesPerLookup
-	for i, pid := range p.turn(f.os.tree, f.os.surveyor) {
-		k := kinsman{pid: pid, seen: f.os.tree.tableOf(pid)}
-		size := func() int64 { return tableSize(root, pid) }
-		if i < nearKin {
-			size = func() int64 { return f.os.sizes.of(root, pid) }
+	budget := tablesPerLookup
+	var few [nearKin + farKin]*table
+	members := p.turn(f.os.tree, f.os.surveyor)
+	for i, seen := range f.os.tree.tablesOf(few[:0], members) {
+		k, counts := f.lookAt(members[i], seen, &budget)
+		if counts {
+			r.kin = append(r.kin, k)
 		}
-		more, good := k.seen.growth(size)
-		switch {
-		case good:
-			for _, fd := range k.seen.free[:min(more, len(k.seen.free))] {
-				if inode, isSocket := socketAt(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/fd/"+strconv.Itoa(fd)); isSocket {
-					k.fresh = append(k.fresh, held{fd, inode})
-				}
-			}
-		case budget > 0:
-			budget--
-			k.seen, _ = readTable(root, pid, 0)
-			f.os.tree.setTable(pid, k.seen)
-			good = true
-		}
-		k.known = good
-		r.kin = append(r.kin, k)
 	}
+}
+
+// lookAt looks at one of the kin, whose table was seen like that before, if it was. counts is false where
+// it is certain not to have got a socket.
+func (f *Finder) lookAt(pid int, seen *table, budget *int) (k kinsman, counts bool) {
+	root := f.os.cache.root
+	size := f.os.sizes.of(root, pid)
+	if size == sizeOfNobody {
+		f.os.tree.end(pid)
+		return k, false
+	}
+	k = kinsman{pid: pid, known: true}
+	more, good := seen.growth(size)
+	switch {
+	case good:
+		k.fresh = seen.fresh(root, pid, more)
+	case *budget > 0:
+		*budget--
+		seen, _ = readTable(root, pid, 0)
+		f.os.tree.setTable(pid, seen)
+	default:
+		k.known = false
+	}
+	if seen != nil {
+		k.seen = seen.sockets
+	}
+	return k, !k.known || len(k.seen)+len(k.fresh) > 0
+}
+
+// fresh returns the sockets at the numbers that more new descriptors would have got.
+func (t *table) fresh(root string, pid, more int) (found []held) {
+	for _, fd := range t.free[:min(more, len(t.free))] {
+		if inode, isSocket := socketAt(unix.AT_FDCWD, root+"/"+strconv.Itoa(pid)+"/fd/"+strconv.Itoa(fd)); isSocket {
+			found = append(found, held{fd, inode})
+		}
+	}
+	return found
 }
 
 const (
@@ -110,13 +131,13 @@ const (
 	tableGrowth     = 8                      // in a greater one as many new descriptors are tried
 )
 
-// growth compares t with the process now: whether t may still be used, and how many of its
-// free numbers may have become descriptors since. One may always have, in place of another.
-func (t *table) growth(size func() int64) (more int, good bool) {
-	if time.Since(t.read) > tableAge {
+// growth compares t with the number of descriptors now: whether t may still be used, and how many of its
+// free numbers may have become descriptors since. One may always have, in place of another. t may be nil.
+func (t *table) growth(size int64) (more int, good bool) {
+	if t == nil || time.Since(t.read) > tableAge {
 		return 0, false
 	}
-	grown := size() - t.size
+	grown := size - t.size
 	switch {
 	case grown != 0 && t.size <= tableSmall:
 		return 0, false
@@ -157,8 +178,8 @@ func (p *program) turn(t *tree, s *surveyor) []int {
 }
 
 // readTable reads the descriptors of a process. at is the one that is the socket, -1 if none is.
-func readTable(root string, pid int, inode uint64) (seen table, at int) {
-	seen, at = table{read: time.Now(), size: tableSize(root, pid)}, -1
+func readTable(root string, pid int, inode uint64) (seen *table, at int) {
+	seen, at = &table{read: time.Now(), size: tableSize(root, pid)}, -1
 	p, err := openProgram(root, pid)
 	if err != nil {
 		return seen, at
@@ -190,77 +211,4 @@ func tableSize(root string, pid int) int64 {
 		return -1
 	}
 	return st.Size
-}
-
-// sizes asks for the size of tables that are asked about in every round, through handles: the name is
-// most of the way to a table. A handle stands for one process for ever; where it fails the number may be
-// somebody else's. Who uses a handle takes it out meanwhile.
-type sizes struct {
-	mu      sync.Mutex
-	handles map[int]int
-}
-
-// maxHandles is enough for the nearest kin of several busy programs.
-const maxHandles = 32
-
-// of is tableSize.
-func (s *sizes) of(root string, pid int) int64 {
-	s.mu.Lock()
-	fd, kept := s.handles[pid]
-	delete(s.handles, pid)
-	s.mu.Unlock()
-	var st unix.Stat_t
-	if kept && unix.Fstat(fd, &st) == nil {
-		s.keep(pid, fd)
-		return st.Size
-	}
-	if kept {
-		unix.Close(fd)
-	}
-	fd, err := unix.Open(root+"/"+strconv.Itoa(pid)+"/fd", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1
-	}
-	if unix.Fstat(fd, &st) != nil {
-		unix.Close(fd)
-		return -1
-	}
-	s.keep(pid, fd)
-	return st.Size
-}
-
-// keep puts a handle back, in the place of another one if there are many.
-func (s *sizes) keep(pid, fd int) {
-	var surplus []int
-	s.mu.Lock()
-	if s.handles == nil {
-		s.handles = map[int]int{}
-	}
-	if other, found := s.handles[pid]; found { // two rounds at once
-		surplus = append(surplus, other)
-	}
-	s.handles[pid] = fd
-	for other := range s.handles {
-		if len(s.handles) <= maxHandles {
-			break
-		}
-		if other != pid {
-			surplus = append(surplus, s.handles[other])
-			delete(s.handles, other)
-		}
-	}
-	s.mu.Unlock()
-	for _, fd := range surplus {
-		unix.Close(fd)
-	}
-}
-
-// close gives back the handles.
-func (s *sizes) close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for pid, fd := range s.handles {
-		unix.Close(fd)
-		delete(s.handles, pid)
-	}
 }

@@ -15,6 +15,14 @@ type likely struct {
 	now     uint32 // counts searches
 	newest  int    // where a socket was found last
 	growing int8   // how often sockets were at new numbers lately: it opens more than it closes
+	vacant  []vacancy
+}
+
+// vacancy is a descriptor whose socket is known to have been closed: the kernel gives the lowest one to
+// the next socket. They are kept in order.
+type vacancy struct {
+	fd     int
+	missed int8 // how often no new socket was there yet
 }
 
 // held is a socket and the descriptor where it was seen.
@@ -34,6 +42,8 @@ const (
 	likelyFDs   = 256  // descriptors that are remembered
 	maxPatience = 4096 // searches
 	maxGrowing  = 3
+	maxVacant   = 32 // descriptors that are known to have been closed
+	maxMissed   = 4  // looks at one of them
 )
 
 // guess looks for the socket at the likely descriptors of p, at most limit. What it finds on the
@@ -48,16 +58,20 @@ func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) 
 			return fd, true
 		}
 	}
+	for fd := -1; limit > 0; limit-- {
+		if fd = p.vacantAfter(fd); fd < 0 {
+			break
+		}
+		if p.isAt(c, fd, inode) {
+			return fd, true
+		}
+	}
 	for range limit {
 		fd := p.pick()
 		if fd < 0 {
 			break
 		}
-		at, isSocket := p.socketAt(fd)
-		if isSocket && p.saw(fd, at) {
-			c.remember(at, place{p.pid, fd})
-		}
-		if isSocket && at == inode {
+		if p.isAt(c, fd, inode) {
 			return fd, true
 		}
 	}
@@ -65,6 +79,50 @@ func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) 
 		return 0, false
 	}
 	return p.guessNew(inode)
+}
+
+// isAt reports whether the socket is at fd, and remembers which one is.
+func (p *program) isAt(c *cache, fd int, inode uint64) bool {
+	at, isSocket := p.socketAt(fd)
+	if isSocket && p.saw(fd, at) {
+		c.remember(at, place{p.pid, fd})
+	}
+	return isSocket && at == inode
+}
+
+// vacate notes that the socket has been closed, if it was the last one seen at its descriptor.
+func (p *program) vacate(was held) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := &p.likely
+	i := slices.IndexFunc(l.slots, func(s slot) bool { return s.fd == was.fd })
+	if i < 0 || l.slots[i].inode != was.inode || len(l.vacant) >= maxVacant {
+		return
+	}
+	l.slots[i].due = l.now
+	at, there := slices.BinarySearchFunc(l.vacant, was.fd, func(v vacancy, fd int) int { return v.fd - fd })
+	if !there {
+		l.vacant = slices.Insert(l.vacant, at, vacancy{fd: was.fd})
+	}
+}
+
+// vacantAfter returns the lowest vacant descriptor above fd, -1 if there is none.
+func (p *program) vacantAfter(fd int) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := &p.likely
+	for i := range l.vacant {
+		v := &l.vacant[i]
+		if v.fd <= fd {
+			continue
+		}
+		fd = v.fd
+		if v.missed++; v.missed > maxMissed {
+			l.vacant = slices.Delete(l.vacant, i, i+1)
+		}
+		return fd
+	}
+	return -1
 }
 
 // guessNew looks at the numbers that are given away when none is free.
@@ -107,6 +165,9 @@ func (p *program) saw(fd int, inode uint64) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := &p.likely
+	if len(l.vacant) > 0 {
+		l.vacant = slices.DeleteFunc(l.vacant, func(v vacancy) bool { return v.fd == fd })
+	}
 	i := slices.IndexFunc(l.slots, func(s slot) bool { return s.fd == fd })
 	if i >= 0 && l.slots[i].inode == inode {
 		s := &l.slots[i]

@@ -3,6 +3,7 @@ package attribution
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 
 	"gatun/network/packet"
@@ -21,7 +22,7 @@ type osFinder struct {
 }
 
 func newOSFinder(o Options) osFinder {
-	c, t := newCache(o.Proc), newTree(o.Proc)
+	c, t := newCache(o.Proc), newTree(o.Proc, o.Self)
 	return osFinder{
 		witness:  &witness{senders: o.Senders},
 		facts:    newFactReader(o.Proc),
@@ -39,13 +40,20 @@ func (o osFinder) compact() {
 }
 
 func (o osFinder) close() {
-	for _, p := range o.cache.recent(maxPrograms) {
+	for _, p := range o.cache.recent(nil, maxPrograms) {
 		o.cache.drop(p)
 		p.release()
 	}
 	o.sizes.close()
 	if o.tree.loadavg != nil {
 		o.tree.loadavg.Close()
+	}
+}
+
+func (o osFinder) closed(local netip.AddrPort) {
+	if p, was := o.cache.closed(local.Port()); p != nil {
+		p.vacate(was)
+		p.release()
 	}
 }
 
@@ -91,6 +99,9 @@ func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 		return Unidentified(CauseClosed)
 	case len(sockets) < total || len(sockets) > maxSockets:
 		return ambiguous(CauseManySockets)
+	}
+	if flow.Proto == packet.UDP && total == 1 {
+		f.os.cache.bound(flow.Local.Port(), sockets[0].Inode)
 	}
 	return f.ownerOf(ctx, flow, sockets)
 }
@@ -144,9 +155,11 @@ func (f *Finder) recheck(flow packet.Flow, s state.Socket, cause string) string 
 
 // holders returns the programs that hold the socket, none with a cause.
 func (f *Finder) holders(ctx context.Context, inode uint64) ([]*image, string) {
-	p, fd := f.quick(inode)
-	if p == nil {
-		at, found, hidden, err := f.os.scan.find(ctx, inode)
+	at, found := f.quick(inode)
+	if !found {
+		var hidden int
+		var err error
+		at.place, found, hidden, err = f.os.scan.find(ctx, inode)
 		switch {
 		case err != nil:
 			return nil, CauseTimeout
@@ -155,36 +168,43 @@ func (f *Finder) holders(ctx context.Context, inode uint64) ([]*image, string) {
 		case !found:
 			return nil, CauseNoHolder
 		}
-		if p, fd = f.holder(at, inode), at.fd; p == nil {
+		if at.program = f.holder(at.place, inode); at.program == nil {
 			return nil, CauseEnded
 		}
 	}
-	defer p.release()
-	return f.withKin(p, fd, inode)
+	defer at.program.release()
+	return f.withKin(at, inode)
+}
+
+// spot is a socket seen in a program, which is to be released.
+type spot struct {
+	place
+	program *program
+	before  *image // what the program ran before it was seen with the socket; nil: not known
 }
 
 // quick finds a holder without a search: where the socket was last time, or at the likely
-// descriptors of the programs that last owned one. The program is to be released.
-func (f *Finder) quick(inode uint64) (*program, int) {
-	if at, known := f.os.cache.place(inode); known {
-		if p := f.holder(at, inode); p != nil {
-			return p, at.fd
+// descriptors of the programs that last owned one.
+func (f *Finder) quick(inode uint64) (at spot, found bool) {
+	if known, is := f.os.cache.place(inode); is {
+		before := f.os.cache.running(known.pid)
+		if p := f.holder(known, inode); p != nil {
+			return spot{known, p, before}, true
 		}
 	}
 	limits := [maxRecent]int{8, 4, 2, 2}
-	recent := f.os.cache.recent(maxRecent)
-	var owner *program
-	at := 0
-	for i, p := range recent {
-		if owner == nil {
-			if fd, found := p.guess(f.os.cache, inode, limits[i]); found {
-				owner, at = p, fd
+	var few [maxRecent]*program
+	for i, p := range f.os.cache.recent(few[:0], maxRecent) {
+		if !found {
+			before := p.runs()
+			if fd, is := p.guess(f.os.cache, inode, limits[i]); is {
+				at, found = spot{place{p.pid, fd}, p, before}, true
 				continue
 			}
 		}
 		p.release()
 	}
-	return owner, at
+	return at, found
 }
 
 // holder returns the program at a place if it is seen to hold the socket there, to be
@@ -215,8 +235,9 @@ func (f *Finder) holder(at place, inode uint64) *program {
 	return p
 }
 
-// withKin returns the image of p and of all others that are found to hold the socket.
-func (f *Finder) withKin(p *program, fd int, inode uint64) ([]*image, string) {
+// withKin returns the image of the program and of all others that are found to hold the socket.
+func (f *Finder) withKin(at spot, inode uint64) ([]*image, string) {
+	p, fd := at.program, at.fd
 	r := p.round(f.look)
 	switch {
 	case r.err == errChanging:
@@ -225,7 +246,7 @@ func (f *Finder) withKin(p *program, fd int, inode uint64) ([]*image, string) {
 		return nil, CauseEnded
 	}
 	holders := []*image{r.own}
-	for _, at := range f.sharers(r, place{p.pid, fd}, inode) {
+	for _, at := range f.sharers(r, at.place, inode) {
 		q := f.holder(at, inode)
 		if q == nil {
 			continue
@@ -240,8 +261,9 @@ func (f *Finder) withKin(p *program, fd int, inode uint64) ([]*image, string) {
 		}
 		q.release()
 	}
-	// The facts are those of a moment at which p still held the socket.
-	if !p.holds(fd, inode) {
+	// The facts are those of a moment at which p held the socket: it ran this image before it was seen
+	// with the socket, and ran it still after that. Otherwise it has to hold it still.
+	if r.own != at.before && !p.holds(fd, inode) {
 		return nil, CauseEnded
 	}
 	f.os.cache.use(p)
@@ -273,7 +295,7 @@ func (f *Finder) sharers(r *round, own place, inode uint64) []place {
 	}
 	isIt := func(h held) bool { return h.inode == inode }
 	for _, k := range r.kin {
-		if i := slices.IndexFunc(k.seen.sockets, isIt); i >= 0 && !try(k.pid, k.seen.sockets[i].fd) {
+		if i := slices.IndexFunc(k.seen, isIt); i >= 0 && !try(k.pid, k.seen[i].fd) {
 			_, at := readTable(root, k.pid, inode) // it has moved
 			try(k.pid, at)
 		}

@@ -115,6 +115,17 @@ func (p *program) found(fd int, inode uint64) {
 	}
 }
 
+// runs returns the image that p was last seen to run, where it is certain to be told from a later one; nil
+// otherwise.
+func (p *program) runs() *image {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.now == nil || p.now.environ == nil {
+		return nil
+	}
+	return p.now.image
+}
+
 // image returns what p runs now. It fails with errChanging in the middle of exec, and when p
 // has ended or may not be read.
 func (p *program) image(facts *factReader) (*image, error) {

@@ -101,7 +101,7 @@ func (s *scanner) search(pass *scan) {
 
 // ask looks into the programs that owned sockets before.
 func (s *scanner) ask(pass *scan, visited map[int]bool) (complete bool) {
-	recent := s.cache.recent(maxPrograms)
+	recent := s.cache.recent(nil, maxPrograms)
 	alive := recent[:0:0]
 	for _, p := range recent {
 		defer p.release()

@@ -34,8 +34,8 @@ func TestSizes(t *testing.T) {
 	_ = sleeper.Process.Signal(syscall.SIGKILL)
 	_ = sleeper.Wait()
 	for range 2 {
-		if n := s.of("/proc", sleeper.Process.Pid); n != -1 {
-			t.Errorf("a process that has ended has %d descriptors, want -1", n)
+		if n := s.of("/proc", sleeper.Process.Pid); n != sizeOfNobody {
+			t.Errorf("a process that has ended has %d descriptors, want that there is none", n)
 		}
 	}
 	before := openFiles(t)

@@ -63,7 +63,7 @@ func (s *surveyor) survey(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if pid == s.tree.init {
+		if pid == s.tree.init || pid == s.tree.self {
 			continue // see kin
 		}
 		s.look(pid, seen, shared)

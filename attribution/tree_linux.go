@@ -17,6 +17,7 @@ import (
 // the last one known.
 type tree struct {
 	root    string
+	self    int           // this program: see kin
 	loadavg *os.File      // nil: no such file, the directory is listed instead
 	init    int           // the init process if it is systemd, else 0: see kin
 	turns   chan struct{} // of whom brings it up to date: an older look must not undo a newer one
@@ -47,10 +48,11 @@ type node struct {
 	start                uint64
 	idle                 int       // how many surveys in a row saw no socket in it
 	hidden               time.Time // when its descriptors were last found to be unreadable
-	table                table
+	ended                bool      // it is known to be gone: its children are somebody's kin still
+	table                *table    // nil: not read yet
 }
 
-// table is what a process had open when it was last looked at as somebody's kin.
+// table is what a process had open when it was last looked at as somebody's kin. It is immutable.
 type table struct {
 	read    time.Time
 	size    int64 // how many descriptors there were, as the kernel counts them
@@ -73,8 +75,8 @@ const (
 	idleSurveys = 30
 )
 
-func newTree(root string) *tree {
-	t := &tree{root: root, turns: make(chan struct{}, 1), nodes: map[int]*node{}, children: map[int][]int{}, sessions: map[int][]int{}}
+func newTree(root string, self int) *tree {
+	t := &tree{root: root, self: self, turns: make(chan struct{}, 1), nodes: map[int]*node{}, children: map[int][]int{}, sessions: map[int][]int{}}
 	if file, err := os.Open(root + "/loadavg"); err == nil {
 		t.loadavg = file
 	}
@@ -216,6 +218,7 @@ func (t *tree) list(newest, last int) {
 func (t *tree) add(nodes []*node) {
 	for _, n := range nodes {
 		if old := t.nodes[n.pid]; old != nil && old.start == n.start {
+			old.ended = false
 			continue
 		}
 		t.nodes[n.pid] = n
@@ -343,7 +346,9 @@ func (t *tree) surveyed(pid int, sockets bool) {
 
 // kin are the processes that may share a socket with a program because of how they were born:
 // its descendants, its parent, its siblings and the rest of its session, the young first.
-// systemd as init is never among them: it hands sockets to services and never sends on them.
+// systemd as init is never among them: it hands sockets to services and never sends on them. Nor is this
+// program, which takes no descriptors from others, except for a child of its own, which may not have
+// executed yet.
 type kin struct {
 	version uint64
 	members []int
@@ -360,18 +365,22 @@ func (t *tree) current() uint64 {
 	return t.version
 }
 
-// tableOf returns what was last seen of a process's descriptors.
-func (t *tree) tableOf(pid int) table {
+// tablesOf appends what was last seen of the processes' descriptors to dst.
+func (t *tree) tablesOf(dst []*table, pids []int) []*table {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if n := t.nodes[pid]; n != nil {
-		return n.table
+	for _, pid := range pids {
+		var seen *table
+		if n := t.nodes[pid]; n != nil {
+			seen = n.table
+		}
+		dst = append(dst, seen)
 	}
-	return table{}
+	return dst
 }
 
 // setTable notes what was seen of a process's descriptors.
-func (t *tree) setTable(pid int, seen table) {
+func (t *tree) setTable(pid int, seen *table) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n := t.nodes[pid]; n != nil {
@@ -379,30 +388,57 @@ func (t *tree) setTable(pid int, seen table) {
 	}
 }
 
-// kinOf returns the kin of pid and the version they are of.
+// end notes that a process is gone: nobody's look-up asks for it any more.
+func (t *tree) end(pid int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if n := t.nodes[pid]; n != nil && !n.ended {
+		n.ended = true
+		t.version++
+	}
+}
+
+// kinOf returns the kin of pid that have not ended and the version they are of.
 func (t *tree) kinOf(pid int) ([]int, uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var pids []int
-	seen := map[int]bool{pid: true, 0: true, t.init: true}
-	add := func(more []int) {
-		for _, p := range slices.Backward(more) {
-			if !seen[p] && t.nodes[p] != nil && len(pids) < maxKin {
-				seen[p] = true
-				pids = append(pids, p)
-			}
+	n := t.nodes[pid]
+	k := kinSearch{t: t, seen: map[int]bool{pid: true, 0: true, t.init: true}}
+	if n == nil || n.parent != t.self {
+		k.seen[t.self] = true
+	}
+	k.add(t.children[pid])
+	for i := 0; i < len(k.reached) && len(k.pids) < maxKin; i++ {
+		k.add(t.children[k.reached[i]])
+	}
+	if n != nil && n.parent > 0 && n.parent != t.init {
+		k.add([]int{n.parent})
+		k.add(t.children[n.parent])
+	}
+	if n != nil && n.session > 1 {
+		k.add(t.sessions[n.session])
+	}
+	return k.pids, t.version
+}
+
+// kinSearch is kinOf at work. What has ended leads on to its children, and is nobody's kin itself.
+type kinSearch struct {
+	t       *tree
+	seen    map[int]bool
+	reached []int
+	pids    []int
+}
+
+func (k *kinSearch) add(more []int) {
+	for _, p := range slices.Backward(more) {
+		n := k.t.nodes[p]
+		if k.seen[p] || n == nil || len(k.pids) >= maxKin {
+			continue
+		}
+		k.seen[p] = true
+		k.reached = append(k.reached, p)
+		if !n.ended {
+			k.pids = append(k.pids, p)
 		}
 	}
-	add(t.children[pid])
-	for i := 0; i < len(pids) && len(pids) < maxKin; i++ {
-		add(t.children[pids[i]])
-	}
-	if n := t.nodes[pid]; n != nil && n.parent > 0 && n.parent != t.init {
-		add([]int{n.parent})
-		add(t.children[n.parent])
-	}
-	if n := t.nodes[pid]; n != nil && n.session > 1 {
-		add(t.sessions[n.session])
-	}
-	return pids, t.version
 }

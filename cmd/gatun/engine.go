@@ -21,6 +21,7 @@ import (
 	"gatun/intel"
 	"gatun/netenv"
 	"gatun/network"
+	"gatun/network/packet"
 	"gatun/network/state"
 	"gatun/profiles"
 	"gatun/stack"
@@ -142,8 +143,14 @@ func (e *engine) start(ctx context.Context, g *errgroup.Group) {
 	}
 	g.Go(func() error { return keepSmall(ctx, e.table.LiveCount, e.compact) })
 	if e.opt.closings != nil {
-		g.Go(func() error { return e.opt.closings.Run(ctx, e.gate.SocketClosed, e.gate.SocketsLost) })
+		g.Go(func() error { return e.opt.closings.Run(ctx, e.socketClosed, e.gate.SocketsLost) })
 	}
+}
+
+// socketClosed is told of each UDP socket that a program has closed.
+func (e *engine) socketClosed(p packet.Proto, local netip.AddrPort) {
+	e.opt.owners.Closed(p, local)
+	e.gate.SocketClosed(p, local)
 }
 
 // fetch begins to ask others for what the policy wants of them. While the capture is being set up

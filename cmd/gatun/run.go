@@ -252,6 +252,7 @@ func (r *run) Stop() { _ = r.box.Signal(terminate) }
 type reporter struct {
 	o       runOptions
 	watch   *network.Watcher
+	talk    *bufio.Writer // to o.talk
 	file    *os.File      // of --events, nil without
 	lines   *bufio.Writer // to file
 	encoder *json.Encoder // to lines
@@ -265,7 +266,7 @@ type reporter struct {
 }
 
 func newReporter(o runOptions, t *network.Table) (*reporter, error) {
-	r := &reporter{o: o, watch: t.Watch(0), started: time.Now(), quit: make(chan struct{})}
+	r := &reporter{o: o, watch: t.Watch(0), talk: bufio.NewWriterSize(o.talk, 16<<10), started: time.Now(), quit: make(chan struct{})}
 	if o.events != "" {
 		f, err := os.OpenFile(o.events, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 		if err != nil {
@@ -279,37 +280,54 @@ func newReporter(o runOptions, t *network.Table) (*reporter, error) {
 	return r, nil
 }
 
-// linesWithin is how late a line of --events may be: those of a busy program are written together.
+// linesWithin is how late a line may be: those of a busy program are written together.
 const linesWithin = 5 * time.Millisecond
 
+// loop takes events until finish. Those that come soon after another one wait for the pause between two
+// writes, so that nobody is woken for each flow of a busy program; but what goes to --events says how a
+// flow was when it happened.
 func (r *reporter) loop() {
-	var due <-chan time.Time
+	events := r.watch.Events()
+	var pause <-chan time.Time
 	for {
 		select {
-		case e := <-r.watch.Events():
+		case e := <-events:
 			r.event(e)
-			if due == nil && r.lines != nil {
-				due = time.After(linesWithin)
+			if pause == nil {
+				pause = time.After(linesWithin)
 			}
-		case <-due:
-			due = nil
+			if r.file == nil {
+				r.drain()
+				events = nil
+			}
+		case <-pause:
+			pause, events = nil, r.watch.Events()
 			r.flush()
 		case <-r.quit:
-			for len(r.watch.Events()) > 0 {
-				r.event(<-r.watch.Events())
-			}
+			r.drain()
 			return
 		}
 	}
 }
 
+// drain writes what is there.
+func (r *reporter) drain() {
+	for range len(r.watch.Events()) {
+		r.event(<-r.watch.Events())
+	}
+	r.flush()
+}
+
 func (r *reporter) event(e network.Event) {
+	tells := e.Link != nil && (e.Type == network.EventDecided || e.Type == network.EventDNS)
+	if r.file == nil && !tells {
+		return
+	}
 	rep := e.Report()
 	if r.file != nil && r.failure == nil {
 		r.failure = r.encoder.Encode(rep)
 	}
-	f := rep.Flow
-	if f == nil || e.Type != network.EventDecided && e.Type != network.EventDNS {
+	if !tells {
 		return
 	}
 	if e.Type == network.EventDNS {
@@ -322,12 +340,18 @@ func (r *reporter) event(e network.Event) {
 		r.blocked++
 	}
 	if !r.o.quiet && d.Verdict != network.RerouteToNameserver { // its queries have lines of their own
-		_, _ = fmt.Fprintln(r.o.talk, line(f))
+		_, _ = fmt.Fprintln(r.talk, line(rep.Flow))
 	}
 }
 
 // flush writes the lines that wait.
 func (r *reporter) flush() {
+	if r.talk.Flush() != nil {
+		r.talk.Reset(r.o.talk) // an error stays otherwise, and the next line may find room
+	}
+	if r.lines == nil {
+		return
+	}
 	if err := r.lines.Flush(); r.failure == nil {
 		r.failure = err
 	}
@@ -339,7 +363,6 @@ func (r *reporter) finish() (blocked bool) {
 	r.done.Wait()
 	r.watch.Close()
 	if r.file != nil {
-		r.flush()
 		if err := errors.Join(r.failure, r.file.Close()); err != nil {
 			_, _ = fmt.Fprintln(r.o.talk, "gatun: --events:", err)
 		}
