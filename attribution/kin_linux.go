@@ -74,9 +74,10 @@ func (f *Finder) look(p *program, r *round) {
 		return
 	}
 	budget := tablesPerLookup
-	var few [nearKin + farKin]*table
-	members := p.turn(f.os.tree, f.os.surveyor)
-	for i, seen := range f.os.tree.tablesOf(few[:0], members) {
+	var tables [nearKin + farKin]*table
+	var pids [nearKin + farKin]int
+	members := p.turn(pids[:0], f.os.tree, f.os.surveyor)
+	for i, seen := range f.os.tree.tablesOf(tables[:0], members) {
 		k, counts := f.lookAt(members[i], seen, &budget)
 		if counts {
 			r.kin = append(r.kin, k)
@@ -147,8 +148,8 @@ func (t *table) growth(size int64) (more int, good bool) {
 	return int(min(max(grown, 0)+1, tableGrowth)), true
 }
 
-// turn returns the kin of p to try now.
-func (p *program) turn(t *tree, s *surveyor) []int {
+// turn appends the kin of p to try now to dst.
+func (p *program) turn(dst []int, t *tree, s *surveyor) []int {
 	p.mu.Lock()
 	had := p.kin.version
 	p.mu.Unlock()
@@ -168,7 +169,7 @@ func (p *program) turn(t *tree, s *surveyor) []int {
 	defer p.mu.Unlock()
 	all := p.kin.members
 	near := min(len(all), nearKin)
-	members := slices.Clone(all[:near])
+	members := append(dst, all[:near]...)
 	rest := all[near:]
 	for range min(len(rest), farKin) {
 		p.kin.turn++

@@ -82,8 +82,7 @@ func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 	if f.state == nil {
 		return f.findPortable(ctx, flow)
 	}
-	var buf [4]state.Socket
-	sockets, err := f.state.Find(buf[:0], flow)
+	sockets, err := f.state.Find(nil, flow)
 	switch {
 	case errors.Is(err, state.ErrUnsupported):
 		return f.findPortable(ctx, flow)

@@ -63,13 +63,13 @@ func (c *Closings) Run(ctx context.Context, closed func(packet.Proto, netip.Addr
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, replySize)
+	buf := make([]byte, largeReply)
 	var sockets []Socket
 	for {
 		var n int
 		var rerr error
 		err := raw.Read(func(fd uintptr) bool {
-			n, _, rerr = unix.Recvfrom(int(fd), buf, 0)
+			n, rerr = unix.Read(int(fd), buf) // who sends is the kernel, always
 			return rerr != unix.EAGAIN
 		})
 		switch {

@@ -26,9 +26,9 @@ type dumper struct {
 // dump is one pass over the UDP tables for several ports.
 type dump struct {
 	ports   []uint16
+	few     [4]uint16     // mostly enough for ports
 	v4, v6  bool          // some asker has a flow of that family
-	lead    chan struct{} // receives once if a waiting asker must run the pass itself
-	done    chan struct{} // closed when sockets and err are set
+	turn    chan struct{} // receives once if a waiting asker must run the pass itself; closed when sockets and err are set
 	sockets []Socket
 	err     error
 }
@@ -37,11 +37,7 @@ type dump struct {
 func (d *dumper) find(dst []Socket, f packet.Flow) ([]Socket, error) {
 	pass, leader := d.join(f)
 	if !leader {
-		select {
-		case <-pass.done:
-		case <-pass.lead:
-			leader = true
-		}
+		_, leader = <-pass.turn
 	}
 	if leader {
 		d.run(pass)
@@ -58,7 +54,8 @@ func (d *dumper) join(f packet.Flow) (pass *dump, leader bool) {
 	if n := len(d.queue); n > 0 && len(d.queue[n-1].ports) < maxPorts {
 		pass = d.queue[n-1]
 	} else {
-		pass = &dump{lead: make(chan struct{}, 1), done: make(chan struct{})}
+		pass = &dump{turn: make(chan struct{}, 1)}
+		pass.ports = pass.few[:0]
 		d.queue = append(d.queue, pass)
 	}
 	if !slices.Contains(pass.ports, f.Local.Port()) {
@@ -74,7 +71,7 @@ func (d *dumper) join(f packet.Flow) (pass *dump, leader bool) {
 // to an asker of the next pass.
 func (d *dumper) run(pass *dump) {
 	d.mu.Lock()
-	d.queue = d.queue[1:]
+	d.queue = slices.Delete(d.queue, 0, 1)
 	d.mu.Unlock()
 
 	r := request{family: familyV6, proto: packet.UDP, dump: true, states: allStates, ports: pass.ports}
@@ -85,12 +82,12 @@ func (d *dumper) run(pass *dump) {
 		r.family = familyV4
 		pass.sockets, pass.err = d.pool.query(pass.sockets, &r)
 	}
-	close(pass.done)
+	close(pass.turn)
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.queue) > 0 {
-		d.queue[0].lead <- struct{}{}
+		d.queue[0].turn <- struct{}{}
 	} else {
 		d.running = false
 	}

@@ -19,8 +19,14 @@ type conn struct {
 	reply []byte
 }
 
-// replySize is the largest datagram that the kernel puts together for one read of a dump.
-const replySize = 32 << 10
+// The kernel puts as much of a dump into one datagram as there was ever room for in a read of the socket,
+// and at least a page or 8 KiB, the lesser of the two. An answer for one flow has a socket or two: to make
+// room for hundreds took longer than to look for them.
+const (
+	largeReply = 32 << 10 // the most
+	leastReply = 4 << 10
+	mostLeast  = 8 << 10
+)
 
 // dial makes a conn in the network namespace of this process.
 func dial() (*conn, error) {
@@ -60,7 +66,7 @@ func newConn(fd int) (*conn, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("set up the socket diagnosis socket: %w", err), unix.Close(fd))
 	}
-	return &conn{fd: fd, reply: make([]byte, replySize)}, nil
+	return &conn{fd: fd, reply: make([]byte, min(max(os.Getpagesize(), leastReply), mostLeast))}, nil
 }
 
 // query sends r and appends the sockets of the answer to dst. An exact query without an
@@ -70,14 +76,18 @@ func (c *conn) query(dst []Socket, r *request) ([]Socket, error) {
 	if err := retry(func() error { _, err := unix.Write(c.fd, r.append(c.req[:0], c.seq)); return err }); err != nil {
 		return dst, fmt.Errorf("ask for sockets: %w", err)
 	}
+	reply := c.reply
+	if r.many {
+		reply = make([]byte, largeReply)
+	}
 	for {
 		var n int
-		err := retry(func() (err error) { n, err = unix.Read(c.fd, c.reply); return err })
+		err := retry(func() (err error) { n, err = unix.Read(c.fd, reply); return err })
 		if err != nil {
 			return dst, fmt.Errorf("read sockets: %w", err)
 		}
 		var done bool
-		if dst, done, err = parseReply(dst, c.reply[:n], c.seq, r.proto); err != nil || done {
+		if dst, done, err = parseReply(dst, reply[:n], c.seq, r.proto); err != nil || done {
 			return dst, unsupported(err)
 		}
 	}

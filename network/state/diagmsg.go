@@ -56,6 +56,7 @@ type request struct {
 	destination netip.AddrPort
 	device      uint32
 	ports       []uint16
+	many        bool // a great many sockets are expected
 }
 
 // append encodes r with the sequence number seq after b.

@@ -137,7 +137,7 @@ func (t *Table) All(p packet.Proto) ([]Socket, error) {
 	}
 	for _, family := range [...]uint8{familyV4, familyV6} {
 		var err error
-		if all, err = t.pool.query(all, &request{family: family, proto: p, dump: true, states: allStates}); err != nil {
+		if all, err = t.pool.query(all, &request{family: family, proto: p, dump: true, many: true, states: allStates}); err != nil {
 			return nil, err
 		}
 	}

@@ -11,8 +11,10 @@ import (
 
 // udpSlots is how many lists the UDP sockets of the command are in. Who owns a datagram is asked of all
 // of them: the kernel's own table of 16 384, which namespaces share otherwise, takes longer to walk than
-// all the rest of the question.
-const udpSlots = 1024
+// all the rest of the question. The more lists there are, the more of the processor's cache a walk takes;
+// the fewer, the longer is the one that a datagram's socket is looked for in, which only thousands of
+// sockets would notice.
+const udpSlots = 256
 
 // ownTable moves the calling thread into a further network namespace, whose UDP sockets have a table of
 // their own: the kernel makes one for the children of a namespace that says so (Linux 6.2). The process
