@@ -28,7 +28,10 @@ type kinsman struct {
 
 // round returns a round that begins after the call.
 func (p *program) round(look func(*program, *round)) *round {
+	now := time.Now()
 	p.mu.Lock()
+	crowded := now.Sub(p.asked) < crowdedWithin
+	p.asked = now
 	r := p.next
 	lead := r == nil
 	if lead {
@@ -41,7 +44,7 @@ func (p *program) round(look func(*program, *round)) *round {
 		return r
 	}
 	defer close(r.done)
-	if p.crowded() {
+	if crowded {
 		runtime.Gosched() // whoever is ready to ask joins
 	}
 	p.turns <- struct{}{}
@@ -53,19 +56,9 @@ func (p *program) round(look func(*program, *round)) *round {
 	return r
 }
 
-// crowdedWithin is how soon after a round the next one means that many ask at a time: about as long as
-// two take. Giving way to nobody would wake a processor for nothing.
-const crowdedWithin = 200 * time.Microsecond
-
-// crowded reports whether many ask for sockets of p at a time, which this is a round for.
-func (p *program) crowded() bool {
-	now := time.Now()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	last := p.looked
-	p.looked = now
-	return now.Sub(last) < crowdedWithin
-}
+// crowdedWithin is how soon after one question the next means that many ask for sockets of a program at a
+// time, which a round is for. Giving way to nobody would wake a processor for nothing.
+const crowdedWithin = time.Millisecond
 
 // look fills in a round.
 func (f *Finder) look(p *program, r *round) {

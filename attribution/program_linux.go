@@ -30,7 +30,7 @@ type program struct {
 	known  bitset // fd numbers that a sweep has seen
 	kin    kin
 	next   *round    // look-ups that begin now wait for it; see kin_linux.go
-	looked time.Time // when a round began last
+	asked  time.Time // when somebody wanted one last
 	turns  chan struct{}
 }
 

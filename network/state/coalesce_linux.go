@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"gatun/network/packet"
 )
@@ -21,6 +23,7 @@ type dumper struct {
 	mu      sync.Mutex
 	running bool
 	queue   []*dump
+	asked   time.Time // when somebody asked last
 }
 
 // dump is one pass over the UDP tables for several ports.
@@ -35,8 +38,11 @@ type dump struct {
 
 // find appends the sockets that may own the UDP flow f to dst.
 func (d *dumper) find(dst []Socket, f packet.Flow) ([]Socket, error) {
-	pass, leader := d.join(f)
-	if !leader {
+	pass, leader, crowded := d.join(f)
+	switch {
+	case leader && crowded:
+		runtime.Gosched() // whoever is ready to ask joins
+	case !leader:
 		_, leader = <-pass.turn
 	}
 	if leader {
@@ -47,10 +53,17 @@ func (d *dumper) find(dst []Socket, f packet.Flow) ([]Socket, error) {
 	return ownersOfDatagram(dst, start, f), pass.err
 }
 
+// crowdedWithin is how soon after one question the next means that many are asked at a time. Giving way
+// to nobody would wake a processor for nothing.
+const crowdedWithin = time.Millisecond
+
 // join puts f's port on the last pass that has not started. The caller leads if nothing runs.
-func (d *dumper) join(f packet.Flow) (pass *dump, leader bool) {
+func (d *dumper) join(f packet.Flow) (pass *dump, leader, crowded bool) {
+	now := time.Now()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	crowded = now.Sub(d.asked) < crowdedWithin
+	d.asked = now
 	if n := len(d.queue); n > 0 && len(d.queue[n-1].ports) < maxPorts {
 		pass = d.queue[n-1]
 	} else {
@@ -64,7 +77,7 @@ func (d *dumper) join(f packet.Flow) (pass *dump, leader bool) {
 	pass.v4, pass.v6 = pass.v4 || !f.Is6(), pass.v6 || f.Is6()
 	leader = !d.running
 	d.running = true
-	return pass, leader
+	return pass, leader, crowded
 }
 
 // run takes pass, which is the head of the queue, off it, asks the kernel and hands the lead
