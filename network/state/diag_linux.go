@@ -76,18 +76,17 @@ func (c *conn) query(dst []Socket, r *request) ([]Socket, error) {
 	if err := retry(func() error { _, err := unix.Write(c.fd, r.append(c.req[:0], c.seq)); return err }); err != nil {
 		return dst, fmt.Errorf("ask for sockets: %w", err)
 	}
-	reply := c.reply
-	if r.many {
-		reply = make([]byte, largeReply)
+	if r.many && len(c.reply) < largeReply {
+		c.reply = make([]byte, largeReply) // and for good: the kernel remembers it
 	}
 	for {
 		var n int
-		err := retry(func() (err error) { n, err = unix.Read(c.fd, reply); return err })
+		err := retry(func() (err error) { n, err = unix.Read(c.fd, c.reply); return err })
 		if err != nil {
 			return dst, fmt.Errorf("read sockets: %w", err)
 		}
 		var done bool
-		if dst, done, err = parseReply(dst, reply[:n], c.seq, r.proto); err != nil || done {
+		if dst, done, err = parseReply(dst, c.reply[:n], c.seq, r.proto); err != nil || done {
 			return dst, unsupported(err)
 		}
 	}

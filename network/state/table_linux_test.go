@@ -209,6 +209,34 @@ func TestFindUDPShared(t *testing.T) {
 	}
 }
 
+// TestFindUDPMany: an answer that is longer than what one read takes is complete.
+func TestFindUDPMany(t *testing.T) {
+	table := openTable(t)
+	reuse := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+	}}
+	const sockets = 300
+	local := "127.0.0.1:0"
+	for range sockets {
+		c, err := reuse.ListenPacket(context.Background(), "udp4", local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		local = c.LocalAddr().String()
+	}
+	f := packet.Flow{Proto: packet.UDP, Local: netip.MustParseAddrPort(local), Remote: netip.MustParseAddrPort("127.0.0.1:9")}
+	for range 3 {
+		got, err := table.Find(nil, f)
+		if err != nil || len(got) != sockets {
+			t.Fatalf("got %d sockets, %v; want %d", len(got), err, sockets)
+		}
+		if _, err := table.All(packet.UDP); err != nil { // its reads are larger
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestFindConcurrent drives the coalescing and the filter program: every asker must get
 // exactly its own socket.
 func TestFindConcurrent(t *testing.T) {
