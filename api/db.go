@@ -37,6 +37,9 @@ func (s *Server) db(w http.ResponseWriter, r *http.Request) {
 		fail(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	if key == "" || strings.HasPrefix(key, "flows") {
+		s.refresh()
+	}
 	if q.Get("watch") != "" {
 		s.watchRecords(w, r, key, filter)
 		return

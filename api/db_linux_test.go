@@ -3,6 +3,7 @@ package api
 import (
 	"encoding/json"
 	"errors"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -34,6 +35,22 @@ func TestDatabase(t *testing.T) {
 	}
 	for path, code := range map[string]int{"flows/9": 404, "nothing": 404, "settings/filter/nothing": 404, "flows?q=verdict": 400, "flows?q==x": 400, "nothing?watch=1": 404} {
 		d.want(t, code, "", "GET", "/v1/db/"+path, "")
+	}
+}
+
+// Whoever looks at flows, by whatever way, sees what others count of them now.
+func TestFlowsAreCountedWhenSomebodyLooks(t *testing.T) {
+	d := start(t)
+	d.link(1, network.Accept)
+	looks := 0
+	s := &Server{Daemon: d, Flows: d.table, Control: d.policy, Names: d.names, Lists: d.lists, Database: d.server.Database, Refresh: func() { looks++ }}
+	for path, want := range map[string]int{"flows": 1, "flows/1": 1, "db/flows": 1, "db/flows/1": 1, "db/flows?q=verdict=accept": 1, "db/": 1, "db/settings": 0, "status": 0} {
+		looks = 0
+		w := httptest.NewRecorder()
+		s.handler().ServeHTTP(w, httptest.NewRequest("GET", "/v1/"+path, nil))
+		if w.Code != 200 || looks != want {
+			t.Errorf("%s: %d, counted %d times, want %d", path, w.Code, looks, want)
+		}
 	}
 }
 
