@@ -301,7 +301,7 @@ func TestMetrics(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	d := start(t)
-	if _, err := Listen(d.socket); err == nil || !strings.Contains(err.Error(), "another gatun") {
+	if _, err := Listen(d.socket); !errors.Is(err, ErrServed) {
 		t.Errorf("a second server: %v", err)
 	}
 	stale := filepath.Join(shortDir(t), "gatun.sock")
