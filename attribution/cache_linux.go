@@ -3,6 +3,7 @@ package attribution
 import (
 	"slices"
 	"sync"
+	"time"
 )
 
 const (
@@ -26,7 +27,20 @@ type cache struct {
 	young    map[uint64]place
 	old      map[uint64]place
 	ports    map[uint16]uint64 // the socket that UDP port was found to have last
+	met      [maxMet]meeting   // a ring: the newest sockets that were met on the way to another
+	metAt    int
 }
+
+// meeting is a socket that a look-up met on the way to another one.
+type meeting struct {
+	place
+	inode  uint64
+	when   time.Time
+	before *image // what the program ran before that; nil: not known
+}
+
+// maxMet is as many look-ups as are under way at a time, mostly.
+const maxMet = 32
 
 func newCache(root string) *cache {
 	return &cache{root: root, young: map[uint64]place{}}
@@ -53,11 +67,37 @@ func (c *cache) remember(inode uint64, at place) {
 	c.young[inode] = at
 }
 
+// meet is remember for a socket that somebody else may be looking for at this moment.
+func (c *cache) meet(m meeting) {
+	c.remember(m.inode, m.place)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.met[c.metAt] = m
+	c.metAt = (c.metAt + 1) % maxMet
+}
+
+// metSince returns where the socket was met since then, with the program, which is to be released.
+func (c *cache) metSince(inode uint64, since time.Time) (at spot, found bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.met {
+		m := &c.met[i]
+		if m.inode != inode || m.before == nil || m.when.Before(since) {
+			continue
+		}
+		if p := c.find(m.pid); p != nil {
+			return spot{m.place, p, m.before}, true
+		}
+	}
+	return spot{}, false
+}
+
 // forget drops all places; a Go map never shrinks.
 func (c *cache) forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.young, c.old, c.ports = map[uint64]place{}, nil, nil
+	clear(c.met[:])
 }
 
 // bound notes which socket has a UDP port.

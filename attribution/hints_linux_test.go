@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"gatun/network/packet"
 	"gatun/network/state"
@@ -242,5 +243,42 @@ func TestSizesManyAsk(t *testing.T) {
 	s.close()
 	if now := openFiles(t) - before; now > 0 {
 		t.Errorf("%d handles are open after close", now)
+	}
+}
+
+// TestMet: what another look-up met counts for those that had begun by then, and for no later one.
+func TestMet(t *testing.T) {
+	p, s, f := fake(t, 501, 502)
+	p.born(10, 1, "sh", 10, 501, 502)
+	expect(t, f, fromPort(501), 10, Exact, CauseOne)
+	c := f.os.cache
+	at := time.Now()
+	owner := func(began time.Time) string {
+		o := f.ownerOf(t.Context(), began, fromPort(502), s.rows[fromPort(502)])
+		return o.Process.Name
+	}
+	c.meet(meeting{place{10, 4}, 502, at, c.running(10)})
+	if err := os.Remove(filepath.Join(p.root, "10/fd/4")); err != nil {
+		t.Fatal(err)
+	}
+	if got := owner(at.Add(-time.Millisecond)); got != "sh" {
+		t.Errorf("met after the look-up had begun: got %q", got)
+	}
+	if got := owner(at.Add(time.Millisecond)); got == "sh" {
+		t.Error("met before the look-up began, closed since, and named all the same")
+	}
+	c.meet(meeting{place{10, 4}, 502, at.Add(time.Hour), nil})
+	if got := owner(at.Add(time.Millisecond)); got == "sh" {
+		t.Error("nobody knows what the program ran when it was met, and it is named all the same")
+	}
+	for n := range uint64(2 * maxMet) {
+		c.meet(meeting{place{10, 3}, 1000 + n, at, c.running(10)})
+	}
+	if _, found := c.metSince(502, at.Add(-time.Hour)); found {
+		t.Error("old meetings are kept")
+	}
+	c.forget()
+	if _, found := c.metSince(1000+2*maxMet-1, at); found {
+		t.Error("meetings are kept after all was forgotten")
 	}
 }

@@ -2,6 +2,7 @@ package attribution
 
 import (
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -49,6 +50,7 @@ const (
 // guess looks for the socket at the likely descriptors of p, at most limit. What it finds on the
 // way it remembers: those sockets will be asked for soon.
 func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) {
+	before := p.runs()
 	p.mu.Lock()
 	p.likely.now++
 	growing := p.likely.growing > 0
@@ -62,7 +64,7 @@ func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) 
 		if fd = p.vacantAfter(fd); fd < 0 {
 			break
 		}
-		if p.isAt(c, fd, inode) {
+		if p.isAt(c, fd, inode, before) {
 			return fd, true
 		}
 	}
@@ -71,7 +73,7 @@ func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) 
 		if fd < 0 {
 			break
 		}
-		if p.isAt(c, fd, inode) {
+		if p.isAt(c, fd, inode, before) {
 			return fd, true
 		}
 	}
@@ -81,11 +83,12 @@ func (p *program) guess(c *cache, inode uint64, limit int) (fd int, found bool) 
 	return p.guessNew(inode)
 }
 
-// isAt reports whether the socket is at fd, and remembers which one is.
-func (p *program) isAt(c *cache, fd int, inode uint64) bool {
+// isAt reports whether the socket is at fd, and remembers which one is. before is what p ran before that.
+func (p *program) isAt(c *cache, fd int, inode uint64, before *image) bool {
+	now := time.Now()
 	at, isSocket := p.socketAt(fd)
 	if isSocket && p.saw(fd, at) {
-		c.remember(at, place{p.pid, fd})
+		c.meet(meeting{place{p.pid, fd}, at, now, before})
 	}
 	return isSocket && at == inode
 }

@@ -3,6 +3,7 @@ package attribution
 import (
 	"context"
 	"slices"
+	"time"
 
 	"gatun/network/packet"
 	"gatun/network/state"
@@ -47,7 +48,7 @@ func (f *Finder) listener(ctx context.Context, tables listening, flow packet.Flo
 		}
 		return Owner{Process: &Process{Kind: KindSystem, Name: "system"}, Confidence: Exact, Cause: CauseKernel}
 	}
-	return f.ownerOf(ctx, flow, sockets)
+	return f.ownerOf(ctx, time.Now(), flow, sockets)
 }
 
 // maxListeners is how many sockets of one address are looked at.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"time"
 
 	"gatun/network/packet"
 	"gatun/network/state"
@@ -79,6 +80,7 @@ func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
 // search asks for the sockets and names their one holder.
 func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 	f.lookups.Add(1)
+	began := time.Now()
 	if f.state == nil {
 		return f.findPortable(ctx, flow)
 	}
@@ -102,18 +104,18 @@ func (f *Finder) search(ctx context.Context, flow packet.Flow) Owner {
 	if flow.Proto == packet.UDP && total == 1 {
 		f.os.cache.bound(flow.Local.Port(), sockets[0].Inode)
 	}
-	return f.ownerOf(ctx, flow, sockets)
+	return f.ownerOf(ctx, began, flow, sockets)
 }
 
 // ownerOf names the owner of the sockets of one flow.
-func (f *Finder) ownerOf(ctx context.Context, flow packet.Flow, sockets []state.Socket) Owner {
+func (f *Finder) ownerOf(ctx context.Context, began time.Time, flow packet.Flow, sockets []state.Socket) Owner {
 	var all []*image
 	counted := 0
 	for _, s := range sockets {
-		holders, cause := f.holders(ctx, s.Inode)
+		holders, cause := f.holders(ctx, began, s.Inode)
 		if len(holders) == 0 {
 			if cause = f.recheck(flow, s, cause); cause == "" {
-				holders, cause = f.holders(ctx, s.Inode)
+				holders, cause = f.holders(ctx, began, s.Inode)
 			}
 		}
 		if len(holders) == 0 && len(sockets) > 1 {
@@ -153,8 +155,11 @@ func (f *Finder) recheck(flow packet.Flow, s state.Socket, cause string) string 
 }
 
 // holders returns the programs that hold the socket, none with a cause.
-func (f *Finder) holders(ctx context.Context, inode uint64) ([]*image, string) {
-	at, found := f.quick(inode)
+func (f *Finder) holders(ctx context.Context, began time.Time, inode uint64) ([]*image, string) {
+	at, found := f.os.cache.metSince(inode, began)
+	if !found {
+		at, found = f.quick(inode)
+	}
 	if !found {
 		var hidden int
 		var err error

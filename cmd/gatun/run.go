@@ -261,6 +261,7 @@ type reporter struct {
 	quit chan struct{}
 	done sync.WaitGroup
 
+	flow                    network.Report // that a line is made of
 	flows, queries, blocked int
 	failure                 error
 }
@@ -319,15 +320,10 @@ func (r *reporter) drain() {
 }
 
 func (r *reporter) event(e network.Event) {
-	tells := e.Link != nil && (e.Type == network.EventDecided || e.Type == network.EventDNS)
-	if r.file == nil && !tells {
-		return
-	}
-	rep := e.Report()
 	if r.file != nil && r.failure == nil {
-		r.failure = r.encoder.Encode(rep)
+		r.failure = r.encoder.Encode(e.Report())
 	}
-	if !tells {
+	if e.Link == nil || e.Type != network.EventDecided && e.Type != network.EventDNS {
 		return
 	}
 	if e.Type == network.EventDNS {
@@ -340,7 +336,9 @@ func (r *reporter) event(e network.Event) {
 		r.blocked++
 	}
 	if !r.o.quiet && d.Verdict != network.RerouteToNameserver { // its queries have lines of their own
-		_, _ = fmt.Fprintln(r.talk, line(rep.Flow))
+		r.flow = e.Link.Report()
+		_, _ = r.talk.WriteString(line(&r.flow))
+		_ = r.talk.WriteByte('\n')
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // datagrams look the same.
 type sockets struct {
 	mu     sync.Mutex
-	byPort map[uint16]map[*network.Link]*socketUse
+	byPort map[uint16]*few[*network.Link, socketUse]
 }
 
 // socketUse is one link's use of a socket.
@@ -23,27 +23,36 @@ type socketUse struct {
 	closed  bool // the socket was closed before that
 }
 
+// linkUse is a link that has a verdict, and its flow.
+type linkUse struct {
+	link *network.Link
+	flow remembered
+}
+
 func (s *sockets) add(l *network.Link, f remembered) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byPort == nil {
-		s.byPort = map[uint16]map[*network.Link]*socketUse{}
+		s.byPort = map[uint16]*few[*network.Link, socketUse]{}
 	}
 	port := l.Flow.Local.Port()
 	links := s.byPort[port]
 	if links == nil {
-		links = map[*network.Link]*socketUse{}
+		links = &few[*network.Link, socketUse]{}
 		s.byPort[port] = links
 	}
-	links[l] = &socketUse{flow: f}
+	links.put(l, socketUse{flow: f})
 }
 
 func (s *sockets) remove(l *network.Link) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	port := l.Flow.Local.Port()
-	delete(s.byPort[port], l)
-	if len(s.byPort[port]) == 0 {
+	links := s.byPort[port]
+	if links == nil {
+		return
+	}
+	if links.remove(l); links.len() == 0 {
 		delete(s.byPort, port)
 	}
 	if len(s.byPort) == 0 {
@@ -56,41 +65,49 @@ func (s *sockets) remove(l *network.Link) {
 func (s *sockets) settle(l *network.Link) (closed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	use := s.byPort[l.Flow.Local.Port()][l]
-	if use == nil {
+	links := s.byPort[l.Flow.Local.Port()]
+	if links == nil {
+		return false
+	}
+	use, found := links.get(l)
+	if !found {
 		return false
 	}
 	use.decided = true
+	links.put(l, use)
 	return use.closed
 }
 
 // closed returns the links whose socket is no more. Those that are still being decided are only
 // marked: what they hold was sent by the socket's owner, and is carried before they end.
-func (s *sockets) closed(local netip.AddrPort) map[*network.Link]remembered {
+func (s *sockets) closed(local netip.AddrPort) (over []linkUse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	over := map[*network.Link]remembered{}
-	for l, use := range s.byPort[local.Port()] {
+	links := s.byPort[local.Port()]
+	if links == nil {
+		return nil
+	}
+	for l, use := range links.all() {
 		if a := local.Addr(); !a.IsUnspecified() && a != l.Flow.Local.Addr() {
 			continue
 		}
 		use.closed = true
+		links.put(l, use)
 		if use.decided {
-			over[l] = use.flow
+			over = append(over, linkUse{l, use.flow})
 		}
 	}
 	return over
 }
 
 // all returns every link that has a verdict.
-func (s *sockets) all() map[*network.Link]remembered {
+func (s *sockets) all() (all []linkUse) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	all := map[*network.Link]remembered{}
 	for _, links := range s.byPort {
-		for l, use := range links {
+		for l, use := range links.all() {
 			if use.decided {
-				all[l] = use.flow
+				all = append(all, linkUse{l, use.flow})
 			}
 		}
 	}
@@ -105,18 +122,19 @@ func (g *Gate) SocketClosed(p packet.Proto, local netip.AddrPort) {
 	if p != packet.UDP {
 		return
 	}
-	for l, f := range g.sockets.closed(local) {
-		g.retire(l, f, causeSocketClosed)
+	for _, use := range g.sockets.closed(local) {
+		g.retire(use.link, use.flow, causeSocketClosed)
 	}
 }
 
 // SocketsLost is called when closings went unheard: every link is asked for its owner again, and
 // those that have another one end.
 func (g *Gate) SocketsLost() {
-	for l, f := range g.sockets.all() {
+	for _, use := range g.sockets.all() {
+		l := use.link
 		was, is := l.Comm().Owner.Process, g.Owners.Find(g.ctx, l.Flow).Process
 		if was.PID != is.PID || !was.Started.Equal(is.Started) {
-			g.retire(l, f, causeSocketClosed)
+			g.retire(l, use.flow, causeSocketClosed)
 		}
 	}
 }

@@ -136,14 +136,15 @@ type udpSocket struct {
 	err   error
 
 	mu    sync.RWMutex // readers of peers need it; writers need udpRelay.mu as well
-	peers map[netip.AddrPort]*pair
+	peers few[netip.AddrPort, *pair]
 	gone  bool // has left udpRelay.socks: nobody can join any more. Guarded by udpRelay.mu
 }
 
 func (s *udpSocket) find(peer netip.AddrPort) *pair {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return s.peers[peer]
+	p, _ := s.peers.get(peer)
+	return p
 }
 
 // datagram takes what arrived. A peer that the program has not contacted is a stranger.
@@ -201,15 +202,15 @@ func (u *udpRelay) join(p *pair, local netip.AddrPort, owner OwnerKey) (*udpSock
 	var j joined
 	s := u.socks[local]
 	if s == nil {
-		s = &udpSocket{u: u, local: local, owner: owner, ready: make(chan struct{}), peers: map[netip.AddrPort]*pair{}}
+		s = &udpSocket{u: u, local: local, owner: owner, ready: make(chan struct{})}
 		u.socks[local] = s
 		j.first = true
 	}
 	j.evicted = u.makeRoom(s.owner)
 	p.s = s
 	s.mu.Lock()
-	j.replaced = s.peers[p.peer]
-	s.peers[p.peer] = p
+	j.replaced, _ = s.peers.get(p.peer)
+	s.peers.put(p.peer, p)
 	s.mu.Unlock()
 	if j.replaced == nil {
 		u.pairs++
@@ -302,8 +303,8 @@ func (s *udpSocket) fail() {
 func (s *udpSocket) all() []*pair {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	all := make([]*pair, 0, len(s.peers))
-	for _, p := range s.peers {
+	all := make([]*pair, 0, s.peers.len())
+	for _, p := range s.peers.all() {
 		all = append(all, p)
 	}
 	return all
@@ -327,11 +328,11 @@ func (u *udpRelay) leave(p *pair) *udpSocket {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	s := p.s
-	if s.peers[p.peer] != p {
+	if now, _ := s.peers.get(p.peer); now != p {
 		return nil // a newer pair has its place
 	}
 	s.mu.Lock()
-	delete(s.peers, p.peer)
+	s.peers.remove(p.peer)
 	s.mu.Unlock()
 	u.pairs--
 	if u.byOwner[s.owner]--; u.byOwner[s.owner] == 0 {
@@ -340,7 +341,7 @@ func (u *udpRelay) leave(p *pair) *udpSocket {
 	if u.pairs == 0 {
 		u.byOwner = map[OwnerKey]int{} // a Go map never shrinks
 	}
-	if len(s.peers) > 0 {
+	if s.peers.len() > 0 {
 		return nil
 	}
 	wasOpen := !s.gone && s.isOpen()

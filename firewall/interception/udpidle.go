@@ -29,7 +29,7 @@ func (s *udpSocket) idle(now uint32) []*pair {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	var over []*pair
-	for _, p := range s.peers {
+	for _, p := range s.peers.all() {
 		if now-p.lastActive() >= p.idleLimit() {
 			over = append(over, p)
 		}
@@ -77,7 +77,7 @@ func (u *udpRelay) pairsOf(owner OwnerKey) []*pair {
 		if s.owner != owner {
 			continue
 		}
-		for _, p := range s.peers {
+		for _, p := range s.peers.all() {
 			if !p.ended.Load() {
 				all = append(all, p)
 			}
@@ -110,7 +110,7 @@ func (u *udpRelay) oldestSockets(owner OwnerKey) (pairs []*pair) {
 			continue
 		}
 		a := aged{s: s}
-		for _, p := range s.peers {
+		for _, p := range s.peers.all() {
 			a.last = max(a.last, p.lastActive())
 		}
 		all = append(all, a)

@@ -49,7 +49,11 @@ func (d *dumper) find(dst []Socket, f packet.Flow) ([]Socket, error) {
 		d.run(pass)
 	}
 	start := len(dst)
-	dst = append(dst, pass.sockets...)
+	for _, s := range pass.sockets { // which have the ports of others as well
+		if s.Local.Port() == f.Local.Port() {
+			dst = append(dst, s)
+		}
+	}
 	return ownersOfDatagram(dst, start, f), pass.err
 }
 
