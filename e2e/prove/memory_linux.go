@@ -35,7 +35,7 @@ func (b *bench) memory(how, text string, perFlow, perPair float64) (err error) {
 	if _, err := g.Program(context.Background(), "load", "-workers", "16", "-for", "3s", "conns", lab.Server4); err != nil {
 		return err
 	}
-	before, err := lab.Memory(g.Process.PID)
+	before, err := steadyMemory(g.Process.PID)
 	if err != nil {
 		return err
 	}
@@ -106,6 +106,21 @@ func (b *bench) held(l *lab.Lab, g *lab.Gatun, before int64, what string, n int,
 	b.atMost("memory per "+what, float64(with-before)/float64(n)/1024, limit, "KiB")
 	p.Kill()
 	return nil
+}
+
+// steadyMemory is the memory of a process that has come to rest: what only its start needed it gives back, and
+// for a moment too much of it.
+func steadyMemory(pid int) (int64, error) {
+	last := int64(0)
+	for range 15 {
+		now, err := lab.Memory(pid)
+		if err != nil || max(now-last, last-now) < last/50 {
+			return now, err
+		}
+		last = now
+		time.Sleep(2 * time.Second)
+	}
+	return last, nil
 }
 
 // givenBack waits and compares the memory with that of the start.
