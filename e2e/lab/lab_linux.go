@@ -48,6 +48,8 @@ type Lab struct {
 	Server Namespace
 	Far    Namespace
 
+	// ServerPID is the process that serves in Server.
+	ServerPID int
 	// GatunEnv is added to the environment of each gatun that is started from now on, and of none
 	// of its clients.
 	GatunEnv []string

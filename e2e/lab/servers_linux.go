@@ -38,6 +38,9 @@ func (l *Lab) servers() error {
 		if err != nil {
 			return err
 		}
+		if ns == l.Server {
+			l.ServerPID = p.PID
+		}
 		if _, err := p.Stdout.Read(make([]byte, 64)); err != nil { // it prints a line when all is bound
 			text, _ := os.ReadFile(p.Log)
 			return &serverError{ns: ns, err: err, log: string(text)}
