@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -99,11 +98,11 @@ func (b *bench) measured(l *lab.Lab, g *lab.Gatun, w work, mode string) []row {
 // measure does a work in alternation and returns its rows.
 func (b *bench) measure(l *lab.Lab, g *lab.Gatun, w work, mode string, rounds int) ([]row, error) {
 	var samples []sample
-	w, free, err := w.seats(l, mode)
+	leave, err := w.seats(l, mode)
+	defer leave()
 	if err != nil {
 		return nil, err
 	}
-	defer free()
 	for i := range rounds + 1 { // the first is the warm-up
 		fmt.Fprintf(b.o.talk, "\r%-5s %-16s %d/%d ", mode, w.figures[0].Name, i, rounds)
 		length := b.o.length
@@ -119,16 +118,6 @@ func (b *bench) measure(l *lab.Lab, g *lab.Gatun, w work, mode string, rounds in
 		}
 	}
 	return w.rows(mode, samples), nil
-}
-
-// seats gives client and server a processor each where that is what the work asks for, on both paths.
-// Of the two ways in which the kernel may place them one is several times faster than the other.
-func (w work) seats(l *lab.Lab, mode string) (seated work, free func(), err error) {
-	if !w.seated || mode != modeUp || runtime.NumCPU() < 2 {
-		return w, func() {}, nil
-	}
-	w.args = append([]string{"-cpu", "0"}, w.args...)
-	return w, func() { _ = lab.Seat(l.ServerPID, -1) }, lab.Seat(l.ServerPID, 1)
 }
 
 func (b *bench) roundsOf(w work, mode string) int {

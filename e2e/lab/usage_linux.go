@@ -1,15 +1,11 @@
 package lab
 
 import (
-	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Memory is the proportional set size of a process, in bytes.
@@ -40,24 +36,6 @@ func CPU(pid int) (time.Duration, error) {
 		return 0, fmt.Errorf("stat of %d: %q", pid, b)
 	}
 	return time.Duration(user+system) * 10 * time.Millisecond, nil
-}
-
-// Seat binds a process, with all its threads, to one processor; cpu < 0 sets it free again.
-func Seat(pid, cpu int) error {
-	var set unix.CPUSet
-	for i := range runtime.NumCPU() {
-		if cpu < 0 || i == cpu {
-			set.Set(i)
-		}
-	}
-	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
-	for _, t := range tasks {
-		tid, _ := strconv.Atoi(t.Name())
-		if e := unix.SchedSetaffinity(tid, &set); e != nil && e != unix.ESRCH { // a thread may have ended
-			err = errors.Join(err, e)
-		}
-	}
-	return err
 }
 
 // OpenFiles is the number of files that a process has open.

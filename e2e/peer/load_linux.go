@@ -15,8 +15,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"gatun/e2e/lab"
 )
 
 func intFlag(p *int, name, usage string) func(*flag.FlagSet) {
@@ -43,16 +41,12 @@ type load struct {
 // pps the datagrams that arrived at the sink; lossless those that arrived at the highest rate at
 // which they all did.
 func loadCommand(args []string) (result, error) {
-	l, seat := &load{workers: 1, length: 2 * time.Second, size: 64}, -1
+	l := &load{workers: 1, length: 2 * time.Second, size: 64}
 	rest, err := flags("load", args, 2, func(fs *flag.FlagSet) {
 		fs.IntVar(&l.workers, "workers", l.workers, "at a time")
 		fs.DurationVar(&l.length, "for", l.length, "how long")
 		fs.IntVar(&l.size, "size", l.size, "bytes of a datagram")
-		fs.IntVar(&seat, "cpu", seat, "the only processor to work on; negative: any")
 	})
-	if err == nil && seat >= 0 {
-		err = lab.Seat(os.Getpid(), seat)
-	}
 	if err != nil {
 		return result{}, err
 	}
