@@ -64,7 +64,7 @@ func filterTable() []Setting {
 		{Key: "filter/requireEncryption", Name: "Require encryption", Type: TypeGrade, Default: Off, PerApp: true, Missing: needsInspection,
 			Description: "Blocks connections that turn out not to be encrypted."},
 		{Key: "filter/permanentVerdicts", Name: "Permanent verdicts", Type: TypeBool, Default: true, Expertise: Developer, Release: Experimental,
-			Description: "Permitted TCP and UDP flows whose bytes nobody needs are handed back to the system's kernel, which carries them at its own speed; `up` on Linux. A change of the policy takes them back."},
+			Description: "Permitted TCP and UDP flows whose bytes nobody needs are handed back to the system's kernel, which carries them at its own speed; `up` on Linux. Denied UDP flows that send on and on are swallowed by it. A change of the policy takes them back."},
 		{Key: "filter/dnsQueryInterception", Name: "Intercept DNS queries", Type: TypeBool, Default: true, Expertise: Developer, Release: Experimental,
 			Description: "Every query on port 53 is answered by the built-in nameserver, whatever server was asked."},
 		{Key: "filter/reevaluate", Name: "Decide live connections again", Type: TypeBool, Default: true, Expertise: Expert,

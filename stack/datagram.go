@@ -40,6 +40,7 @@ type datagrams struct {
 	queue    [][]byte // whole packets, nil after the verdict
 	first    []byte   // the first packet, until the handler returns
 	rejected *packet.ICMPError
+	denied   uint64 // packets since it was rejected or dropped
 	quoted   int
 	quote    [quoteLen]byte
 	user     any
@@ -68,6 +69,13 @@ func (d *datagrams) Context() context.Context { return d.s.ctx }
 
 // LastActive returns when the last packet of either direction passed, exact to a second.
 func (d *datagrams) LastActive() time.Time { return time.Unix(0, d.last.Load()) }
+
+// Denied returns how many packets came after Reject or Drop.
+func (d *datagrams) Denied() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.denied
+}
 
 // Forget takes the flow out of the table: the next packet is a new flow.
 func (d *datagrams) Forget() {
@@ -175,10 +183,12 @@ func (d *datagrams) packet(h *packet.Header, b []byte) (accepted bool) {
 		d.mu.Unlock()
 		return true
 	case stateRejected:
+		d.denied++
 		e := d.rejected
 		d.mu.Unlock()
 		d.s.sendError(e, b)
 	default:
+		d.denied++
 		d.mu.Unlock()
 	}
 	return false

@@ -46,7 +46,7 @@ func main() {
 	commands := map[string]func(args []string) (result, error){
 		"tcp": tcpCommand, "udp": udpCommand, "ping": pingCommand, "dns": dnsCommand, "trick": trickCommand,
 		"token": tokenCommand, "hold": holdCommand, "pairs": pairsCommand, "load": loadCommand, "quic": quicCommand, "syns": synsCommand, "synwatch": synwatchCommand,
-		"crowd": crowdCommand, "raw": rawCommand, "flood": floodCommand, "ra": advertiseCommand, "download": downloadCommand, "exchange": exchangeCommand, "lookup": lookupCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
+		"crowd": crowdCommand, "raw": rawCommand, "flood": floodCommand, "ra": advertiseCommand, "download": downloadCommand, "exchange": exchangeCommand, "insist": insistCommand, "lookup": lookupCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
 	}
 	switch name := os.Args[1]; name {
 	case "serve":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
 
@@ -32,12 +33,19 @@ type Kernel interface {
 	// Relayed says that the flow is carried here: nothing of one before it, with the same five values,
 	// may let its packets pass.
 	Relayed(f packet.Flow) error
+	// Silence lets the kernel swallow, for so long, the datagrams of denied flows: of those of dropped all,
+	// of those of blocked nearly all, so that some are still answered. It fails where the kernel cannot.
+	Silence(blocked, dropped []packet.Flow, d time.Duration) error
+	// Hear takes Silence back.
+	Hear(f packet.Flow) error
 }
 
 // handedBack is what the Gate knows of links that the kernel carries.
 type handedBack struct {
 	refused atomic.Uint64 // flows that are relayed because the kernel did not take them
 	late    lateSYNs
+	// cannotSilence is Run's: denied flows stay here.
+	cannotSilence bool
 
 	mu     sync.Mutex
 	revoke []revocation

@@ -38,6 +38,9 @@ type place struct {
 	flow  forgettable   // nil for TCP: the stack keeps nothing of a denied SYN
 	until time.Time     // for TCP
 	idle  time.Duration // for the others
+
+	denied uint64    // what flow had when last looked; see insistent
+	quiet  time.Time // until when the kernel swallows what the program sends; zero: never since
 }
 
 func (p *parked) add(l *network.Link, f forgettable, until time.Time) {
@@ -71,11 +74,13 @@ func (p *parked) expire(l *network.Link) {
 	}
 }
 
-// take forgets the link.
-func (p *parked) take(l *network.Link) {
+// take forgets the link, and returns its place; nil: it had none.
+func (p *parked) take(l *network.Link) *place {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	at := p.links[l]
 	delete(p.links, l)
+	return at
 }
 
 // due takes out and returns what is over.
@@ -109,12 +114,14 @@ func (g *Gate) sweep() {
 		if at.flow != nil {
 			at.flow.Forget()
 		}
+		g.hear(l, at)
 		cause := "idle"
 		if !l.Decision().Verdict.Permits() {
 			cause = "blocked"
 		}
 		g.Ended(l, cause)
 	}
+	g.silence()
 }
 
 // querySink answers each datagram of a pair as a DNS query of its own.

@@ -142,8 +142,9 @@ func (g *Gate) SocketsLost() {
 // retire ends a UDP link, whoever carries it.
 func (g *Gate) retire(l *network.Link, f remembered, cause string) {
 	if !l.Kill(cause) { // nobody relays it: denied, or answered by the nameserver
-		g.parked.take(l)
+		at := g.parked.take(l)
 		f.Forget()
+		g.hear(l, at)
 		g.Ended(l, cause)
 	}
 }

@@ -4,8 +4,9 @@
 // Only the Gate (firewall/interception) calls it, through cmd; it imports package packet and knows
 // no verdict. A flow that is held is given back with Accept: its five values enter a set of an
 // nftables table of its own, and the held packet is sent again from here. The chain of that table
-// marks packets of the set, so that the kernel routes them by the main table. Block and Drop let
-// the kernel refuse or swallow a flow; Revoke takes back an Accept and ends the program's socket.
+// marks packets of the set, so that the kernel routes them by the main table. Silence lets
+// the kernel swallow what denied flows go on sending; Revoke takes back an Accept and ends the program's
+// socket.
 //
 // What the package does not do: it sets no routes or rules, and it does not touch the guard. Both
 // are tun/route's, and serve as they are: Options.Mark is route.Names.OldMark, which rule 11 routes
@@ -67,7 +68,7 @@ const (
 type Options struct {
 	// Table names the nftables tables; DefaultTable if empty.
 	Table string
-	// Device is the TUN device, on which Drop works; without it Drop is unsupported.
+	// Device is the TUN device, on which Silence works; without it Silence is unsupported.
 	Device string
 	// Mark within Mask is what packets of accepted flows carry: route.Names.OldMark.
 	Mark, Mask uint32
@@ -95,8 +96,6 @@ type Options struct {
 	// Linger is how long packets of a TCP connection that is closed may still leave (TIME_WAIT
 	// and a last FIN); a SYN may not. Default: 65 s.
 	Linger time.Duration
-	// VerdictTimeout is how long Block and Drop hold. Default: 10 min.
-	VerdictTimeout time.Duration
 	// Sweep is how often Run reads the counters. Default: 30 s.
 	Sweep time.Duration
 	// Ended is told in Run's goroutines of every accepted flow that is over. It must not block.
@@ -137,7 +136,7 @@ func (o Options) withDefaults() (Options, error) {
 		value *time.Duration
 		or    time.Duration
 	}{{&o.TCPTimeout, 2 * time.Hour}, {&o.UDPTimeout, 3 * time.Minute}, {&o.Linger, 65 * time.Second},
-		{&o.VerdictTimeout, 10 * time.Minute}, {&o.Sweep, 30 * time.Second}} {
+		{&o.Sweep, 30 * time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.or
 		}

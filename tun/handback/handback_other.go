@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"gatun/network/packet"
 )
@@ -46,14 +47,11 @@ func (*Table) Relayed(packet.Flow) error { return ErrUnsupported }
 // Forget implements the contract of Linux.
 func (*Table) Forget(packet.Flow) error { return ErrUnsupported }
 
-// Block implements the contract of Linux.
-func (*Table) Block(packet.Flow) error { return ErrUnsupported }
+// Silence implements the contract of Linux.
+func (*Table) Silence(_, _ []packet.Flow, _ time.Duration) error { return ErrUnsupported }
 
-// Drop implements the contract of Linux.
-func (*Table) Drop(packet.Flow) error { return ErrUnsupported }
-
-// Allow implements the contract of Linux.
-func (*Table) Allow(packet.Flow) error { return ErrUnsupported }
+// Hear implements the contract of Linux.
+func (*Table) Hear(packet.Flow) error { return nil }
 
 // Revoke implements the contract of Linux.
 func (*Table) Revoke(packet.Flow) error { return ErrUnsupported }
@@ -71,7 +69,7 @@ func (*Table) Restore() error { return ErrUnsupported }
 func (*Table) Run(context.Context) error { return ErrUnsupported }
 
 // Drops implements the contract of Linux.
-func (*Table) Drops() bool { return false }
+func (*Table) Silences() bool { return false }
 
 // Ahead implements the contract of Linux.
 func (*Table) Ahead() error { return ErrUnsupported }

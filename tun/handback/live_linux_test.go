@@ -26,12 +26,12 @@ func TestLiveTextIsTheRules(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			drops, err := install(o)
+			silences, err := install(o)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if drops != (device != "") {
-				t.Errorf("device %q: drops: %v", device, drops)
+			if silences != (device != "") {
+				t.Errorf("device %q: silences: %v", device, silences)
 			}
 			ours := l.sh("nft -s -n list ruleset")
 			l.sh("nft flush ruleset")
@@ -134,6 +134,19 @@ func TestLiveWithoutRights(t *testing.T) {
 		}
 		if _, err := Open(l.options()); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("%v, want ErrUnsupported", err)
+		}
+	})
+}
+
+// What was installed is whole: else it would be put back again and again.
+func TestLiveWhole(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.up()
+		if whole, err := l.table.whole(); err != nil || !whole {
+			t.Errorf("whole: %t, %v", whole, err)
+		}
+		if n := l.table.restored.Load(); n != 0 {
+			t.Errorf("put back %d times, nobody took anything away", n)
 		}
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -331,7 +330,7 @@ func TestLiveClose(t *testing.T) {
 		}
 		close(stop)
 		wg.Wait()
-		for what, err := range map[string]error{"Accept": table.Accept(f, held), "Revoke": table.Revoke(f), "Block": table.Block(f),
+		for what, err := range map[string]error{"Accept": table.Accept(f, held), "Revoke": table.Revoke(f), "Silence": table.Silence([]packet.Flow{f}, nil, time.Minute),
 			"Counters": table.Counters(func(packet.Flow, Counter) {})} {
 			if !errors.Is(err, ErrClosed) {
 				t.Errorf("%s after Close: %v, want ErrClosed", what, err)
@@ -541,72 +540,67 @@ func TestLiveCrash(t *testing.T) {
 	})
 }
 
-// takeError takes the error that a socket has pending.
-func takeError(t *testing.T, c net.Conn) {
-	t.Helper()
-	rc, err := c.(syscall.Conn).SyscallConn()
-	if err == nil {
-		err = rc.Control(func(fd uintptr) { _, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR) })
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// What the kernel refuses and swallows looks to the program as it should.
-func TestLiveBlockAndDrop(t *testing.T) {
+// What denied flows go on sending is swallowed by the kernel, of blocked ones all but a few packets,
+// and nothing of other flows.
+func TestLiveSilence(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		l.serve()
 		l.up()
 		for _, far := range fars {
-			c, f := l.dial("tcp", at(far))
-			if err := echoes(c, 10); err != nil {
-				t.Fatal(err)
-			}
-			if err := l.table.Block(f); err != nil {
-				t.Fatal(err)
-			}
-			_ = c.SetDeadline(time.Now().Add(patience))
-			_, werr := c.Write([]byte("x"))
-			_, rerr := c.Read(make([]byte, 1))
-			if err := errors.Join(werr, rerr); !errors.Is(err, unix.ECONNRESET) {
-				t.Errorf("%s blocked: %v, want ECONNRESET", f, err)
-			}
-			u, uf := l.dial("udp", at(far))
-			if err := echoes(u, 10); err != nil {
-				t.Fatal(err)
-			}
-			if err := l.table.Block(uf); err != nil {
-				t.Fatal(err)
-			}
-			_, werr = u.Write([]byte("x"))
-			_, werr2 := u.Write([]byte("x"))
-			t.Logf("%s blocked: send: %v, then %v", uf, werr, werr2)
-			if werr == nil && werr2 == nil {
-				t.Errorf("%s blocked: sends succeed", uf)
-			}
-			if err := l.table.Allow(uf); err != nil {
-				t.Fatal(err)
-			}
-			takeError(t, u)
-			if err := echoes(u, 10); err != nil {
-				t.Errorf("%s allowed again: %v", uf, err)
-			}
-			if err := l.table.Drop(uf); err != nil {
-				t.Fatal(err)
-			}
-			before := l.total.Load()
-			for range 3 {
-				if _, err := u.Write([]byte("x")); err != nil {
-					t.Errorf("%s dropped: %v", uf, err)
+			blocked, bf := l.dial("udp", at(far))
+			dropped, df := l.dial("udp", at(far))
+			other, _ := l.dial("udp", at(far))
+			for _, c := range []net.Conn{blocked, dropped, other} {
+				if err := echoes(c, 10); err != nil {
+					t.Fatal(err)
 				}
 			}
-			_ = u.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-			if _, err := u.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s dropped: %v, want silence", uf, err)
+			for _, f := range []packet.Flow{bf, df} {
+				if err := l.table.Forget(f); err != nil {
+					t.Fatal(err)
+				}
 			}
-			if n := l.total.Load() - before; n != 0 {
-				t.Errorf("%s dropped: %d packets came to userspace", uf, n)
+			if err := l.table.Silence([]packet.Flow{bf}, []packet.Flow{df}, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			const sent = 10 * fewAtOnce
+			l.deny(true)
+			come := func(c net.Conn, f packet.Flow) int { // packets of f to userspace
+				before := l.packets(f)
+				for range sent {
+					if _, err := c.Write([]byte("x")); err != nil {
+						t.Errorf("%s: %v", f, err)
+					}
+				}
+				last, lf := l.dial("udp", at(far))
+				if _, err := last.Write([]byte("x")); err != nil {
+					t.Fatal(err)
+				}
+				l.eventually("the last packet comes", func() bool { return l.packets(lf) > 0 })
+				return l.packets(f) - before
+			}
+			if n := come(dropped, df); n != 0 {
+				t.Errorf("%s dropped: %d of %d packets came to userspace", df, n, sent)
+			}
+			if n := come(blocked, bf); n < 1 || n > sent/2 {
+				t.Errorf("%s blocked: %d of %d packets came to userspace, want about %d", bf, n, sent, fewAtOnce)
+			}
+			if err := echoes(other, 10); err != nil {
+				t.Errorf("another flow: %v", err)
+			}
+			l.deny(false)
+			for _, f := range []packet.Flow{bf, df} {
+				if err := l.table.Hear(f); err != nil {
+					t.Fatal(err)
+				}
+				if err := l.table.Hear(f); err != nil {
+					t.Errorf("again: %v", err)
+				}
+			}
+			for _, c := range []net.Conn{blocked, dropped} {
+				if err := echoes(c, 10); err != nil {
+					t.Errorf("%s heard again: %v", c.LocalAddr(), err)
+				}
 			}
 		}
 	})

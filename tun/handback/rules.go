@@ -19,13 +19,19 @@ const (
 	knownName  = "known"
 	backName   = "back"
 
-	// How many rules they have.
-	inetRules   = 14
+	// How many rules there are beside those of the lists: of chainName, markedName, backName.
+	firstRules  = 2
 	markedRules = 2
-	knownRules  = 6 // without the one for flows that last
 	backRules   = 1
-	netdevRules = 2
 )
+
+// count is how many rules the kernel has of a list.
+func count(list []rule) (n int) {
+	for _, r := range list {
+		n += len(r.families())
+	}
+	return n
+}
 
 // rule is one rule: a flow whose packet is of a kind, and is in a set, or without a set all of them.
 type rule struct {
@@ -39,6 +45,7 @@ const (
 	kindMiddle = "tcp flags & syn != syn " // anything of a connection but its SYN
 	kindUDP    = "meta l4proto udp "
 	kindTCP    = "meta l4proto tcp "
+	kindNotUDP = "meta l4proto != udp "
 )
 
 // kindHeld is a SYN that is sent from here.
@@ -62,8 +69,15 @@ func setMark(o Options, mark uint32) string {
 // What rules do with a packet.
 const (
 	thenAccept = "accept"
-	thenReset  = "reject with tcp reset"
-	thenRefuse = "reject with icmpx port-unreachable"
+	thenDrop   = "drop"
+)
+
+// thenFew swallows all but a few packets a second, of all flows of a set and family together.
+var thenFew = fmt.Sprintf("limit rate over %d/second burst %d packets drop", fewPerSecond, fewAtOnce)
+
+const (
+	fewPerSecond = 50
+	fewAtOnce    = 5
 )
 
 // knownList is the chain "known": the same as is accepted of others, and nothing to be changed. Nothing
@@ -86,8 +100,15 @@ func chainList(o Options) []rule {
 		{kindUDP, setAccept, carry, "handed back"},
 		{kindHeld(o), setAccept, carry, "held packet"},
 		{kindMiddle, setLinger, setMark(o, o.Mark) + " accept", "closing"},
-		{kindTCP, setBlock, thenReset, "blocked"},
-		{kindUDP, setBlock, thenRefuse, "blocked"},
+	}
+}
+
+// silenceList is the chain "silence" of the device.
+func silenceList() []rule {
+	return []rule{
+		{kindNotUDP, "", thenAccept, "passes"},
+		{kindAny, setBlock, thenFew, "blocked"},
+		{kindAny, setDrop, thenDrop, "dropped"},
 	}
 }
 
@@ -105,13 +126,14 @@ func chainList(o Options) []rule {
 // A flow that lasts has another mark there, which says that it is in the set: then its packets are not looked
 // up, nor counted by the set (see lasting).
 //
-// Silence cannot be had in an output hook, where a program's send fails with EPERM: what is to be
-// dropped goes the way of everything that is undecided, and ends at the device. Block over UDP is
-// an answer by ICMP, and send fails with EPERM too.
+// Neither silence nor an answer by ICMP can be had in an output hook, where a program's send fails with
+// EPERM: what is denied goes the way of everything that is undecided, and ends at the device. Of blocked
+// flows a few packets still come to userspace, which answers them, as routers bound their answers too
+// (RFC 1812, section 4.3.2.8; RFC 4443, section 2.4 f).
 func Rules(o Options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", o.Table)
-	for _, name := range []string{setAccept, setLinger, setBlock} {
+	for _, name := range []string{setAccept, setLinger} {
 		writeSet(&b, name, o.Limit)
 	}
 	fmt.Fprintf(&b, "\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
@@ -131,9 +153,10 @@ func Rules(o Options) string {
 		return b.String()
 	}
 	fmt.Fprintf(&b, "table netdev %s {\n", o.Table)
+	writeSet(&b, setBlock, o.Limit)
 	writeSet(&b, setDrop, o.Limit)
 	fmt.Fprintf(&b, "\tchain %s {\n\t\ttype filter hook egress device %q priority 0; policy accept;\n", egressName, o.Device)
-	writeRules(&b, []rule{{"", setDrop, "drop", "dropped"}})
+	writeRules(&b, silenceList())
 	b.WriteString("\t}\n}\n")
 	return b.String()
 }

@@ -43,8 +43,8 @@ func newObjects(o Options, family nftables.TableFamily, names ...string) objects
 }
 
 // install puts both tables in. What the sets hold already stays: a daemon that comes back adopts
-// it. A table of another shape is replaced. drops is false where the kernel cannot drop in silence.
-func install(o Options) (drops bool, err error) {
+// it. A table of another shape is replaced. silences is false where the kernel cannot swallow at the device.
+func install(o Options) (silences bool, err error) {
 	if err := replace(o, nftables.TableFamilyINet, inetTable); err != nil {
 		return false, err
 	}
@@ -53,7 +53,7 @@ func install(o Options) (drops bool, err error) {
 	}
 	err = replace(o, nftables.TableFamilyNetdev, netdevTable)
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
-		o.Logger.Warn("handback: the kernel has no egress hook, or not the device: dropped flows stay in userspace")
+		o.Logger.Warn("handback: the kernel has no egress hook, or not the device: every packet of denied flows comes to userspace")
 		return false, nil
 	}
 	return err == nil, err
@@ -94,7 +94,7 @@ func typed(err error) error {
 }
 
 func inetTable(o Options, c *nftables.Conn) error {
-	obj := newObjects(o, nftables.TableFamilyINet, setAccept, setLinger, setBlock)
+	obj := newObjects(o, nftables.TableFamilyINet, setAccept, setLinger)
 	if err := obj.add(c); err != nil {
 		return err
 	}
@@ -175,6 +175,8 @@ func kindOf(o Options, kind string) []expr.Any {
 		return append(flag(expr.CmpOpEq), &expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bits(o.Mask, 0), equal(native(o.Mark)))
 	case kindTCP:
 		return protocolIs(unix.IPPROTO_TCP)
+	case kindNotUDP:
+		return []expr.Any{meta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_UDP}}}
 	case kindLasting(o):
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, bits(o.Mask, 0), equal(native(o.LastingMark))}
 	default:
@@ -187,10 +189,11 @@ func effect(o Options, then string) []expr.Any {
 	switch then {
 	case thenAccept:
 		return accepts()
-	case thenReset:
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}
-	case thenRefuse:
-		return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_PORT_UNREACH}}
+	case thenDrop:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}
+	case thenFew:
+		return []expr.Any{&expr.Limit{Type: expr.LimitTypePkts, Rate: fewPerSecond, Over: true, Unit: expr.LimitTimeSecond, Burst: fewAtOnce},
+			&expr.Verdict{Kind: expr.VerdictDrop}}
 	case goAhead:
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: aheadName}}
 	case setMark(o, o.Mark) + " accept":
@@ -201,16 +204,14 @@ func effect(o Options, then string) []expr.Any {
 }
 
 func netdevTable(o Options, c *nftables.Conn) error {
-	obj := newObjects(o, nftables.TableFamilyNetdev, setDrop)
+	obj := newObjects(o, nftables.TableFamilyNetdev, setBlock, setDrop)
 	if err := obj.add(c); err != nil {
 		return err
 	}
 	policy := nftables.ChainPolicyAccept
 	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: egressName, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress,
 		Device: o.Device, Priority: nftables.ChainPriorityRef(0), Policy: &policy})
-	for _, family := range []string{"4", "6"} {
-		obj.rule(c, chain, "dropped", obj.match(setDrop, family), []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}})
-	}
+	obj.rules(c, chain, o, silenceList())
 	return nil
 }
 

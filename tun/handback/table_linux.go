@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,14 +18,14 @@ import (
 
 // Table is the flows that the kernel carries. Any goroutine may call its methods.
 type Table struct {
-	o     Options
-	drops bool
-	w     *writer
-	raw   *resend.Sockets
-	tcp   *events
-	udp   *events
-	diags chan *wire // lent, so that a burst of Revoke takes no more sockets
-	lists chan *wire // one: reads of whole sets come one after the other
+	o        Options
+	silences bool
+	w        *writer
+	raw      *resend.Sockets
+	tcp      *events
+	udp      *events
+	diags    chan *wire // lent, so that a burst of Revoke takes no more sockets
+	lists    chan *wire // one: reads of whole sets come one after the other
 	// tracks is one as well: whoever changes the mark of a flow that lasts knows that nobody else does.
 	tracks chan *wire
 
@@ -91,7 +92,7 @@ func Open(o Options) (*Table, error) {
 	}
 	left, err := tableExists(o.Table, nftables.TableFamilyINet)
 	if err == nil {
-		t.drops, err = install(o)
+		t.silences, err = install(o)
 	}
 	if err != nil {
 		t.release()
@@ -219,8 +220,8 @@ func (t *Table) Len() int {
 	return len(t.flows)
 }
 
-// Drops reports whether Drop works: it wants an egress hook on the device (Linux 5.16).
-func (t *Table) Drops() bool { return t.drops }
+// Silences reports whether Silence works: it wants an egress hook on the device (Linux 5.16).
+func (t *Table) Silences() bool { return t.silences }
 
 func suffix(f packet.Flow) string {
 	if f.Is6() {
@@ -232,7 +233,7 @@ func suffix(f packet.Flow) string {
 // changeOf moves f from the set del to the set add; "" is none.
 func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
 	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, del: del, add: add, suffix: suffix(f), timeout: timeout}
-	if del == setDrop || add == setDrop {
+	if name := del + add; name == setDrop || name == setBlock {
 		c.family = nftables.TableFamilyNetdev
 	}
 	return c
@@ -321,41 +322,34 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 	return e, true
 }
 
-// Block lets the kernel refuse the flow: TCP by a reset, UDP by port unreachable, and send fails
-// with EPERM. It ends an Accept of the flow. It holds for Options.VerdictTimeout.
-func (t *Table) Block(f packet.Flow) error { return t.refuse(f, setBlock) }
-
-// Drop lets the kernel swallow the flow: a program hears nothing and its sends succeed. It ends an
-// Accept of the flow, and holds for Options.VerdictTimeout.
-func (t *Table) Drop(f packet.Flow) error {
-	if !t.drops {
-		return fmt.Errorf("%s: %w: no egress hook on the device", f, ErrUnsupported)
+// Silence lets the kernel swallow the packets of denied flows of UDP at the device, for so long: of
+// those of dropped all, of those of blocked all but a few a second of all flows together, which are
+// left to be answered. A program's sends succeed; with IP_RECVERR set they fail with ENOBUFS.
+func (t *Table) Silence(blocked, dropped []packet.Flow, d time.Duration) error {
+	if !t.silences {
+		return fmt.Errorf("%w: no egress hook on the device", ErrUnsupported)
 	}
-	return t.refuse(f, setDrop)
-}
-
-func (t *Table) refuse(f packet.Flow, set string) error {
-	if err := check(f); err != nil {
-		return err
+	changes := make([]*change, 0, len(blocked)+len(dropped))
+	for _, f := range blocked {
+		changes = append(changes, changeOf(f, "", setBlock, d))
 	}
-	// The sets of Drop are in a table of their own: refuse first, then stop accepting.
-	if err := t.w.do(changeOf(f, "", set, t.o.VerdictTimeout)); err != nil {
-		return fmt.Errorf("%s: %w", f, err)
+	for _, f := range dropped {
+		changes = append(changes, changeOf(f, "", setDrop, d))
 	}
-	return t.over([]packet.Flow{f}, Revoked)
-}
-
-// Allow takes back Block and Drop: the next packet is undecided.
-func (t *Table) Allow(f packet.Flow) error {
-	if err := check(f); err != nil {
-		return err
-	}
-	changes := []*change{changeOf(f, setBlock, "", 0)}
-	err := t.w.do(changes...)
-	if t.drops {
-		err = errors.Join(err, t.w.do(changeOf(f, setDrop, "", 0)))
+	var err error
+	for batch := range slices.Chunk(changes, batchLimit) {
+		err = errors.Join(err, t.w.do(batch...))
 	}
 	return err
+}
+
+// Hear takes back Silence: the next packet of the flow comes to userspace. It is no error if the flow
+// is not there.
+func (t *Table) Hear(f packet.Flow) error {
+	if !t.silences {
+		return nil
+	}
+	return t.w.do(changeOf(f, setBlock, "", 0), changeOf(f, setDrop, "", 0))
 }
 
 // Revoke takes back Accept. The socket is destroyed first, while its last packet can still leave:

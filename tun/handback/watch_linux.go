@@ -67,22 +67,18 @@ func (t *Table) mend() error {
 
 // whole reports whether every rule is there.
 func (t *Table) whole() (bool, error) {
-	known := knownRules
-	if t.o.LastingMark != 0 {
-		known++
-	}
 	for _, c := range []struct {
 		name  string
 		rules int
-	}{{chainName, inetRules}, {markedName, markedRules}, {knownName, known}, {backName, backRules}, {aheadName, aheadRules}} {
+	}{{chainName, firstRules + count(chainList(t.o))}, {markedName, markedRules}, {knownName, count(knownList(t.o))}, {backName, backRules}, {aheadName, aheadRules}} {
 		if ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, c.name, c.rules); err != nil || !ok {
 			return ok, err
 		}
 	}
-	if !t.drops {
+	if !t.silences {
 		return true, nil
 	}
-	return hasRules(t.o.Table, nftables.TableFamilyNetdev, egressName, netdevRules)
+	return hasRules(t.o.Table, nftables.TableFamilyNetdev, egressName, count(silenceList()))
 }
 
 func hasRules(table string, family nftables.TableFamily, chain string, want int) (bool, error) {
