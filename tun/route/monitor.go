@@ -12,7 +12,8 @@ import (
 )
 
 // How fast Run reacts. The guard and deleted rules are put back at once; changes of the network
-// come in bursts and are worth a short wait; the polls are the net below lost notifications.
+// come in bursts, of which the first is looked at once and the others after a short wait; the polls
+// are the net below lost notifications.
 const (
 	debounce         = 20 * time.Millisecond
 	guardPause       = 5 * time.Millisecond // between two looks at the guard, if somebody keeps removing it
@@ -64,7 +65,7 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 	snapshot := time.NewTicker(snapshotInterval)
 	defer snapshot.Stop()
 	var routesDue, guardDue <-chan time.Time
-	var guardSeen, since time.Time
+	var guardSeen, routesSeen, since time.Time
 	m.check(time.Now()) // what happened between Up and Run
 	for {
 		select {
@@ -80,7 +81,8 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 				continue
 			}
 			if c&(routesChanged|addressesChanged) != 0 && routesDue == nil {
-				since, routesDue = time.Now(), time.After(debounce)
+				since = time.Now()
+				routesDue = time.After(routesWait(since, routesSeen))
 			}
 			if c&guardChanged == 0 {
 				continue
@@ -98,6 +100,7 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 		case <-routesDue:
 			routesDue = nil
 			m.check(since)
+			routesSeen = time.Now()
 		case <-m.wishes:
 			m.fulfil()
 		case <-poll.C:
@@ -106,6 +109,13 @@ func (m *Manager) loop(ctx context.Context, changes <-chan change) {
 			m.endFlows()
 		}
 	}
+}
+
+// routesWait is how long a change of the network waits for its look. The first of a burst does not:
+// until our table follows, what begins leaves with the source address of the network that is gone,
+// and no answer finds it. Those behind it share a look.
+func routesWait(now, seen time.Time) time.Duration {
+	return max(0, debounce-now.Sub(seen))
 }
 
 // drain takes what is waiting already: one look serves for all of it.

@@ -268,3 +268,23 @@ func TestLiveRunEndsWithItsContext(t *testing.T) {
 		}
 	})
 }
+
+// The first change of a burst is looked at without a wait, the others share a look.
+func TestRoutesWait(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		name string
+		seen time.Time
+		want time.Duration
+	}{
+		{"never looked", time.Time{}, 0},
+		{"looked long ago", now.Add(-time.Minute), 0},
+		{"looked just now", now, debounce},
+		{"looked a moment ago", now.Add(-debounce / 4), debounce - debounce/4},
+		{"looked when the wait is over", now.Add(-debounce), 0},
+	} {
+		if got := routesWait(now, c.seen); got != c.want {
+			t.Errorf("%s: %v, want %v", c.name, got, c.want)
+		}
+	}
+}
