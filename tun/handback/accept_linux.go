@@ -98,7 +98,7 @@ func (t *Table) enter(all []entering) {
 		changes[i] = &all[i].change
 	}
 	err := t.w.apply(changes)
-	var late []*change // whose end came first, and found nothing to delete
+	var late []*change // whose end came first and found nothing to delete, or that cannot be carried
 	t.mu.Lock()
 	for i := range all {
 		e := &all[i]
@@ -111,6 +111,9 @@ func (t *Table) enter(all []entering) {
 		}
 		known, ok := t.flows[e.f]
 		switch {
+		case errors.Is(e.err, errTranslated):
+			t.take(e.f)
+			late = append(late, changeOf(e.f, setAccept, "", 0))
 		case e.err != nil && e.fresh:
 			t.take(e.f)
 		case e.err != nil || there:

@@ -96,6 +96,66 @@ func TestLiveTranslation(t *testing.T) {
 	})
 }
 
+// A destination that the host translates (a port that containers publish, a service of a cluster) is
+// refused: the packet that is held has the other address, and what is sent again under that would be
+// answered to nobody. The flow stays with who asked, and nothing of it is left; others are not disturbed.
+func TestLiveTranslatedDestination(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		const service4, service6 = "203.0.113.77", "2001:db8:9::77"
+		l.sh(`nft add table inet nat
+			nft add chain inet nat out '{ type nat hook output priority -100; }'
+			nft add rule inet nat out ip daddr ` + service4 + ` dnat ip to ` + far4 + `
+			nft add rule inet nat out ip6 daddr ` + service6 + ` dnat ip6 to ` + far6)
+		l.serve()
+		table := l.up()
+		type refusal struct {
+			f   packet.Flow
+			err error
+		}
+		decided := make(chan refusal, 64)
+		l.mu.Lock()
+		l.decide = func(f packet.Flow, held []byte) error {
+			err := table.Accept(f, held)
+			decided <- refusal{f, err}
+			return nil
+		}
+		l.mu.Unlock()
+		for service, far := range map[string]string{service4: far4, service6: far6} {
+			for _, network := range []string{"tcp", "udp"} {
+				go func() {
+					c, err := (&net.Dialer{Timeout: patience, Cancel: t.Context().Done()}).Dial(network, at(service))
+					if err == nil {
+						_, _ = c.Write([]byte("x"))
+						<-t.Context().Done()
+						_ = c.Close()
+					}
+				}()
+				got := <-decided
+				if !errors.Is(got.err, errTranslated) || got.f.Remote.Addr().String() != far {
+					t.Errorf("%s to %s: %s: %v, want %v", network, service, got.f, got.err, errTranslated)
+				}
+				table.mu.Lock()
+				_, known := table.flows[got.f]
+				table.mu.Unlock()
+				if known {
+					t.Errorf("%s is accepted", got.f)
+				}
+			}
+		}
+		if left := l.sh("nft list set inet " + table.o.Table + " accept4; nft list set inet " + table.o.Table + " accept6"); strings.Contains(left, "elements") {
+			t.Errorf("left in the sets:\n%s", left)
+		}
+		for _, far := range fars {
+			for _, network := range []string{"tcp", "udp"} {
+				c, f := l.dial(network, at(far))
+				if err := echoes(c, 100); err != nil {
+					t.Errorf("%s, which nobody translates: %v", f, err)
+				}
+			}
+		}
+	})
+}
+
 // Errors that routers and hosts send about a handed-back flow reach its program.
 func TestLiveErrorsReachTheProgram(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {

@@ -42,7 +42,6 @@ type request struct {
 type writer struct {
 	table   string
 	nft, ct *wire      // used by the leader only
-	said    int        // that ct may have said and nobody has read; the leader's
 	batch   []*request // the leader's
 
 	requests sync.Pool
@@ -253,24 +252,34 @@ func blame(changes []*change, seq uint32, e unix.Errno) bool {
 	return false
 }
 
+// errTranslated marks a change whose flow connection tracking does not have under the five values of
+// its packet. Somebody translates what the program sends (a port that containers publish, a service
+// address of a cluster): sent again, the packet would make an entry that leads no answer back to the
+// program's socket. Or nobody tracks it.
+var errTranslated = errors.New("connection tracking has it under other addresses, or not at all")
+
 // forget takes the entries that the held packets have left in connection tracking: they went
 // towards the TUN device, and whatever translation was chosen for that way, even none, would stay.
-// Where there is no tracking there is nothing to forget: what the kernel says is thrown away.
+// The kernel answers only where there is nothing to take.
 func (w *writer) forget(changes []*change) {
 	w.ct.out = w.ct.out[:0]
 	for _, c := range changes {
 		if c.forget && c.err == nil {
 			w.ct.forget(&c.k)
+			c.last = w.ct.seq // of the answer, if there is one
 		}
 	}
 	if len(w.ct.out) == 0 || w.ct.send() != nil {
 		return
 	}
-	if w.said += len(changes); w.said >= tellsAtMost {
-		w.said = 0
-		_ = w.ct.answers(func(message) {})
-	}
+	_ = w.ct.answers(func(m message) { // the verdict holds where they cannot be read
+		if m.typ != unix.NLMSG_ERROR || m.errno() != unix.ENOENT {
+			return
+		}
+		for _, c := range changes {
+			if c.forget && c.err == nil && c.last == m.seq {
+				c.err = errTranslated
+			}
+		}
+	})
 }
-
-// tellsAtMost bounds the answers that lie in a socket until somebody throws them away.
-const tellsAtMost = 256
