@@ -23,6 +23,8 @@ type witnesses struct {
 	ahead *ahead      // permits connections by the hooks; nil: nobody does
 	names route.Names // the mark of these
 
+	redirect *route.DNSListener // where redirected queries arrive; nil: nowhere
+
 	open    atomic.Pointer[state.Owners]
 	missing atomic.Pointer[error]
 }
@@ -30,6 +32,9 @@ type witnesses struct {
 // Run loads the hooks and takes them away when ctx ends.
 func (w *witnesses) Run(ctx context.Context) error {
 	opt := state.OwnersOptions{Local: w.local, Ours: true}
+	if w.redirect != nil {
+		opt.Arrival = w.redirect.Port
+	}
 	if w.ahead != nil {
 		opt.Mark, opt.Mask = w.names.BackMark, w.names.Mask
 	}
@@ -51,10 +56,18 @@ func (w *witnesses) Run(ctx context.Context) error {
 
 // Sender implements attribution.Senders.
 func (w *witnesses) Sender(f packet.Flow) (s state.Sender, found bool) {
-	if o := w.open.Load(); o != nil {
-		return o.Sender(f)
+	o := w.open.Load()
+	if o == nil {
+		return s, false
 	}
-	return s, false
+	s, found = o.Sender(f)
+	if found || w.redirect == nil {
+		return s, found
+	}
+	if f, found = w.redirect.Redirected(f); !found { // the hooks see packets behind the redirect
+		return s, false
+	}
+	return o.Sender(f)
 }
 
 // Image implements attribution.Senders.

@@ -215,7 +215,7 @@ func (u *up) build(device tun.Device, n route.Names) error {
 	if err != nil {
 		return err
 	}
-	u.witnesses = &witnesses{local: u.manager.IsLocal, log: u.log}
+	u.witnesses = &witnesses{local: u.manager.IsLocal, log: u.log, redirect: u.redirect}
 	finder := attribution.New(attribution.Options{State: sockets, Senders: u.witnesses, Self: os.Getpid(), Logger: u.log})
 	closings, err := state.OpenClosings()
 	if err != nil {

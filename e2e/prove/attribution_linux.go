@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -69,12 +70,18 @@ func attribute(b *bench, mode string) (err error) {
 	if err != nil {
 		return err
 	}
+	asked, err := flock(l, g, "query", b.size(1000, 80), bins, func(int) []string {
+		return []string{"token", "-net", "udp", lab.Server4 + ":53"}
+	})
+	if err != nil {
+		return err
+	}
 	time.Sleep(time.Second) // the last events
 	flows, err := decided(events)
 	if err != nil {
 		return err
 	}
-	b.verdict(mode, judge(held, flows), judge(thrown, flows), hooks)
+	b.verdict(mode, judge(held, flows), map[string]score{"datagrams": judge(thrown, flows), "queries": judge(asked, flows)}, hooks)
 	return nil
 }
 
@@ -104,7 +111,7 @@ func hooked(b *bench, g *lab.Gatun) (bool, error) {
 
 // verdict prints what came out of one mode: held flows, thrown datagrams, causes. With hooks
 // the thrown ones are held to the same limit.
-func (b *bench) verdict(mode string, h, u score, hooks bool) {
+func (b *bench) verdict(mode string, h score, thrown map[string]score, hooks bool) {
 	least := 0.999
 	if b.small {
 		least = 0.98 // of so few, one is more than a thousandth
@@ -112,13 +119,16 @@ func (b *bench) verdict(mode string, h, u score, hooks bool) {
 	b.atLeast(mode+": held flows (TCP, DNS), owner right", h.share(h.right), least, fmt.Sprintf("of %d", h.all))
 	b.note(mode+": held flows, unidentified, or no event", fmt.Sprintf("%d, %d", h.unknown, h.missing))
 	b.atMost(mode+": held flows, owner wrong", float64(h.wrong), 0, "flows")
-	if hooks {
-		b.atLeast(mode+": fire-and-forget datagrams, owner right", u.share(u.right), least, fmt.Sprintf("of %d", u.all))
-	} else {
-		b.note(mode+": fire-and-forget datagrams, owner named", fmt.Sprintf("%.3f of %d", u.share(u.right), u.all))
+	for _, what := range slices.Sorted(maps.Keys(thrown)) {
+		u := thrown[what]
+		if hooks {
+			b.atLeast(mode+": fire-and-forget "+what+", owner right", u.share(u.right), least, fmt.Sprintf("of %d", u.all))
+		} else {
+			b.note(mode+": fire-and-forget "+what+", owner named", fmt.Sprintf("%.3f of %d", u.share(u.right), u.all))
+		}
+		b.atMost(mode+": fire-and-forget "+what+", owner wrong", float64(u.wrong), 0, "flows")
 	}
-	b.atMost(mode+": fire-and-forget datagrams, owner wrong", float64(u.wrong), 0, "flows")
-	for _, c := range causes(h, u) {
+	for _, c := range causes(append(slices.Collect(maps.Values(thrown)), h)...) {
 		b.note(mode+": owner_cause", c)
 	}
 }

@@ -65,6 +65,9 @@ type OwnersOptions struct {
 	// Mark within Mask is what sockets get whose connection is permitted already (see Permits); 0: none
 	// gets one. No other hook and no program gives it to a socket that begins a connection.
 	Mark, Mask uint32
+	// Arrival is a port of this machine. Of what stays here only datagrams and connections to it are noted; 0:
+	// none is.
+	Arrival uint16
 	// Ours leaves the sockets of this process alone, which saves what the hooks cost it.
 	Ours bool
 }

@@ -21,10 +21,14 @@ const (
 // that leaves through IP, datagrams in the system call of their sender.
 func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	c := &code{}
+	local := "allow"
+	if h.arrival != 0 {
+		local = "local"
+	}
 	c.add(
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R1, asm.R6, skbInterface, asm.Word),
-		asm.JEq.Imm(asm.R1, loopback, "allow"),
+		asm.JEq.Imm(asm.R1, loopback, local),
 		asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord),
 		asm.JEq.Imm(asm.R1, 0, "allow"),
 		asm.FnSkFullsock.Call(),
@@ -72,11 +76,46 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	)
 	c.current(l)
 	h.capture(c, l)
+	if h.arrival != 0 {
+		c.add(asm.Ja.Label("allow"))
+		h.local(c)
+	}
 	c.allow()
 	if h.mark != 0 {
 		c.deny()
 	}
 	return c.ins
+}
+
+// local picks out of what stays on this machine the datagrams and SYNs to the port of OwnersOptions.Arrival;
+// those with IP options or extension headers pass unseen.
+func (h *hooks) local(c *code) {
+	c.at("local")
+	c.add(
+		asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord),
+		asm.JEq.Imm(asm.R1, 0, "allow"),
+		asm.FnSkFullsock.Call(),
+		asm.JEq.Imm(asm.R0, 0, "allow"),
+		asm.Mov.Reg(asm.R9, asm.R0),
+		asm.LoadMem(asm.R1, asm.R9, sockType, asm.Word),
+		asm.JNE.Imm(asm.R1, typeStream, "arrives"),
+		asm.LoadMem(asm.R1, asm.R9, sockState, asm.Word),
+		asm.JNE.Imm(asm.R1, stateSyn, "allow"),
+	)
+	c.at("arrives")
+	c.read(0, headerV4+4)
+	c.add(
+		asm.LoadMem(asm.R1, asm.RFP, frameHead, asm.Byte),
+		asm.JEq.Imm(asm.R1, 4<<4|headerV4/4, "arrives4"),
+		asm.RSh.Imm(asm.R1, 4),
+		asm.JNE.Imm(asm.R1, 6, "allow"),
+	)
+	c.read(headerV6, 4)
+	c.add(asm.LoadMem(asm.R1, asm.RFP, frameHead+2, asm.Half), asm.Ja.Label("arrival"))
+	c.at("arrives4")
+	c.add(asm.LoadMem(asm.R1, asm.RFP, frameHead+headerV4+2, asm.Half))
+	c.at("arrival")
+	c.add(asm.HostTo(asm.BE, asm.R1, asm.Half), asm.JEq.Imm(asm.R1, int32(h.arrival), "owned"), asm.Ja.Label("allow"))
 }
 
 // sender begins the record: the task that runs, which for a datagram is its sender. A SYN may

@@ -44,6 +44,8 @@ type hooks struct {
 	// What is permitted ahead, and what begins by it; nil where mark is 0.
 	permits, controls, begun *ebpf.Map
 	mark, mask               uint32
+
+	arrival uint16 // OwnersOptions.Arrival
 }
 
 // OpenOwners attaches the hooks, which needs root. The error wraps ErrNoHooks and says why
@@ -81,6 +83,7 @@ func (o *Owners) open(l *layout, opt OwnersOptions) (err error) {
 	if o.hooks.netns, err = ownNetNS(); err != nil {
 		return err
 	}
+	o.hooks.arrival = opt.Arrival
 	if err := o.hooks.makeMaps(); err != nil {
 		return fmt.Errorf("tables for the cgroup hooks: %w", err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -121,6 +122,39 @@ func TestOwnersSeeSenders(t *testing.T) {
 			f.Remote = netip.AddrPortFrom(f.Remote.Addr(), 4001)
 			if s, found := o.Sender(f); found {
 				t.Errorf("%s, which nobody sent: %+v", f, s)
+			}
+		}
+	})
+}
+
+// TestOwnersArrival: of what stays on this machine only what goes to one port is noted.
+func TestOwnersArrival(t *testing.T) {
+	dummy(t, func() {
+		o := openOwners(t, OwnersOptions{Arrival: 325})
+		for _, at := range []string{"127.0.0.1:325", "127.0.0.1:326", "[::1]:325", "[::1]:326"} {
+			pc, err := net.ListenPacket("udp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pc.Close()
+			l, err := net.Listen("tcp", at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			to := netip.MustParseAddrPort(at)
+			for _, network := range []string{"udp", "tcp"} {
+				f := sendTo(t, network, to)
+				s, found := o.Sender(f)
+				if want := to.Port() == 325; found != want || want && (int(s.PID) != os.Getpid() || !s.Certain) {
+					t.Errorf("%s: %+v, noted %t, want %t", f, s, found, want)
+				}
+			}
+		}
+		for _, address := range []string{"10.203.8.9:4000", "[fd00:203::9]:325"} {
+			f := sendTo(t, "udp", netip.MustParseAddrPort(address))
+			if _, found := o.Sender(f); !found {
+				t.Errorf("%s: not noted", f)
 			}
 		}
 	})
