@@ -9,7 +9,7 @@ import (
 // a user (see the package's documentation).
 const (
 	chainName     = "handback"
-	chainPriority = -149
+	chainPriority = -148
 	egressName    = "silence"
 
 	// knownName has what passes of sockets that carry the mark themselves, markedName what is done with

@@ -106,11 +106,12 @@ const (
 )
 
 // Priorities of the chains (netfilter's numbers). Marks are set where the mangle table sits,
-// after connection tracking. The guard comes after every other table, so that nobody changes a
-// mark or the way out behind it.
+// after connection tracking; "outgoing" behind what others do there, so that they do not change its
+// marks. The guard comes after every other table, so that nobody changes a mark or the way out behind it.
 const (
 	priorityRaw      = -300 // before connection tracking
 	priorityMangle   = -150
+	priorityOutgoing = -149
 	priorityRedirect = -110 // before the NAT of others: who translates a flow first has it
 	priorityInbound  = 100  // behind the filters of others
 	priorityLast     = 400
@@ -131,7 +132,7 @@ func NewGuard(n Names, p Policy) Guard {
 	g := builder{n: n}
 	guard := Guard{Table: n.NftTable, Asked: p.asks(), Chains: []Chain{
 		{Name: "incoming", Type: "filter", Hook: "prerouting", Priority: priorityMangle, Rules: g.incoming()},
-		{Name: "outgoing", Type: "route", Hook: "output", Priority: priorityMangle, Rules: g.outgoing(p)},
+		{Name: "outgoing", Type: "route", Hook: "output", Priority: priorityOutgoing, Rules: g.outgoing(p)},
 		{Name: "guard", Type: "filter", Hook: "postrouting", Priority: priorityLast, Drop: true, Rules: g.guard(p)},
 	}}
 	if p.Inbound != InboundFree {
@@ -177,7 +178,7 @@ func (g builder) incoming() []GuardRule {
 func (g builder) outgoing(p Policy) []GuardRule {
 	own, old, back := g.n.Mark, g.n.OldMark, g.n.BackMark
 	original := Clause{kind: ctDirection, num: directionOriginal}
-	return []GuardRule{
+	rules := []GuardRule{
 		// Nothing below concerns what tun/handback carries: its chain, the next, has the word. The mark
 		// of a socket counts only with that of the connection, which no program can set. Both outlive
 		// Down: Up takes the connection's away (forgetHandedBack), so no flow of the snapshot is among them.
@@ -199,11 +200,18 @@ func (g builder) outgoing(p Policy) []GuardRule {
 		{"mark of another user", []Clause{g.mark(own), {kind: hasUID}, g.setMark(0)}, "accept"},
 		{"mark of another user", []Clause{g.mark(old), {kind: hasUID}, g.setMark(0)}, "accept"},
 		{"mark without a flow", []Clause{g.mark(back), g.setMark(0)}, "accept"},
+	}
+	if p.DNSPort != 0 || p.DivertPort != 0 { // which ask for socket marks, too: install goes without, if need be
+		// Others that restore every packet's mark from its connection, or set one of their own, have
+		// taken ours away. The socket still has it.
+		rules = append(rules, GuardRule{"own sockets, marked anew by others", []Clause{{kind: socketMarkIs, num: own, mask: g.n.Mask}, {kind: uidIs, num: p.UID}, g.setCtMark(own), g.setMark(own)}, "accept"})
+	}
+	return append(rules, []GuardRule{
 		{"has a user", []Clause{{kind: hasUID}}, "accept"},
 		{"after own sockets", []Clause{g.ctMark(own), original, g.setMark(own)}, "accept"},
 		{"mark without a flow", []Clause{g.mark(own), g.setMark(0)}, "accept"},
 		{"mark without a flow", []Clause{g.mark(old), g.setMark(0)}, "accept"},
-	}
+	}...)
 }
 
 func (g builder) guard(p Policy) []GuardRule {
