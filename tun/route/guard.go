@@ -83,6 +83,8 @@ const (
 	asked6
 	toAsked4
 	toAsked6
+	keepSource4
+	keepSource6
 )
 
 // Address types as in rtnetlink(7) and nft's "fib daddr type".
@@ -114,6 +116,7 @@ const (
 	priorityOutgoing = -149
 	priorityRedirect = -110 // before the NAT of others: who translates a flow first has it
 	priorityInbound  = 100  // behind the filters of others
+	priorityKeep     = 99   // before the source NAT of others
 	priorityLast     = 400
 )
 
@@ -143,6 +146,9 @@ func NewGuard(n Names, p Policy) Guard {
 	}
 	if p.DNSPort != 0 {
 		guard.Chains = append(guard.Chains, g.redirectChains(p)...)
+	}
+	if p.DivertPort != 0 || p.DNSPort != 0 { // where there is translation
+		guard.Chains = append(guard.Chains, g.keepChain())
 	}
 	return guard
 }
@@ -350,6 +356,10 @@ func (c Clause) String() string {
 		return "ip daddr . udp dport @" + askedSet4
 	case toAsked6:
 		return "ip6 daddr . udp dport @" + askedSet6
+	case keepSource4:
+		return "snat ip to ip saddr"
+	case keepSource6:
+		return "snat ip6 to ip6 saddr"
 	case ctKnown:
 		return "ct state established,related"
 	}

@@ -163,3 +163,13 @@ func (g builder) redirect(p Policy) []GuardRule {
 		GuardRule{fmt.Sprintf("dns to port %d", p.DNSPort), []Clause{{kind: udpTo, num: dnsPort}, to}, ""},
 		GuardRule{fmt.Sprintf("dns to port %d", p.DNSPort), []Clause{{kind: tcpOpenTo, num: dnsPort}, to}, ""})
 }
+
+// keepChain keeps the source address of what goes into the TUN device, which is not a way out: a masquerade of
+// others for "any way but the containers' bridge" means the way behind it. Translated here, a flow would come to us
+// under an address that is not its own, and could not be given back.
+func (g builder) keepChain() Chain {
+	return Chain{Name: "keep", Type: "nat", Hook: "postrouting", Priority: priorityKeep, Rules: []GuardRule{
+		{"not a way out", []Clause{{kind: oifIs, text: g.n.Device}, {kind: keepSource4}}, ""},
+		{"not a way out", []Clause{{kind: oifIs, text: g.n.Device}, {kind: keepSource6}}, ""},
+	}}
+}
