@@ -29,16 +29,8 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.LoadMem(asm.R1, asm.R6, skbInterface, asm.Word),
 		asm.JEq.Imm(asm.R1, loopback, local),
-		asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord),
-		asm.JEq.Imm(asm.R1, 0, "allow"),
-		asm.FnSkFullsock.Call(),
-		asm.JEq.Imm(asm.R0, 0, "allow"),
-		asm.Mov.Reg(asm.R9, asm.R0),
-		asm.LoadMem(asm.R1, asm.R9, sockType, asm.Word),
-		asm.JNE.Imm(asm.R1, typeStream, "datagram"),
-		asm.LoadMem(asm.R1, asm.R9, sockState, asm.Word),
-		asm.JNE.Imm(asm.R1, stateSyn, "allow"),
 	)
+	c.begins("datagram")
 	if h.mark != 0 {
 		h.unlessMarked(c, "owned")
 		h.begin(c)
@@ -87,10 +79,9 @@ func (h *hooks) egressProgram(l *layout) asm.Instructions {
 	return c.ins
 }
 
-// local picks out of what stays on this machine the datagrams and SYNs to the port of OwnersOptions.Arrival;
-// those with IP options or extension headers pass unseen.
-func (h *hooks) local(c *code) {
-	c.at("local")
+// begins lets pass what begins no flow: of the socket R9 of the packet R6, whose type is in R1, only a SYN goes
+// on, or at the label what is no stream.
+func (c *code) begins(other string) {
 	c.add(
 		asm.LoadMem(asm.R1, asm.R6, skbSocket, asm.DWord),
 		asm.JEq.Imm(asm.R1, 0, "allow"),
@@ -98,10 +89,17 @@ func (h *hooks) local(c *code) {
 		asm.JEq.Imm(asm.R0, 0, "allow"),
 		asm.Mov.Reg(asm.R9, asm.R0),
 		asm.LoadMem(asm.R1, asm.R9, sockType, asm.Word),
-		asm.JNE.Imm(asm.R1, typeStream, "arrives"),
+		asm.JNE.Imm(asm.R1, typeStream, other),
 		asm.LoadMem(asm.R1, asm.R9, sockState, asm.Word),
 		asm.JNE.Imm(asm.R1, stateSyn, "allow"),
 	)
+}
+
+// local picks out of what stays on this machine the datagrams and SYNs to the port of OwnersOptions.Arrival;
+// those with IP options or extension headers pass unseen.
+func (h *hooks) local(c *code) {
+	c.at("local")
+	c.begins("arrives")
 	c.at("arrives")
 	c.read(0, headerV4+4)
 	c.add(
