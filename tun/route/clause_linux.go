@@ -156,16 +156,23 @@ func (gt guardTable) headerClause(c Clause) []expr.Any {
 		return []expr.Any{&expr.Socket{Key: expr.SocketKeyMark, Register: 1}, bitwise(c.mask, 0), cmpEqual(nativeBytes(c.num))}
 	case zoneSet:
 		return []expr.Any{&expr.Immediate{Register: 1, Data: nativeBytes16(uint16(c.num))}, &expr.Ct{Key: expr.CtKeyZONE, SourceRegister: true, Register: 1}}
-	case keepSource4:
-		return append(familyIs(unix.NFPROTO_IPV4), networkHeader(offSource4, 4, 1), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1})
-	case keepSource6:
-		return append(familyIs(unix.NFPROTO_IPV6), networkHeader(offSource6, 16, 1), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: 1})
-	case redirectTo:
-		return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))}, &expr.Redir{RegisterProtoMin: 1}}
+	case keepSource4, keepSource6, redirectTo:
+		return translates(c)
 	case hopLimit:
 		return []expr.Any{networkHeader(offHopLimit6, 1, 1), cmpEqual([]byte{byte(c.num)})}
 	}
 	panic(fmt.Sprintf("route: clause kind %d has no translation", c.kind))
+}
+
+// translates is what chains of type nat do.
+func translates(c Clause) []expr.Any {
+	switch c.kind {
+	case keepSource4:
+		return append(familyIs(unix.NFPROTO_IPV4), networkHeader(offSource4, 4, 1), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1})
+	case keepSource6:
+		return append(familyIs(unix.NFPROTO_IPV6), networkHeader(offSource6, 16, 1), &expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV6, RegAddrMin: 1})
+	}
+	return []expr.Any{&expr.Immediate{Register: 1, Data: binary.BigEndian.AppendUint16(nil, uint16(c.num))}, &expr.Redir{RegisterProtoMin: 1}}
 }
 
 // portIs ends the rule unless the port at the offset is that one.
