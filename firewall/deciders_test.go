@@ -114,3 +114,20 @@ func TestWhyOfAnAnsweredFlow(t *testing.T) {
 		t.Errorf("%+v %+v", d, trail.Steps)
 	}
 }
+
+// What became permanent stays it in "why" while the policy says the same, and only then.
+func TestWhyOfAPermanentVerdict(t *testing.T) {
+	for yaml, want := range map[string]network.Verdict{
+		"filter: {endpoints: [\"- 198.51.100.1\"]}\n": network.PermanentBlock, "filter: {endpoints: [\"-- 198.51.100.1\"]}\n": network.Drop,
+		"filter: {endpoints: [\"+ 198.51.100.1\"]}\n": network.Accept,
+	} {
+		m := policy(t, yaml)
+		table := network.NewTable(time.Now)
+		l, _ := table.Link(flow(packet.UDP, "198.51.100.1:443"))
+		table.Bind(l, comm("", "198.51.100.1"))
+		table.Decide(l, network.Decision{Verdict: network.PermanentBlock, Stage: network.StageCommunication})
+		if d, _ := m.WhyLink(l); d.Verdict != want {
+			t.Errorf("%s%s, want %s", yaml, d.Verdict, want)
+		}
+	}
+}

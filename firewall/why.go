@@ -106,10 +106,13 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 	if l.Kind == network.KindDNS {
 		return m.whyName(Question{Owner: c.Owner, Entity: c.Entity}, &t), t
 	}
-	d := m.whyFlow(c, l.Flow, &t)
-	if was := l.Decision(); d.Asks() && was.Decided() && was.Stage == network.StagePrompt {
+	d, was := m.whyFlow(c, l.Flow, &t), l.Decision()
+	if d.Asks() && was.Decided() && was.Stage == network.StagePrompt {
 		t.add("prompt", network.StagePrompt, outcome{decision: was})
 		return was, t
+	}
+	if d.Verdict == was.Verdict.Effect() { // what made it permanent happened to the link
+		d.Verdict = was.Verdict
 	}
 	return d, t
 }
