@@ -81,7 +81,7 @@ type Status struct {
 	InboundMode    InboundMode `json:"-"`
 	InboundRefused string      `json:"inbound_refused,omitempty"`
 	LinkLocal      string      `json:"link_local"`
-	Conflicts      []string    `json:"conflicts,omitempty"` // rules of others that come before ours
+	Conflicts      []string    `json:"conflicts,omitempty"` // rules of others that come before ours, or that are not followed
 	Names          Names       `json:"names"`
 }
 

@@ -256,6 +256,30 @@ func TestLiveOtherVPN(t *testing.T) {
 	})
 }
 
+// One that was there before, as wg-quick leaves them, comes behind ours. Nobody follows it, which is said; rules that lead
+// to tables of the system, or are about what is forwarded, are not worth a word.
+func TestLiveRulesBehindOurs(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.openTun(false)
+		l.sh("ip rule add priority 30000 lookup main suppress_prefixlength 0; ip rule add priority 30001 iif lo0 lookup 78; ip rule add priority 30002 not fwmark 51820 lookup 51820; ip -6 rule add priority 30003 from 2001:db8::1 lookup 77")
+		m := l.manager()
+		l.up(m)
+		got := m.Status().Conflicts
+		if len(got) != 2 || !strings.Contains(got[0], "51820") || !strings.Contains(got[1], "lookup 77") {
+			t.Errorf("%q, want the rules for tables 51820 and 77", got)
+		}
+		for _, text := range got {
+			if !strings.Contains(text, "is not followed") {
+				t.Errorf("%q does not say what becomes of it", text)
+			}
+		}
+		stop := l.run(m)
+		defer stop()
+		l.sh("ip rule del priority 30002; ip -6 rule del priority 30003")
+		l.eventually(patience, "nothing to say", func() bool { return len(m.Status().Conflicts) == 0 })
+	})
+}
+
 func TestLiveRunEndsWithItsContext(t *testing.T) {
 	live(t, func(t *testing.T, l *lab) {
 		l.openTun(false)

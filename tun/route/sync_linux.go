@@ -43,8 +43,8 @@ func syncRoutes(n Names, want []Route) (changes []string, err error) {
 }
 
 // syncRules makes our rules be exactly want. It returns what it had to change, and the rules
-// of others that come before ours: they can take flows away from the TUN device (into the
-// guard, which drops them).
+// of others that matter: those before ours can take flows away from the TUN device (into the
+// guard, which drops them); those behind have no word, since what is let out takes main.
 func syncRules(n Names, want []Rule) (changes, conflicts []string, err error) {
 	listed, err := listRules()
 	if err != nil {
@@ -61,6 +61,9 @@ func syncRules(n Names, want []Rule) (changes, conflicts []string, err error) {
 		case !l.ours(n):
 			if l.rule.Priority < n.PriorityTun && l.rule.Table != tableLocal {
 				conflicts = append(conflicts, fmt.Sprintf("%s comes before gatun's", l.rule))
+			}
+			if l.leadsElsewhere(n) {
+				conflicts = append(conflicts, fmt.Sprintf("%s is not followed: what it leads another way, as a VPN does, leaves by the main table", l.rule))
 			}
 		case missing[l.rule]:
 			missing[l.rule] = false
@@ -86,6 +89,16 @@ func syncRules(n Names, want []Rule) (changes, conflicts []string, err error) {
 		changes = append(changes, "delete "+l.rule.String())
 	}
 	return changes, conflicts, errors.Join(errs...)
+}
+
+// leadsElsewhere reports whether a rule of others, which comes behind ours, would lead what this machine sends
+// to a table of its own.
+func (l listedRule) leadsElsewhere(n Names) bool {
+	switch l.rule.Table {
+	case tableLocal, tableMain, unix.RT_TABLE_DEFAULT, unix.RT_TABLE_UNSPEC, n.Table:
+		return false
+	}
+	return l.rule.Priority > n.PriorityTun && l.kernel.IifName == ""
 }
 
 // foreignTable returns an error if somebody else uses our table.
