@@ -186,3 +186,19 @@ func (c *carrier) module(wanted bool, refused uint64) status.Module {
 	}
 	return m
 }
+
+// trackingModule warns before connection tracking is full, which the kernel only logs: new connections of the
+// whole machine are lost then, handed back or not.
+func trackingModule(flows, most uint64, known bool) status.Module {
+	m := status.Module{Name: "connection-tracking"}
+	if !known {
+		m.Message = "not in use"
+		return m
+	}
+	m.Message = fmt.Sprintf("%d of %d flows", flows, most)
+	if flows >= most-most/20 {
+		m.State = status.Warning
+		m.Message = fmt.Sprintf("nearly full (%s): the kernel drops new connections then; raise net.netfilter.nf_conntrack_max", m.Message)
+	}
+	return m
+}

@@ -375,7 +375,7 @@ func (u *up) Status() api.Status {
 	}
 	redirect := u.redirectModule(m)
 	s.Notes = append(s.Notes, redirect.Message)
-	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, u.witnesses.module(), u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
+	s.Modules = append(s.Modules, captureModule(m), inbound, redirect, trackingModule(route.Tracked()), u.witnesses.module(), u.carrier.module(u.engine.permanent(), u.engine.gate.Refused()))
 	s.Names = map[string]any{
 		"device": m.Names.Device, "nft_table": m.Names.NftTable, "handback_table": handback.DefaultTable, "mark": m.Names.Mark, "old_mark": m.Names.OldMark, "in_mark": m.Names.InMark, "asked_mark": m.Names.AskedMark, "back_mark": m.Names.BackMark, "lasting_mark": m.Names.LastingMark, "divert_mark": m.Names.DivertMark, "queue": m.Names.Queue, "mask": m.Names.Mask,
 		"table": m.Names.Table, "priority_own": m.Names.PriorityOwn, "priority_old": m.Names.PriorityOld,
