@@ -215,6 +215,12 @@ func TestOwnRawSocket(t *testing.T) {
 	expect(t, f, flow, 0, Ambiguous, CauseManySockets)
 	s.rows[flow] = []state.Socket{ours}
 	expect(t, f, flow, 7, Exact, CauseSelf)
+	// Nothing but a ping of ours comes back: the sockets that may send any protocol send what was held.
+	flow = packet.Flow{Proto: 47, Local: addr("10.0.0.2:0"), Remote: addr("192.0.2.1:0")}
+	s.rows[flow] = []state.Socket{ours}
+	expect(t, f, flow, 0, 0, CauseNoSocket)
+	s.rows[flow] = []state.Socket{ours, ping}
+	expect(t, f, flow, 20, Exact, CauseOne)
 }
 
 // TestExecSeen changes the program of a process without its PID or start time.

@@ -124,8 +124,8 @@ func (f *Finder) ownerOf(ctx context.Context, began time.Time, flow packet.Flow,
 		if len(holders) == 0 {
 			return Unidentified(cause)
 		}
-		if s.Raw && len(sockets) > 1 && len(holders) == 1 && holders[0].process.PID == f.self {
-			continue // our relay pings with a raw socket of its own, but never through the TUN
+		if s.Raw && (len(sockets) > 1 || !flow.Proto.IsICMP()) && len(holders) == 1 && holders[0].process.PID == f.self {
+			continue // our relay pings with a raw socket of its own, and others send again what was held, but never through the TUN
 		}
 		counted++
 		for _, h := range holders {
@@ -133,6 +133,9 @@ func (f *Finder) ownerOf(ctx context.Context, began time.Time, flow packet.Flow,
 				all = append(all, h)
 			}
 		}
+	}
+	if counted == 0 {
+		return Unidentified(CauseNoSocket)
 	}
 	return judge(all, counted, f.self)
 }

@@ -118,8 +118,11 @@ func (m *Master) Decide(c *network.Communication, f packet.Flow) network.Decisio
 // ForGood makes an Accept permanent where nothing needs the flow's bytes (filter/permanentVerdicts):
 // the kernel then carries it. Decide has done so; what a person has answered has not been through.
 func (m *Master) ForGood(c *network.Communication, f packet.Flow, d network.Decision) network.Decision {
-	carried := f.Proto == packet.TCP || f.Proto == packet.UDP
-	if d.Verdict == network.Accept && m.HandsBack && carried && m.profiles.For(c.Owner).PermanentVerdicts {
+	if d.Verdict != network.Accept || !m.HandsBack || f.Proto.IsICMP() {
+		return d
+	}
+	relayed := f.Proto == packet.TCP || f.Proto == packet.UDP
+	if !relayed || m.profiles.For(c.Owner).PermanentVerdicts {
 		d.Verdict = network.PermanentAccept
 	}
 	return d

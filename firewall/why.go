@@ -107,11 +107,14 @@ func (m *Master) WhyLink(l *network.Link) (network.Decision, Trail) {
 		return m.whyName(Question{Owner: c.Owner, Entity: c.Entity}, &t), t
 	}
 	d, was := m.whyFlow(c, l.Flow, &t), l.Decision()
-	if d.Asks() && was.Decided() && was.Stage == network.StagePrompt {
+	switch {
+	case d.Asks() && was.Decided() && was.Stage == network.StagePrompt:
 		t.add("prompt", network.StagePrompt, outcome{decision: was})
 		return was, t
-	}
-	if d.Verdict == was.Verdict.Effect() { // what made it permanent happened to the link
+	case d.Verdict.Permits() && was.Code == network.CodeNotCarried:
+		t.add("carrier", was.Stage, outcome{decision: was})
+		return was, t
+	case d.Verdict == was.Verdict.Effect(): // what made it permanent happened to the link
 		d.Verdict = was.Verdict
 	}
 	return d, t

@@ -114,6 +114,9 @@ func (s Stage) String() string {
 	}
 }
 
+// CodeNotCarried is the reason_code of what the policy permits and nothing here can carry.
+const CodeNotCarried = "not-carried"
+
 // RuleRef points at the line a person wrote. Line and Col count from 1; 0 means unknown, as
 // for a rule given on the command line.
 type RuleRef struct {

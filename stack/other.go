@@ -7,31 +7,40 @@ import (
 	"gatun/network/packet"
 )
 
-// OtherFlow is traffic of an IP protocol that gatun does not relay. While it has no verdict
+// OtherFlow is traffic of an IP protocol that is not relayed. While it has no verdict
 // its later packets are dropped; after the verdict the next one is a new flow.
 type OtherFlow struct {
 	s       *Stack
 	flow    packet.Flow
-	quote   []byte
+	packet  []byte
 	decided atomic.Bool
 }
 
 // Flow returns the protocol and the two addresses; the ports are 0.
 func (f *OtherFlow) Flow() packet.Flow { return f.flow }
 
+// Held returns the whole packet that began the flow, put together where it came in fragments. It must not
+// be changed. Somebody else may carry the flow: then Drop ends what is here.
+func (f *OtherFlow) Held() []byte { return f.packet }
+
 // Reject answers with the ICMP error e, packet.ProtocolUnreachable for instance.
 func (f *OtherFlow) Reject(e *packet.ICMPError) {
 	if f.decided.CompareAndSwap(false, true) {
-		f.s.sendError(e, f.quote)
-		f.s.others.remove(&f.flow, f)
+		f.s.sendError(e, f.packet[:min(len(f.packet), quoteLen)])
+		f.gone()
 	}
 }
 
 // Drop answers nothing.
 func (f *OtherFlow) Drop() {
 	if f.decided.CompareAndSwap(false, true) {
-		f.s.others.remove(&f.flow, f)
+		f.gone()
 	}
+}
+
+func (f *OtherFlow) gone() {
+	f.s.held.Add(-int64(len(f.packet)))
+	f.s.others.remove(&f.flow, f)
 }
 
 // other takes a packet of an unknown protocol on the packet path.
@@ -39,11 +48,16 @@ func (s *Stack) other(h *packet.Header, b []byte) {
 	if s.others.get(&h.Flow) != nil || s.ctx.Err() != nil {
 		return
 	}
-	f := &OtherFlow{s: s, flow: h.Flow, quote: bytes.Clone(b[:min(len(b), quoteLen)])}
+	if s.held.Load()+int64(h.TotalLen) > int64(s.limits.HeldBytes) {
+		s.counts.otherLimit.Add(1)
+		return
+	}
+	f := &OtherFlow{s: s, flow: h.Flow, packet: bytes.Clone(b[:h.TotalLen])}
 	if !s.others.add(&f.flow, f, s.limits.Others) {
 		s.counts.otherLimit.Add(1)
 		return
 	}
+	s.held.Add(int64(len(f.packet)))
 	s.spawn(f)
 }
 

@@ -76,3 +76,28 @@ func TestOther(t *testing.T) {
 		}
 	})
 }
+
+// TestOtherHeld: who carries the flow elsewhere gets the whole packet, padding apart, and what is held is bounded.
+func TestOtherHeld(t *testing.T) {
+	eachFamily(t, func(t *testing.T, f family) {
+		held, release := make(chan []byte, 3), make(chan struct{})
+		l := newLab(t, &handler{other: func(o *OtherFlow) {
+			held <- o.Held()
+			<-release
+			o.Drop()
+		}}, Limits{HeldBytes: 2000})
+		p := ipPacket(f, 253, f.prog, f.peer, bytes.Repeat([]byte("x"), 1200))
+		l.send(append(bytes.Clone(p), "padding"...))
+		if got := <-held; !bytes.Equal(got, p) {
+			t.Errorf("held %d bytes, want the %d of the packet", len(got), len(p))
+		}
+		l.send(ipPacket(f, 254, f.prog, f.peer, bytes.Repeat([]byte("x"), 1200)))
+		eventually(t, "the second is too much", func() bool { return l.s.Counters().OtherLimit == 1 })
+		close(release)
+		eventually(t, "nothing is held", func() bool { return l.s.held.Load() == 0 && l.s.Counters().Others == 0 })
+		l.send(ipPacket(f, 254, f.prog, f.peer, bytes.Repeat([]byte("x"), 1200)))
+		if got := <-held; len(got) < 1200 {
+			t.Errorf("held %d bytes", len(got))
+		}
+	})
+}

@@ -57,7 +57,7 @@ type Limits struct {
 	Pings         int // (source, id, destination) triples; default 4 096
 	Others        int // flows of other protocols without a verdict; default 1 024
 	HeldDatagrams int // per UDP flow or ping without a verdict; default 64
-	HeldBytes     int // of all held datagrams; default 16 MiB
+	HeldBytes     int // of all held datagrams, and packets of other protocols; default 16 MiB
 	FragmentBytes int // waiting for reassembly; default 4 MiB
 
 	Handshake time.Duration // from Accept to the program's ACK; default 10 s

@@ -52,7 +52,7 @@ func openCarrier(cfg *config.Config, n route.Names, gate func() *interception.Ga
 	o.Begin = func() { c.ahead.enter() }
 	if cfg.String("handback/afterCrash") == "kill" {
 		o.LastingMark = 0 // connection tracking does not know that we are gone
-		o.TCPTimeout, o.UDPTimeout, o.Sweep = shortLease, shortLease, shortLease/4
+		o.TCPTimeout, o.UDPTimeout, o.OtherTimeout, o.Sweep = shortLease, shortLease, shortLease, shortLease/4
 		if c.absent = handback.Recover(o); c.absent != nil {
 			return c
 		}

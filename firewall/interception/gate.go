@@ -306,23 +306,6 @@ func (g *Gate) carryOut(d network.Decision, l *network.Link, f remembered, refus
 	}
 }
 
-// HandleOther decides on a protocol that cannot be relayed here: whatever the verdict, the
-// sender learns that the protocol goes nowhere, unless silence was asked for.
-func (g *Gate) HandleOther(f *stack.OtherFlow) {
-	l, known := g.Table.Link(f.Flow())
-	d := l.Decision()
-	if !known {
-		d, _ = g.judge(g.ctx, l)
-		g.parked.add(l, nil, g.Clock().Add(dropRemembered))
-	}
-	switch d.Verdict {
-	case network.Drop, network.PermanentDrop:
-		f.Drop()
-	default:
-		f.Reject(packet.ProtocolUnreachable(netip.Addr{}))
-	}
-}
-
 // Reevaluate decides every live link again and ends those whose verdict is another one now. It
 // returns how many connections it closed; the others lose no byte. What waits for a person is
 // decided again as well.
@@ -341,7 +324,7 @@ func (g *Gate) Reevaluate() (closed int) {
 		if now.Asks() {
 			now = askedAgain(old, now)
 		}
-		if now.Verdict.Effect() == old.Verdict.Effect() {
+		if now.Verdict.Effect() == old.Verdict.Effect() || standsStill(old, now) {
 			continue
 		}
 		g.Table.Decide(l, now)

@@ -42,7 +42,7 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 	all := make([]entering, 0, len(flows))
 	now := time.Now()
 	for i, f := range flows {
-		b, err := []byte(nil), check(f)
+		b, err := []byte(nil), checkAny(f)
 		if err == nil {
 			b, err = resend.Whole(f, first[i])
 		}
@@ -54,7 +54,7 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 			each(i, err)
 			continue
 		}
-		all = append(all, entering{change: t.entry(f, fresh), f: f, packet: b, at: i, fresh: fresh})
+		all = append(all, entering{change: t.entry(f, fresh, b), f: f, packet: b, at: i, fresh: fresh})
 	}
 	t.enter(all)
 	for i := range all {
@@ -68,16 +68,23 @@ func (t *Table) acceptBatch(flows []packet.Flow, first [][]byte, each func(i int
 	}
 }
 
-// entry is the change that accepts f. One that was known is in the set already, or has expired since.
-func (t *Table) entry(f packet.Flow, fresh bool) change {
+// entry is the change that accepts f, which b began. One that was known is in the set already, or has expired
+// since.
+func (t *Table) entry(f packet.Flow, fresh bool, b []byte) change {
 	c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
 	c.forget, c.exclusive = fresh, !fresh
+	if c.tracked = c.k; fresh && isOther(f.Proto) {
+		c.tracked = tupleIn(f, b)
+	}
 	return *c
 }
 
 // begin sends the packet that began an accepted flow.
 func (t *Table) begin(e *entering) error {
 	err := t.raw.Send(e.f, e.packet)
+	if isOther(e.f.Proto) && errors.Is(err, unix.EMSGSIZE) {
+		return nil // it came in fragments, and is too large to leave as one packet: such a one may get lost
+	}
 	if err != nil && e.fresh {
 		err = errors.Join(err, t.w.do(changeOf(e.f, setAccept, "", 0)))
 		t.unreserve(e.f)
@@ -121,8 +128,7 @@ func (t *Table) enter(all []entering) {
 			e.err = errEnded
 			late = append(late, changeOf(e.f, setAccept, "", 0))
 		case e.fresh:
-			t.young = append(t.young, e.f)
-			t.lasts(e.f)
+			t.expect(e.f)
 		default:
 			t.flows[e.f] = t.anew(e.f, known)
 		}
@@ -147,6 +153,9 @@ func (t *Table) reserve(f packet.Flow, e entry) (fresh bool, err error) {
 		t.flows[f] = known
 		return false, nil
 	}
+	if _, ok := t.returned[f]; ok {
+		return false, comesBack(f)
+	}
 	if len(t.flows) >= t.o.Limit {
 		return false, fmt.Errorf("%s: %w (%d)", f, ErrFull, t.o.Limit)
 	}
@@ -157,5 +166,17 @@ func (t *Table) reserve(f packet.Flow, e entry) (fresh bool, err error) {
 // keep adds f. t.mu is held.
 func (t *Table) keep(f packet.Flow, e entry) {
 	t.flows[f] = e
-	t.ports[portOf(f)] = append(t.ports[portOf(f)], f)
+	if !isOther(f.Proto) {
+		t.ports[portOf(f)] = append(t.ports[portOf(f)], f)
+	}
+}
+
+// expect has the socket of f, which is new in the set, looked for: that it is gone, or may carry the mark.
+// t.mu is held.
+func (t *Table) expect(f packet.Flow) {
+	if isOther(f.Proto) {
+		return
+	}
+	t.young = append(t.young, f)
+	t.lasts(f)
 }

@@ -2,7 +2,7 @@
 // packet of them comes to userspace.
 //
 // Only the Gate (firewall/interception) calls it, through cmd; it imports package packet and knows
-// no verdict. A flow that is held is given back with Accept: its five values enter a set of an
+// no verdict. A flow that is held is given back with Accept: its values enter a set of an
 // nftables table of its own, and the held packet is sent again from here. The chain of that table
 // marks packets of the set, so that the kernel routes them by the main table. Silence lets
 // the kernel swallow what denied flows go on sending; Revoke takes back an Accept and ends the program's
@@ -16,6 +16,8 @@
 // (route.Names.BackMark), which the guard takes only together with the connection mark that the chain
 // here gives. Replies pass strict reverse-path filters by
 // the guard's chain "incoming" and src_valid_mark.
+//
+// Flows of TCP and UDP have five values, those of all other protocols three, and nobody else carries these (others.go).
 //
 // Only what starts on this machine is handed back. What comes in is room tun/inbound's; forwarded flows
 // are not built yet.
@@ -61,6 +63,7 @@ const (
 	setLinger = "linger"
 	setBlock  = "block"
 	setDrop   = "drop"
+	setOther  = "other" // what setAccept is for all protocols but TCP and UDP; see others.go
 )
 
 // Options say where the tables are and how long entries live. The zero value of a duration or of
@@ -91,8 +94,10 @@ type Options struct {
 	Limit int
 	// TCPTimeout and UDPTimeout are how long the kernel keeps an accepted flow without hearing of
 	// us again: after a crash they bound what stays. TCP flows are renewed for as long as they are
-	// open, UDP flows while they send. Defaults: 2 h, 3 min.
+	// open, all others while they send. Defaults: 2 h, 3 min.
 	TCPTimeout, UDPTimeout time.Duration
+	// OtherTimeout is UDPTimeout for all other protocols. Default: 10 min, as in connection tracking.
+	OtherTimeout time.Duration
 	// Linger is how long packets of a TCP connection that is closed may still leave (TIME_WAIT
 	// and a last FIN); a SYN may not. Default: 65 s.
 	Linger time.Duration
@@ -135,7 +140,7 @@ func (o Options) withDefaults() (Options, error) {
 	for _, d := range []struct {
 		value *time.Duration
 		or    time.Duration
-	}{{&o.TCPTimeout, 2 * time.Hour}, {&o.UDPTimeout, 3 * time.Minute}, {&o.Linger, 65 * time.Second},
+	}{{&o.TCPTimeout, 2 * time.Hour}, {&o.UDPTimeout, 3 * time.Minute}, {&o.OtherTimeout, 10 * time.Minute}, {&o.Linger, 65 * time.Second},
 		{&o.Sweep, 30 * time.Second}} {
 		if *d.value <= 0 {
 			*d.value = d.or
@@ -151,8 +156,11 @@ func (o Options) withDefaults() (Options, error) {
 }
 
 func (o Options) timeout(p packet.Proto) time.Duration {
-	if p == packet.UDP {
+	switch {
+	case p == packet.UDP:
 		return o.UDPTimeout
+	case isOther(p):
+		return o.OtherTimeout
 	}
 	return o.TCPTimeout
 }
@@ -213,15 +221,16 @@ const (
 )
 
 // payload is how many bytes of payload a counter of whole packets stands for: exact for UDP, close
-// for TCP.
+// for TCP. Of other protocols it is all behind the IP header.
 func (c Counter) payload(f packet.Flow) uint64 {
 	headers := uint64(headers4)
 	if f.Is6() {
 		headers = headers6
 	}
-	if f.Proto == packet.TCP {
+	switch f.Proto {
+	case packet.TCP:
 		headers += headersTCP
-	} else {
+	case packet.UDP:
 		headers += headersUDP
 	}
 	return c.Bytes - min(c.Bytes, c.Packets*headers)
@@ -230,13 +239,25 @@ func (c Counter) payload(f packet.Flow) uint64 {
 // keySize6 is the longest key: two addresses, the protocol and two ports, padded to four bytes.
 const keySize6 = 2*16 + 3*4
 
-// key is a flow as the sets hold it.
+// key is a flow as the sets hold it. Where the protocol is neither TCP nor UDP, it ends with that.
 type key struct {
 	b   [keySize6]byte
 	len uint8
 }
 
 func keyOf(f packet.Flow) (k key) {
+	k = tupleOf(f)
+	if isOther(f.Proto) {
+		k.len -= sizePorts
+	}
+	return k
+}
+
+// sizePorts is how much of a key the ports are.
+const sizePorts = 8
+
+// tupleOf is a flow as connection tracking names it: with ports, whatever the protocol.
+func tupleOf(f packet.Flow) (k key) {
 	b := k.b[:0]
 	for _, a := range [2]netip.Addr{f.Local.Addr(), f.Remote.Addr()} {
 		if a.Is4() {
@@ -257,26 +278,40 @@ func keyOf(f packet.Flow) (k key) {
 
 // flowOf is the inverse of keyOf.
 func flowOf(b []byte) (packet.Flow, bool) {
-	size := (len(b) - 12) / 2
-	if size != 4 && size != 16 || len(b) != 2*size+12 {
+	size, ports := (len(b)-4)/2, false
+	if with := (len(b) - 4 - sizePorts) / 2; with == 4 || with == 16 {
+		size, ports = with, true
+	}
+	if size != 4 && size != 16 || len(b)%4 != 0 {
 		return packet.Flow{}, false
 	}
 	local, _ := netip.AddrFromSlice(b[:size])
 	remote, _ := netip.AddrFromSlice(b[size : 2*size])
 	r := b[2*size:]
-	return packet.Flow{Proto: packet.Proto(r[0]),
-		Local:  netip.AddrPortFrom(local, uint16(r[4])<<8|uint16(r[5])),
-		Remote: netip.AddrPortFrom(remote, uint16(r[8])<<8|uint16(r[9]))}, true
+	f := packet.Flow{Proto: packet.Proto(r[0]), Local: netip.AddrPortFrom(local, 0), Remote: netip.AddrPortFrom(remote, 0)}
+	if ports {
+		f.Local = netip.AddrPortFrom(local, uint16(r[4])<<8|uint16(r[5]))
+		f.Remote = netip.AddrPortFrom(remote, uint16(r[8])<<8|uint16(r[9]))
+	}
+	return f, isOther(f.Proto) != ports
 }
 
-// check refuses flows that the sets cannot name.
+// check refuses flows of TCP and UDP that the sets cannot name, and all others.
 func check(f packet.Flow) error {
-	switch {
-	case f.Proto != packet.TCP && f.Proto != packet.UDP:
+	if isOther(f.Proto) {
 		return fmt.Errorf("%s: %w: only TCP and UDP", f, ErrUnsupported)
+	}
+	return checkAny(f)
+}
+
+// checkAny refuses flows that the sets cannot name.
+func checkAny(f packet.Flow) error {
+	switch {
+	case isOther(f.Proto) && !carriesOther(f):
+		return fmt.Errorf("%s: %w: the kernel does not tell this protocol apart", f, ErrUnsupported)
 	case !f.Local.IsValid() || !f.Remote.IsValid() || f.Local.Addr().Is4() != f.Remote.Addr().Is4():
 		return fmt.Errorf("%s: %w: want two addresses of one family", f, ErrUnsupported)
-	case f.Remote.Addr().IsMulticast() || f.Remote.Addr().Is4In6() || f.Local.Port() == 0:
+	case f.Remote.Addr().IsMulticast() || f.Remote.Addr().Is4In6() || f.Local.Port() == 0 && !isOther(f.Proto):
 		return fmt.Errorf("%s: %w: not a flow between two hosts", f, ErrUnsupported)
 	}
 	return nil

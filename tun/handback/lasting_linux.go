@@ -87,12 +87,12 @@ func (t *Table) outlast(ended []ending) error {
 }
 
 // count reads what connection tracking has counted: of those of flows that last, what has passed beside the set,
-// and what UDP has received.
+// and what all but TCP has received.
 func (t *Table) count(flows []packet.Flow) error {
 	var counted []packet.Flow
 	t.mu.Lock()
 	for _, f := range flows {
-		if _, ok := t.lasting[f]; ok || f.Proto == packet.UDP {
+		if _, ok := t.lasting[f]; ok || f.Proto != packet.TCP {
 			counted = append(counted, f)
 		}
 	}
@@ -118,7 +118,7 @@ func (t *Table) counted(f packet.Flow, now tracked) {
 	if !ok {
 		return
 	}
-	if f.Proto == packet.UDP && now.counts {
+	if f.Proto != packet.TCP && now.counts {
 		reply := now.received.payload(f)
 		if reply < e.reply {
 			e.reply = 0
@@ -182,7 +182,7 @@ func (w *wire) tracking(flows []packet.Flow, ask func(*key)) ([]tracked, error) 
 	found := make([]tracked, len(flows))
 	first := w.seq + 1
 	for _, f := range flows {
-		k := keyOf(f)
+		k := tupleOf(f)
 		ask(&k)
 	}
 	each := (w.seq - first + 1) / uint32(len(flows))
@@ -301,6 +301,6 @@ func keyOfEntry(body []byte) (k key, ok bool) {
 	if !okLocal || !okRemote || len(from) != len(to) || len(proto) != 1 || len(source) != 2 || len(target) != 2 {
 		return k, false
 	}
-	return keyOf(packet.Flow{Proto: packet.Proto(proto[0]), Local: netip.AddrPortFrom(local, binary.BigEndian.Uint16(source)),
+	return tupleOf(packet.Flow{Proto: packet.Proto(proto[0]), Local: netip.AddrPortFrom(local, binary.BigEndian.Uint16(source)),
 		Remote: netip.AddrPortFrom(remote, binary.BigEndian.Uint16(target))}), true
 }

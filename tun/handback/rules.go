@@ -18,11 +18,12 @@ const (
 	markedName = "marked"
 	knownName  = "known"
 	backName   = "back"
+	// otherName has what passes of protocols but TCP and UDP.
+	otherName = "other"
 
-	// How many rules there are beside those of the lists: of chainName, markedName, backName.
-	firstRules  = 2
-	markedRules = 2
-	backRules   = 1
+	// How many rules there are beside those of the lists: of chainName, backName.
+	firstRules = 2
+	backRules  = 1
 )
 
 // count is how many rules the kernel has of a list.
@@ -46,6 +47,7 @@ const (
 	kindUDP    = "meta l4proto udp "
 	kindTCP    = "meta l4proto tcp "
 	kindNotUDP = "meta l4proto != udp "
+	kindOther  = "meta l4proto != tcp meta l4proto != udp "
 )
 
 // kindHeld is a SYN that is sent from here.
@@ -70,6 +72,7 @@ func setMark(o Options, mark uint32) string {
 const (
 	thenAccept = "accept"
 	thenDrop   = "drop"
+	thenOther  = "jump " + otherName
 )
 
 // thenFew swallows all but a few packets a second, of all flows of a set and family together.
@@ -100,6 +103,7 @@ func chainList(o Options) []rule {
 		{kindUDP, setAccept, carry, "handed back"},
 		{kindHeld(o), setAccept, carry, "held packet"},
 		{kindMiddle, setLinger, setMark(o, o.Mark) + " accept", "closing"},
+		{kindOther, "", thenOther, "another protocol"},
 	}
 }
 
@@ -110,6 +114,18 @@ func silenceList() []rule {
 		{kindAny, setBlock, thenFew, "blocked"},
 		{kindAny, setDrop, thenDrop, "dropped"},
 	}
+}
+
+// markedList is the chain "marked". A packet that another one is wrapped in (GRE, IPIP) has the mark of that,
+// and does not go where the mark says before it changes.
+func markedList(o Options) []rule {
+	return []rule{{kindOther, "", thenOther, "another protocol"},
+		{marked(o, o.OwnMark), "", thenAccept, "others decide"}, {marked(o, o.Mark), "", thenAccept, "others decide"}}
+}
+
+// otherList is the chain "other". Of such flows there is no more to see than that they are in the set.
+func otherList(o Options) []rule {
+	return []rule{{kindAny, setOther, setMark(o, o.Mark) + " accept", "handed back"}}
 }
 
 // Rules is the text of both tables in the language of nft(8); rules_linux.go sends the same rules
@@ -126,6 +142,8 @@ func silenceList() []rule {
 // A flow that lasts has another mark there, which says that it is in the set: then its packets are not looked
 // up, nor counted by the set (see lasting).
 //
+// What is neither TCP nor UDP is asked for first where it has a mark: see markedList.
+//
 // Neither silence nor an answer by ICMP can be had in an output hook, where a program's send fails with
 // EPERM: what is denied goes the way of everything that is undecided, and ends at the device. Of blocked
 // flows a few packets still come to userspace, which answers them, as routers bound their answers too
@@ -133,17 +151,17 @@ func silenceList() []rule {
 func Rules(o Options) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "table inet %s {\n", o.Table)
-	for _, name := range []string{setAccept, setLinger} {
+	for _, name := range []string{setAccept, setLinger, setOther} {
 		writeSet(&b, name, o.Limit)
 	}
 	fmt.Fprintf(&b, "\tchain %s {\n\t\tct mark & %#08x == 0x00000000 ct mark set ct mark & %#08x ^ %#08x comment \"handed back\"\n\t}\n", backName, o.Mask, ^o.Mask, o.SocketMark)
 	writeAhead(&b, o)
 	fmt.Fprintf(&b, "\tchain %s {\n", knownName)
 	writeRules(&b, knownList(o))
+	fmt.Fprintf(&b, "\t}\n\tchain %s {\n", otherName)
+	writeRules(&b, otherList(o))
 	fmt.Fprintf(&b, "\t}\n\tchain %s {\n", markedName)
-	for _, mark := range []uint32{o.OwnMark, o.Mark} {
-		fmt.Fprintf(&b, "\t\t%saccept comment \"others decide\"\n", marked(o, mark))
-	}
+	writeRules(&b, markedList(o))
 	fmt.Fprintf(&b, "\t}\n\tchain %s {\n\t\ttype route hook output priority %d; policy accept;\n", chainName, chainPriority)
 	fmt.Fprintf(&b, "\t\t%sjump %s comment \"socket with the mark\"\n", marked(o, o.SocketMark), knownName)
 	fmt.Fprintf(&b, "\t\tmeta mark & %#08x != 0x00000000 jump %s comment \"marked\"\n", o.Mask, markedName)
@@ -166,7 +184,7 @@ func writeRules(b *strings.Builder, rules []rule) {
 		for _, family := range r.families() {
 			match := ""
 			if r.set != "" {
-				match = fmt.Sprintf("%s @%s%s ", tuple(family), r.set, family)
+				match = fmt.Sprintf("%s @%s%s ", tuple(r.set, family), r.set, family)
 			}
 			fmt.Fprintf(b, "\t\t%s%s%s comment %q\n", r.kind, match, r.then, r.comment)
 		}
@@ -181,18 +199,29 @@ func (r rule) families() []string {
 	return []string{"4", "6"}
 }
 
-func tuple(family string) string {
+func tuple(set, family string) string {
 	ip := "ip"
 	if family == "6" {
 		ip = "ip6"
 	}
-	return ip + " saddr . " + ip + " daddr . meta l4proto . th sport . th dport"
+	text := ip + " saddr . " + ip + " daddr . meta l4proto"
+	if set == setOther {
+		return text
+	}
+	return text + " . th sport . th dport"
 }
+
+// counts says whether the elements of a set count what they let pass.
+func counts(set string) bool { return set == setAccept || set == setOther }
 
 func writeSet(b *strings.Builder, name string, limit int) {
 	for _, family := range []string{"4", "6"} {
-		fmt.Fprintf(b, "\tset %s%s {\n\t\ttype ipv%s_addr . ipv%s_addr . inet_proto . inet_service . inet_service\n\t\tsize %d\n\t\tflags timeout\n", name, family, family, family, limit)
-		if name == setAccept {
+		ports := " . inet_service . inet_service"
+		if name == setOther {
+			ports = ""
+		}
+		fmt.Fprintf(b, "\tset %s%s {\n\t\ttype ipv%s_addr . ipv%s_addr . inet_proto%s\n\t\tsize %d\n\t\tflags timeout\n", name, family, family, family, ports, limit)
+		if counts(name) {
 			b.WriteString("\t\tcounter\n")
 		}
 		b.WriteString("\t}\n")

@@ -34,9 +34,12 @@ func newObjects(o Options, family nftables.TableFamily, names ...string) objects
 		for i, addr := range []nftables.SetDatatype{nftables.TypeIPAddr, nftables.TypeIP6Addr} {
 			suffix := []string{"4", "6"}[i]
 			obj.order = append(obj.order, name+suffix)
+			parts := []nftables.SetDatatype{addr, addr, nftables.TypeInetProto}
+			if name != setOther {
+				parts = append(parts, nftables.TypeInetService, nftables.TypeInetService)
+			}
 			obj.sets[name+suffix] = &nftables.Set{Table: obj.table, Name: name + suffix, KeyByteOrder: binaryutil.BigEndian,
-				Concatenation: true, HasTimeout: true, Size: uint32(o.Limit), Counter: name == setAccept,
-				KeyType: nftables.MustConcatSetType(addr, addr, nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeInetService)}
+				Concatenation: true, HasTimeout: true, Size: uint32(o.Limit), Counter: counts(name), KeyType: nftables.MustConcatSetType(parts...)}
 		}
 	}
 	return obj
@@ -94,7 +97,7 @@ func typed(err error) error {
 }
 
 func inetTable(o Options, c *nftables.Conn) error {
-	obj := newObjects(o, nftables.TableFamilyINet, setAccept, setLinger)
+	obj := newObjects(o, nftables.TableFamilyINet, setAccept, setLinger, setOther)
 	if err := obj.add(c); err != nil {
 		return err
 	}
@@ -105,10 +108,9 @@ func inetTable(o Options, c *nftables.Conn) error {
 	known := c.AddChain(&nftables.Chain{Table: obj.table, Name: knownName})
 	obj.rules(c, known, o, knownList(o))
 	obj.rule(c, back, "handed back", marksConnection(o))
-	before := c.AddChain(&nftables.Chain{Table: obj.table, Name: markedName})
-	for _, mark := range []uint32{o.OwnMark, o.Mark} {
-		obj.rule(c, before, "others decide", marks(o, mark), accepts())
-	}
+	other := c.AddChain(&nftables.Chain{Table: obj.table, Name: otherName})
+	obj.rules(c, other, o, otherList(o))
+	obj.rules(c, c.AddChain(&nftables.Chain{Table: obj.table, Name: markedName}), o, markedList(o))
 	policy := nftables.ChainPolicyAccept
 	chain := c.AddChain(&nftables.Chain{Table: obj.table, Name: chainName, Type: nftables.ChainTypeRoute, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityRef(chainPriority), Policy: &policy})
@@ -179,6 +181,12 @@ func kindOf(o Options, kind string) []expr.Any {
 		return []expr.Any{meta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{unix.IPPROTO_UDP}}}
 	case kindLasting(o):
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, bits(o.Mask, 0), equal(native(o.LastingMark))}
+	case kindOther:
+		return append(protocolIsNot(unix.IPPROTO_TCP), protocolIsNot(unix.IPPROTO_UDP)...)
+	case marked(o, o.OwnMark):
+		return marks(o, o.OwnMark)
+	case marked(o, o.Mark):
+		return marks(o, o.Mark)
 	default:
 		return protocolIs(unix.IPPROTO_UDP)
 	}
@@ -196,6 +204,8 @@ func effect(o Options, then string) []expr.Any {
 			&expr.Verdict{Kind: expr.VerdictDrop}}
 	case goAhead:
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: aheadName}}
+	case thenOther:
+		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: otherName}}
 	case setMark(o, o.Mark) + " accept":
 		return append(sets(o, o.Mark), accepts()...)
 	default:
@@ -237,16 +247,19 @@ func (obj objects) rule(c *nftables.Conn, chain *nftables.Chain, comment string,
 // uses, so that it lists the table as the text it is.
 func (obj objects) match(set, family string) []expr.Any {
 	s := obj.sets[set+family]
-	lookup := &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID}
-	out := obj.familyIs(family)
+	out, ports := obj.familyIs(family), [2]uint32{11, 2}
 	if family == "4" {
-		return append(out, payload(expr.PayloadBaseNetworkHeader, offSource4, 4, 1), payload(expr.PayloadBaseNetworkHeader, offDestination4, 4, 9),
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10},
-			payload(expr.PayloadBaseTransportHeader, offSourcePort, 2, 11), payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, 2), lookup)
+		out = append(out, payload(expr.PayloadBaseNetworkHeader, offSource4, 4, 1), payload(expr.PayloadBaseNetworkHeader, offDestination4, 4, 9),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 10})
+	} else {
+		ports = [2]uint32{17, 18}
+		out = append(out, payload(expr.PayloadBaseNetworkHeader, offSource6, 16, 1), payload(expr.PayloadBaseNetworkHeader, offDestination6, 16, 2),
+			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3})
 	}
-	return append(out, payload(expr.PayloadBaseNetworkHeader, offSource6, 16, 1), payload(expr.PayloadBaseNetworkHeader, offDestination6, 16, 2),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 3},
-		payload(expr.PayloadBaseTransportHeader, offSourcePort, 2, 17), payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, 18), lookup)
+	if set != setOther {
+		out = append(out, payload(expr.PayloadBaseTransportHeader, offSourcePort, 2, ports[0]), payload(expr.PayloadBaseTransportHeader, offTargetPort, 2, ports[1]))
+	}
+	return append(out, &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID})
 }
 
 func (obj objects) familyIs(family string) []expr.Any {
@@ -270,6 +283,10 @@ func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
 
 func payload(base expr.PayloadBase, offset, size, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: size}
+}
+
+func protocolIsNot(proto byte) []expr.Any {
+	return []expr.Any{meta(expr.MetaKeyL4PROTO), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{proto}}}
 }
 
 func protocolIs(proto byte) []expr.Any {

@@ -19,8 +19,8 @@ func (t *Table) warn(err error) { t.o.Logger.Warn("handback", zap.Error(err)) }
 // part that it sends, so this is for once.
 func (t *Table) list(each func(packet.Flow, found)) error {
 	return t.lent(t.lists, func(w *wire) error {
-		for _, suffix := range []string{"4", "6"} {
-			w.element(getElement, unix.NLM_F_DUMP, nftables.TableFamilyINet, t.o.Table, setAccept, suffix, nil, 0)
+		for _, set := range []string{setAccept + "4", setAccept + "6", setOther + "4", setOther + "6"} {
+			w.element(getElement, unix.NLM_F_DUMP, nftables.TableFamilyINet, t.o.Table, set, "", nil, 0)
 			err := w.dump(func(body []byte) {
 				eachElement(body, func(e found) {
 					if f, ok := flowOf(e.key); ok {
@@ -29,7 +29,7 @@ func (t *Table) list(each func(packet.Flow, found)) error {
 				})
 			})
 			if err != nil {
-				return fmt.Errorf("read set %s%s: %w", setAccept, suffix, err)
+				return fmt.Errorf("read set %s: %w", set, err)
 			}
 		}
 		return nil
@@ -44,7 +44,9 @@ func (t *Table) adopt() error {
 		defer t.mu.Unlock()
 		if _, ok := t.flows[f]; !ok {
 			t.keep(f, entry{since: now, sent: e.sent})
-			t.lasts(f)
+			if !isOther(f.Proto) {
+				t.lasts(f)
+			}
 		}
 	})
 }
@@ -69,7 +71,7 @@ func (t *Table) get(set string, flows []packet.Flow, each func(i int, e found)) 
 		err := t.lent(t.lists, func(w *wire) error {
 			for _, f := range part {
 				k := keyOf(f)
-				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, set, suffix(f), &k, 0)
+				w.element(getElement, 0, nftables.TableFamilyINet, t.o.Table, setOf(set, f), suffix(f), &k, 0)
 			}
 			last := w.seq
 			first := last - uint32(len(part)) + 1
@@ -126,11 +128,11 @@ func (t *Table) Counters(each func(packet.Flow, Counter)) error {
 	return err
 }
 
-// Traffic passes what every accepted flow has carried to each: TCP as the sockets have counted it, UDP as the
+// Traffic passes what every accepted flow has carried to each: TCP as the sockets have counted it, all others as the
 // set and connection tracking have.
 func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
 	err := t.Counters(func(f packet.Flow, c Counter) {
-		if f.Proto == packet.UDP {
+		if f.Proto != packet.TCP {
 			each(f, Traffic{Sent: c.payload(f), Received: t.received(f)})
 		}
 	})
@@ -143,7 +145,7 @@ func (t *Table) Traffic(each func(packet.Flow, Traffic)) error {
 	}))
 }
 
-// received is what a flow of UDP has received, when last read.
+// received is what a flow that is not TCP has received, when last read.
 func (t *Table) received(f packet.Flow) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -190,6 +192,7 @@ func (t *Table) sweep() error {
 	if err := t.mend(); err != nil {
 		return err
 	}
+	t.pardon()
 	start, flows, restored := time.Now(), t.all(), t.restored.Load()
 	if err := t.count(flows); err != nil {
 		return err
@@ -290,7 +293,7 @@ func (t *Table) Restore() error {
 		n := min(len(flows), batchLimit)
 		again := make([]entering, n)
 		for i, f := range flows[:n] {
-			again[i] = entering{change: t.entry(f, false), f: f}
+			again[i] = entering{change: t.entry(f, false, nil), f: f}
 		}
 		t.enter(again)
 		for i := range again {
@@ -372,7 +375,9 @@ func (t *Table) reconcile() error {
 	t.mu.Lock()
 	orphans := make(map[packet.Flow]struct{}, len(t.flows))
 	for f := range t.flows {
-		orphans[f] = struct{}{}
+		if !isOther(f.Proto) { // of their sockets nobody tells
+			orphans[f] = struct{}{}
+		}
 	}
 	t.mu.Unlock()
 	if len(orphans) == 0 {

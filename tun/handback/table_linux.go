@@ -35,9 +35,10 @@ type Table struct {
 	restored atomic.Uint64
 	mu       sync.Mutex
 	flows    map[packet.Flow]entry
-	ports    map[port][]packet.Flow  // sockets that are gone have no whole name
-	young    []packet.Flow           // accepted since the last look for orphans
-	lasting  map[packet.Flow]lasting // of flows; those that are not looked up
+	ports    map[port][]packet.Flow    // sockets that are gone have no whole name
+	young    []packet.Flow             // accepted since the last look for orphans
+	returned map[packet.Flow]time.Time // flows of other protocols whose packets came back, and when
+	lasting  map[packet.Flow]lasting   // of flows; those that are not looked up
 	watches  watches
 	closed   bool
 
@@ -72,6 +73,7 @@ type entry struct {
 	closed bool   // the kernel has told that its socket is gone
 	cookie uint64 // of the socket of what began ahead; 0: not known
 	lasted bool   // it is taken out while it is not looked up, and its base holds what passed so
+	strays uint16 // packets that came here all the same, of protocols but TCP and UDP
 }
 
 const diagWires = 2
@@ -83,7 +85,7 @@ func Open(o Options) (*Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{},
+	t := &Table{o: o, flows: map[packet.Flow]entry{}, ports: map[port][]packet.Flow{}, returned: map[packet.Flow]time.Time{},
 		diags: make(chan *wire, diagWires), lists: make(chan *wire, 1), tracks: make(chan *wire, 1), lasting: map[packet.Flow]lasting{}, done: make(chan struct{}), watches: watches{wake: make(chan struct{}, 1)},
 		fresh: fresh{wake: make(chan struct{}, 1)}, cookies: map[uint64]packet.Flow{}, ahead: map[netip.AddrPort]time.Time{}}
 	if err := t.openSockets(); err != nil {
@@ -232,7 +234,7 @@ func suffix(f packet.Flow) string {
 
 // changeOf moves f from the set del to the set add; "" is none.
 func changeOf(f packet.Flow, del, add string, timeout time.Duration) *change {
-	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, del: del, add: add, suffix: suffix(f), timeout: timeout}
+	c := &change{k: keyOf(f), family: nftables.TableFamilyINet, del: setOf(del, f), add: setOf(add, f), suffix: suffix(f), timeout: timeout}
 	if name := del + add; name == setDrop || name == setBlock {
 		c.family = nftables.TableFamilyNetdev
 	}
@@ -246,6 +248,12 @@ func (t *Table) Follow(f packet.Flow, held []byte) error {
 	b, err := resend.Whole(f, held)
 	if err != nil {
 		return err
+	}
+	if isOther(f.Proto) {
+		if err := t.astray(f); err != nil {
+			return err
+		}
+		return t.raw.Send(f, b)
 	}
 	t.mu.Lock()
 	e, ok := t.flows[f]
@@ -307,6 +315,9 @@ func (t *Table) take(f packet.Flow) (e entry, ok bool) {
 	if e.cookie != 0 && t.cookies[e.cookie] == f {
 		delete(t.cookies, e.cookie)
 	}
+	if isOther(f.Proto) {
+		return e, true
+	}
 	at := portOf(f)
 	list := t.ports[at]
 	for i, g := range list {
@@ -355,10 +366,13 @@ func (t *Table) Hear(f packet.Flow) error {
 // Revoke takes back Accept. The socket is destroyed first, while its last packet can still leave:
 // the program sees ECONNABORTED (TCP) or EDESTADDRREQ (UDP) at once, its peer a reset. Then the entry
 // goes: whatever still comes of the flow is undecided. A UDP socket that is not connected belongs to
-// other flows too and is not destroyed. It is no error if the flow is not there.
+// other flows too and is not destroyed, nor is one of another protocol. It is no error if the flow is not there.
 func (t *Table) Revoke(f packet.Flow) error {
-	if err := check(f); err != nil {
+	if err := checkAny(f); err != nil {
 		return err
+	}
+	if isOther(f.Proto) {
+		return t.over([]packet.Flow{f}, Revoked)
 	}
 	var last socket
 	err := t.lent(t.diags, func(w *wire) (err error) { last, err = w.destroy(f); return err })

@@ -70,7 +70,8 @@ func (t *Table) whole() (bool, error) {
 	for _, c := range []struct {
 		name  string
 		rules int
-	}{{chainName, firstRules + count(chainList(t.o))}, {markedName, markedRules}, {knownName, count(knownList(t.o))}, {backName, backRules}, {aheadName, aheadRules}} {
+	}{{chainName, firstRules + count(chainList(t.o))}, {markedName, count(markedList(t.o))}, {knownName, count(knownList(t.o))}, {backName, backRules},
+		{otherName, count(otherList(t.o))}, {aheadName, aheadRules}} {
 		if ok, err := hasRules(t.o.Table, nftables.TableFamilyINet, c.name, c.rules); err != nil || !ok {
 			return ok, err
 		}

@@ -23,6 +23,7 @@ type change struct {
 	timeout  time.Duration
 	replace  bool // nothing comes where nothing goes
 	forget   bool // connection tracking is to see the flow anew
+	tracked  key  // which has this name there
 	err      error
 	// exclusive makes it EEXIST if what comes is there.
 	exclusive bool
@@ -265,7 +266,7 @@ func (w *writer) forget(changes []*change) {
 	w.ct.out = w.ct.out[:0]
 	for _, c := range changes {
 		if c.forget && c.err == nil {
-			w.ct.forget(&c.k)
+			w.ct.forget(&c.tracked)
 			c.last = w.ct.seq // of the answer, if there is one
 		}
 	}

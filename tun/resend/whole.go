@@ -22,9 +22,10 @@ const (
 // ErrUnsupported says that the kernel lacks what this needs, or that such a packet is never sent again.
 var ErrUnsupported = errors.New("not possible here")
 
-// Whole returns a copy of the held packet with a whole transport checksum: a packet that was
-// never on a wire carries the sum of its pseudo header only (tun.Device.Unsummed), and a raw socket
-// sends what it is given. It refuses what is not the packet of f, whole.
+// Whole returns a copy of the held packet with a whole transport checksum: a packet of TCP or UDP that
+// was never on a wire carries the sum of its pseudo header only (tun.Device.Unsummed), and a raw socket
+// sends what it is given. Other protocols have summed up themselves. It refuses what is not the packet
+// of f, whole.
 func Whole(f packet.Flow, held []byte) ([]byte, error) {
 	h, err := packet.Parse(held)
 	if err != nil {
@@ -42,7 +43,11 @@ func Whole(f packet.Flow, held []byte) ([]byte, error) {
 	}
 	b := append([]byte(nil), held[:h.TotalLen]...)
 	segment, at := b[h.NetworkLen:], tcpChecksumAt
-	if f.Proto == packet.UDP {
+	switch f.Proto {
+	case packet.TCP:
+	default:
+		return b, nil
+	case packet.UDP:
 		at = udpChecksumAt
 		if f.Local.Addr().Is4() && segment[at] == 0 && segment[at+1] == 0 {
 			return b, nil // the program asked for none (RFC 768)
