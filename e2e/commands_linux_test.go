@@ -40,6 +40,7 @@ func commands() map[string]func(*testscript.TestScript, bool, []string) {
 		"exits":      cmdExits,      // exits CODE TEXT: gatun ends by itself within a minute, with that code and that text in its last line
 		"sigkill":    cmdSigkill,    // sigkill: end it with SIGKILL
 		"program":    cmdProgram,    // program COMMAND…: run the helper as nobody under gatun
+		"asroot":     cmdAsRoot,     // asroot COMMAND…: run the helper as root in the host namespace
 		"direct":     cmdDirect,     // direct COMMAND…: the same on the twin, which has no gatun
 		"sees":       cmdSees,       // sees RESULT [DATA]: what the last program saw
 		"within":     cmdWithin,     // within MILLISECONDS: and how soon
@@ -172,6 +173,17 @@ func cmdProgram(ts *testscript.TestScript, _ bool, args []string) {
 		s.saw, err = s.lab.Peer(ctx, s.lab.Host, args...)
 	}
 	s.again = func() { cmdProgram(ts, false, args) }
+	ts.Check(err)
+	ts.Logf("%+v", s.saw)
+}
+
+func cmdAsRoot(ts *testscript.TestScript, _ bool, args []string) {
+	s := of(ts)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var err error
+	s.saw, err = s.lab.PeerAs(ctx, s.lab.Host, 0, args...)
+	s.again = nil
 	ts.Check(err)
 	ts.Logf("%+v", s.saw)
 }

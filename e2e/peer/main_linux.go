@@ -3,7 +3,7 @@
 //
 //	peer serve -addr A,B -dns C,D      echo, HTTP, HTTPS, sink, source, tokens, name server
 //	peer tcp 198.51.100.10:7           connect, echo, and say what happened
-//	peer udp | ping | dns | visit | trick | raw | hold | pairs | load | syns | synwatch | token | session | ra
+//	peer udp | ping | dns | visit | trick | raw | hold | pairs | load | other | syns | synwatch | token | session | ra
 //
 // Only the lab calls it. It knows nothing of gatun: what it prints is what any program would see.
 package main
@@ -46,7 +46,7 @@ func main() {
 	commands := map[string]func(args []string) (result, error){
 		"tcp": tcpCommand, "udp": udpCommand, "ping": pingCommand, "dns": dnsCommand, "trick": trickCommand,
 		"token": tokenCommand, "hold": holdCommand, "pairs": pairsCommand, "load": loadCommand, "quic": quicCommand, "syns": synsCommand, "synwatch": synwatchCommand,
-		"crowd": crowdCommand, "raw": rawCommand, "flood": floodCommand, "ra": advertiseCommand, "download": downloadCommand, "exchange": exchangeCommand, "insist": insistCommand, "lookup": lookupCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
+		"crowd": crowdCommand, "raw": rawCommand, "other": otherCommand, "flood": floodCommand, "ra": advertiseCommand, "download": downloadCommand, "exchange": exchangeCommand, "insist": insistCommand, "lookup": lookupCommand, "flock": flockCommand, "talk": talkCommand, "visit": visitCommand,
 	}
 	switch name := os.Args[1]; name {
 	case "serve":

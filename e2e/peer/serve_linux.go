@@ -86,6 +86,9 @@ func (s *server) listenAll(dns string) error {
 		return err
 	}
 	for _, a := range s.addrs {
+		if err := others(a); err != nil {
+			return err
+		}
 		for port, handle := range map[int]func([]byte) []byte{portEcho: echoDatagram, portSink: s.sinkDatagram, portToken: s.tokenDatagram} {
 			if err := listenPacket(net.JoinHostPort(a, strconv.Itoa(port)), handle); err != nil {
 				return err

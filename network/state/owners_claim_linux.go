@@ -45,7 +45,7 @@ func (h *hooks) addressProgram(l *layout) asm.Instructions {
 }
 
 // createProgram does the same for those sockets that need neither to send: raw ones and those
-// of ping.
+// of ping; and for those about whose connect the kernel does not tell: SCTP, UDP-Lite and DCCP.
 func (h *hooks) createProgram(l *layout) asm.Instructions {
 	c := &code{}
 	c.add(
@@ -55,6 +55,9 @@ func (h *hooks) createProgram(l *layout) asm.Instructions {
 		asm.LoadMem(asm.R1, asm.R6, sockProtocol, asm.Word),
 		asm.JEq.Imm(asm.R1, protoICMP, "wanted"),
 		asm.JEq.Imm(asm.R1, protoICMPv6, "wanted"),
+		asm.JEq.Imm(asm.R1, protoDCCP, "wanted"),
+		asm.JEq.Imm(asm.R1, protoSCTP, "wanted"),
+		asm.JEq.Imm(asm.R1, protoUDPLite, "wanted"),
 		asm.Ja.Label("allow"),
 	)
 	c.at("wanted")

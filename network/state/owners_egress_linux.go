@@ -13,6 +13,10 @@ const (
 	protoUDP    = 17
 	protoICMPv6 = 58
 
+	protoDCCP    = 33
+	protoSCTP    = 132
+	protoUDPLite = 136
+
 	headerV4 = 20
 	headerV6 = 40
 )

@@ -11,6 +11,9 @@ import (
 	"time"
 
 	"gatun/network/packet"
+	"gatun/tun/route"
+
+	"golang.org/x/sys/unix"
 )
 
 // experimental is a protocol that RFC 3692 leaves for experiments: the kernel knows nothing of it.
@@ -203,6 +206,44 @@ func (l *lab) noEcho(what string, c net.Conn, f packet.Flow) {
 	if n, err := c.Read(make([]byte, 100)); !errors.As(err, &timeout) || !timeout.Timeout() {
 		l.t.Errorf("%s: %s: %d bytes came back (%v)", what, f, n, err)
 	}
+}
+
+// A mark of ours lets nothing out that is not accepted: a tunnel's packets have the marks of what they wrap, our
+// own sockets' included. What is accepted passes all the same.
+func TestLiveOthersWithAMark(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serveRaw(experimental)
+		l.up()
+		names := route.DefaultNames()
+		for _, far := range fars {
+			for name, mark := range map[string]uint32{"own": names.Mark, "old": names.OldMark, "in": names.InMark, "back": names.BackMark, "lasting": names.LastingMark} {
+				l.refuseAll()
+				c, f := l.dialRaw(experimental, far)
+				rc, err := c.(*net.IPConn).SyscallConn()
+				if err == nil {
+					err = rc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.noEcho("with the mark "+name, c, f)
+				l.acceptAll()
+				for range 3 {
+					if err := answers(c, 100); err != nil { // the control
+						t.Fatalf("with the mark %s, accepted: %s: %v", name, f, err)
+					}
+				}
+				if n := l.packets(f); n != 4 {
+					t.Errorf("with the mark %s: %s: %d packets came to userspace, want 4", name, f, n)
+				}
+				if err := l.table.Revoke(f); err != nil {
+					t.Error(err)
+				}
+				l.end(f)
+				l.forgetSeen(f)
+			}
+		}
+	})
 }
 
 // Flows of other protocols end by silence, what sends lives on, and what they carry is counted.

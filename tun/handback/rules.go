@@ -48,6 +48,7 @@ const (
 	kindTCP    = "meta l4proto tcp "
 	kindNotUDP = "meta l4proto != udp "
 	kindOther  = "meta l4proto != tcp meta l4proto != udp "
+	kindNoPing = "meta l4proto != icmp meta l4proto != ipv6-icmp " // of the others
 )
 
 // kindHeld is a SYN that is sent from here.
@@ -116,16 +117,18 @@ func silenceList() []rule {
 	}
 }
 
-// markedList is the chain "marked". A packet that another one is wrapped in (GRE, IPIP) has the mark of that,
-// and does not go where the mark says before it changes.
+// markedList is the chain "marked".
 func markedList(o Options) []rule {
 	return []rule{{kindOther, "", thenOther, "another protocol"},
 		{marked(o, o.OwnMark), "", thenAccept, "others decide"}, {marked(o, o.Mark), "", thenAccept, "others decide"}}
 }
 
-// otherList is the chain "other". Of such flows there is no more to see than that they are in the set.
+// otherList is the chain "other". Of such flows there is no more to see than that they are in the set. A packet
+// that wraps another one (GRE, IPIP) has the mark of that, and of our own sockets' too: it is a flow to be decided
+// like any other, and loses the mark. These sockets themselves speak TCP, UDP and ICMP only.
 func otherList(o Options) []rule {
-	return []rule{{kindAny, setOther, setMark(o, o.Mark) + " accept", "handed back"}}
+	return []rule{{kindAny, setOther, setMark(o, o.Mark) + " accept", "handed back"},
+		{kindNoPing + marked(o, o.OwnMark), "", setMark(o, 0) + " accept", "wraps what is ours"}}
 }
 
 // Rules is the text of both tables in the language of nft(8); rules_linux.go sends the same rules

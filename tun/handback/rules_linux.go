@@ -183,6 +183,8 @@ func kindOf(o Options, kind string) []expr.Any {
 		return []expr.Any{&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, bits(o.Mask, 0), equal(native(o.LastingMark))}
 	case kindOther:
 		return append(protocolIsNot(unix.IPPROTO_TCP), protocolIsNot(unix.IPPROTO_UDP)...)
+	case kindNoPing + marked(o, o.OwnMark):
+		return append(append(protocolIsNot(unix.IPPROTO_ICMP), protocolIsNot(unix.IPPROTO_ICMPV6)...), marks(o, o.OwnMark)...)
 	case marked(o, o.OwnMark):
 		return marks(o, o.OwnMark)
 	case marked(o, o.Mark):
@@ -208,6 +210,8 @@ func effect(o Options, then string) []expr.Any {
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: otherName}}
 	case setMark(o, o.Mark) + " accept":
 		return append(sets(o, o.Mark), accepts()...)
+	case setMark(o, 0) + " accept":
+		return append(sets(o, 0), accepts()...)
 	default:
 		return append(sets(o, o.Mark), &expr.Verdict{Kind: expr.VerdictGoto, Chain: backName})
 	}
