@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"gatun/e2e/lab"
 )
@@ -147,6 +148,7 @@ func params(t *testing.T, dir string, vars map[string]string) testscript.Params 
 		Dir:         dir,
 		WorkdirRoot: root,
 		Cmds:        commands(),
+		Condition:   condition,
 		Setup: func(env *testscript.Env) error {
 			for k, v := range vars {
 				env.Setenv(k, v)
@@ -158,6 +160,18 @@ func params(t *testing.T, dir string, vars map[string]string) testscript.Params 
 			return fillConfigs(env)
 		},
 	}
+}
+
+// condition is what a story may ask of the machine.
+func condition(name string) (bool, error) {
+	if name != "udplite" {
+		return false, fmt.Errorf("no condition %q", name)
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)
+	if err == nil {
+		err = unix.Close(fd)
+	}
+	return err == nil, nil
 }
 
 // fillConfigs writes the variables of a story into its configuration files: a rule cannot say

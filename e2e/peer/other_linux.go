@@ -20,11 +20,10 @@ const protoExperiment = 253
 // otherCommand sends packets of a protocol that is neither TCP, UDP nor ICMP, and wants each back: "other PROTO
 // ADDR". UDP-Lite (136) goes to port 7 and needs no rights; for the others root opens a raw socket.
 func otherCommand(args []string) (result, error) {
-	length, timeout, n, size := time.Duration(0), 10*time.Second, 1, 32
+	timeout, n, size := 10*time.Second, 1, 32
 	rest, err := flags("other", args, 2, func(fs *flag.FlagSet) {
-		fs.DurationVar(&length, "for", 0, "go on for so long")
 		fs.DurationVar(&timeout, "timeout", timeout, "for one answer")
-		fs.IntVar(&n, "n", n, "how many packets, at least")
+		fs.IntVar(&n, "n", n, "how many packets")
 		fs.IntVar(&size, "size", size, "bytes to send")
 	})
 	if err != nil {
@@ -43,17 +42,12 @@ func otherCommand(args []string) (result, error) {
 		return failed(err), nil
 	}
 	defer unix.Close(fd)
-	r := result{Result: "answer", Remote: to.String()}
-	for i, end := 0, time.Now().Add(length); i < n || time.Now().Before(end); i++ {
-		if i > 0 && length > 0 {
-			time.Sleep(50 * time.Millisecond)
-		}
+	for range n {
 		if err := exchangeOther(fd, size, to.Is4() && proto != unix.IPPROTO_UDPLITE); err != nil {
-			r.Result, r.Error = outcome(err)
-			return r, nil
+			return failed(err), nil
 		}
 	}
-	return r, nil
+	return result{Result: "answer", Remote: to.String()}, nil
 }
 
 func dialOther(proto int, to netip.Addr, timeout time.Duration) (int, error) {
@@ -124,9 +118,14 @@ func others(addr string) error {
 			_, _ = c.WriteTo(b[:n], from)
 		}
 	}()
+	return lite(a)
+}
+
+// lite answers UDP-Lite; newer kernels have none.
+func lite(a netip.Addr) error {
 	fd, err := unix.Socket(familyOf(a), unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)
 	if err == unix.EPROTONOSUPPORT {
-		return nil // newer kernels have none
+		return nil
 	}
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -64,6 +65,9 @@ func (t *Table) Find(dst []Socket, f packet.Flow) ([]Socket, error) {
 	default:
 		start := len(dst)
 		dst, err := t.rawSockets(dst, f.Is6())
+		if f.Proto == protoUDPLite && err == nil {
+			dst, err = t.liteSockets(dst)
+		}
 		return ownersOfRaw(dst, start, f), err
 	}
 }
@@ -155,16 +159,46 @@ func (t *Table) rawSockets(dst []Socket, v6 bool) ([]Socket, error) {
 		files, ping = [...]string{"icmp6", "raw6"}, packet.ICMPv6
 	}
 	for kind, name := range files {
-		text, err := os.ReadFile(filepath.Join(t.procNet, name))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // a kernel without that family or without ping sockets
+		var err error
+		if dst, err = t.procSockets(dst, name, tableKind(kind), ping); err != nil {
+			return dst, err
 		}
-		if err != nil {
-			return dst, fmt.Errorf("read a socket table: %w", err)
+	}
+	return dst, nil
+}
+
+// procSockets appends the sockets of one table of /proc/net; none for a kernel that has no such sockets.
+func (t *Table) procSockets(dst []Socket, name string, kind tableKind, proto packet.Proto) ([]Socket, error) {
+	text, err := os.ReadFile(filepath.Join(t.procNet, name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return dst, nil
+	}
+	if err != nil {
+		return dst, fmt.Errorf("read a socket table: %w", err)
+	}
+	if dst, err = parseProcNet(dst, text, kind, proto); err != nil {
+		return dst, fmt.Errorf("%s: %w", name, err)
+	}
+	return dst, nil
+}
+
+// liteSockets appends the sockets of UDP-Lite, whose flows have no ports here: like raw ones of that protocol.
+// Those of IPv6 may speak IPv4.
+func (t *Table) liteSockets(dst []Socket) ([]Socket, error) {
+	if t.procNet == "" {
+		return dst, nil
+	}
+	start := len(dst)
+	for _, name := range [...]string{"udplite", "udplite6"} {
+		var err error
+		if dst, err = t.procSockets(dst, name, pingTable, protoUDPLite); err != nil {
+			return dst, err
 		}
-		if dst, err = parseProcNet(dst, text, tableKind(kind), ping); err != nil {
-			return dst, fmt.Errorf("%s: %w", name, err)
-		}
+	}
+	for i := start; i < len(dst); i++ {
+		s := &dst[i]
+		s.Raw = true
+		s.Local, s.Remote = netip.AddrPortFrom(s.Local.Addr(), 0), netip.AddrPortFrom(s.Remote.Addr(), 0)
 	}
 	return dst, nil
 }

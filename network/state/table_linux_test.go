@@ -309,6 +309,57 @@ func TestFindRaw(t *testing.T) {
 	}
 }
 
+// UDP-Lite has ports, but its flows have none: whoever may have sent such a datagram counts, also IPv4 by a socket
+// of IPv6.
+func TestFindLite(t *testing.T) {
+	table := openTable(t)
+	find := func(from, to string) []uint64 {
+		found, err := table.Find(nil, flow(protoUDPLite, from, to))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var inodes []uint64
+		for _, s := range found {
+			if s.Proto == protoUDPLite {
+				inodes = append(inodes, s.Inode)
+			}
+		}
+		return inodes
+	}
+	open := func(family int, to unix.Sockaddr) uint64 {
+		fd, err := unix.Socket(family, unix.SOCK_DGRAM, unix.IPPROTO_UDPLITE)
+		if errors.Is(err, unix.EPROTONOSUPPORT) {
+			t.Skip("the kernel has no UDP-Lite")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		var stat unix.Stat_t
+		if err := errors.Join(unix.Connect(fd, to), unix.Fstat(fd, &stat)); err != nil {
+			t.Fatal(err)
+		}
+		return stat.Ino
+	}
+	four := open(unix.AF_INET, &unix.SockaddrInet4{Port: 7, Addr: [4]byte{127, 0, 0, 9}})
+	mapped := open(unix.AF_INET6, &unix.SockaddrInet6{Port: 7, Addr: netip.MustParseAddr("::ffff:127.0.0.8").As16()})
+	six := open(unix.AF_INET6, &unix.SockaddrInet6{Port: 7, Addr: netip.MustParseAddr("::1").As16()})
+	for _, c := range []struct {
+		from, to string
+		want     []uint64
+	}{
+		{"127.0.0.1:0", "127.0.0.9:0", []uint64{four}}, {"127.0.0.1:0", "127.0.0.8:0", []uint64{mapped}},
+		{"[::1]:0", "[::1]:0", []uint64{six}}, {"127.0.0.1:0", "127.0.0.7:0", nil}, {"127.0.0.2:0", "127.0.0.9:0", nil},
+	} {
+		if got := find(c.from, c.to); !slices.Equal(got, c.want) {
+			t.Errorf("%s to %s: found %v, want %v", c.from, c.to, got, c.want)
+		}
+	}
+	if got, err := table.Find(nil, flow(254, "127.0.0.1:0", "127.0.0.9:0")); err != nil || len(got) != 0 {
+		t.Errorf("another protocol: %+v, %v", got, err)
+	}
+}
+
 func TestAll(t *testing.T) {
 	table := openTable(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -354,6 +354,23 @@ func TestLiveOthersAstray(t *testing.T) {
 	})
 }
 
+// What was put together from pieces may be too large to be sent again: it is lost, and the flow is accepted.
+func TestLiveOthersTooLarge(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.serveRaw(experimental)
+		table := l.up()
+		for _, far := range fars {
+			c, f := l.dialRaw(experimental, far)
+			if err := table.Accept(f, rawPacket(f, strings.Repeat("x", 4000))); err != nil || !table.accepted(f) {
+				t.Errorf("%s: %v, accepted %t", f, err, table.accepted(f))
+			}
+			if err := answers(c, 2000); err != nil || l.packets(f) != 0 { // in pieces, which the kernel makes
+				t.Errorf("%s: %v, %d packets came to userspace", f, err, l.packets(f))
+			}
+		}
+	})
+}
+
 func rawPacket(f packet.Flow, payload string) []byte {
 	ip := packet.IP{Src: f.Local.Addr(), Dst: f.Remote.Addr(), TTL: 64}
 	b := packet.AppendUDP(nil, &ip, 1, 2, append([]byte(payload), 0))
