@@ -26,8 +26,8 @@ func (f *OtherFlow) Held() []byte { return f.packet }
 // Reject answers with the ICMP error e, packet.ProtocolUnreachable for instance.
 func (f *OtherFlow) Reject(e *packet.ICMPError) {
 	if f.decided.CompareAndSwap(false, true) {
+		f.gone() // before: who hears of it may try again at once
 		f.s.sendError(e, f.packet[:min(len(f.packet), quoteLen)])
-		f.gone()
 	}
 }
 

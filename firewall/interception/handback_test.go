@@ -113,6 +113,7 @@ type kernelLab struct {
 	*redirectLab
 	kernel *fakeKernel
 	prog   *tun.PipeEnd
+	stack  *stack.Stack
 	dialed chan netip.AddrPort
 }
 
@@ -146,6 +147,7 @@ func newKernelLabWith(t *testing.T, yaml string, owners func(*kernelLab) Owners,
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.stack = s
 	ctx, cancel := context.WithCancel(context.Background())
 	l.gate.Attach(ctx)
 	var wg sync.WaitGroup

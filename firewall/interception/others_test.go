@@ -36,6 +36,12 @@ func (l *kernelLab) refusal() [2]byte {
 	return [2]byte(bufs[0][20:22])
 }
 
+// settled waits until nothing of another protocol is held: what comes while a flow has no verdict is dropped.
+func (l *kernelLab) settled() {
+	l.t.Helper()
+	waitFor(l.t, "nothing is held", func() bool { return l.stack.Counters().Others == 0 })
+}
+
 var protocolUnreachable = [2]byte{3, 2}
 
 // TestOtherHandedBack: the kernel carries what is permitted, whatever filter/permanentVerdicts says; what
@@ -53,6 +59,7 @@ func TestOtherHandedBack(t *testing.T) {
 			if r := k.Report(); r.Proto != "47" || !r.HandedBack {
 				t.Errorf("shown as protocol %s, handed back %t", r.Proto, r.HandedBack)
 			}
+			l.settled()
 			l.write(wrapped("2"))
 			l.eventually("a stray follows", "accept 192.0.2.1:0", "follow 192.0.2.1:0")
 			for i, want := range []string{"1", "2"} {
@@ -67,6 +74,7 @@ func TestOtherHandedBack(t *testing.T) {
 			l.kernel.mu.Lock()
 			delete(l.kernel.accepted, gre)
 			l.kernel.mu.Unlock()
+			l.settled()
 			l.write(wrapped("3"))
 			waitFor(t, "a new link", func() bool { n := l.gate.Table.Find(gre); return n != nil && n != k && n.HandedBack() })
 			if !k.Ended() {
@@ -155,6 +163,7 @@ func TestOtherRevoked(t *testing.T) {
 	}
 	l.eventually("revoked", "accept 192.0.2.1:0", "revoke 192.0.2.1:0")
 	waitFor(t, "ended", k.Ended)
+	l.settled()
 	l.write(wrapped("y"))
 	if got := l.refusal(); got != protocolUnreachable {
 		t.Errorf("ICMP %v, want protocol unreachable", got)
