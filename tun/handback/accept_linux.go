@@ -74,7 +74,7 @@ func (t *Table) entry(f packet.Flow, fresh bool, b []byte) change {
 	c := changeOf(f, "", setAccept, t.o.timeout(f.Proto))
 	c.forget, c.exclusive = fresh, !fresh
 	if c.tracked = c.k; fresh && isOther(f.Proto) {
-		c.tracked = tupleIn(f, b)
+		c.tracked, c.unnamed = tupleIn(f, b), f.Proto == protoGRE // of version 1 connection tracking makes up a name
 	}
 	return *c
 }

@@ -20,7 +20,8 @@ const (
 	protoSCTP    packet.Proto = 132
 	protoUDPLite packet.Proto = 136
 
-	protoAH packet.Proto = 51
+	protoGRE packet.Proto = 47
+	protoAH  packet.Proto = 51
 )
 
 // maxStrays is how many packets of one accepted flow may come to userspace all the same. Those that were on

@@ -23,7 +23,8 @@ type change struct {
 	timeout  time.Duration
 	replace  bool // nothing comes where nothing goes
 	forget   bool // connection tracking is to see the flow anew
-	tracked  key  // which has this name there
+	tracked  key  // which has this name there,
+	unnamed  bool // or another one
 	err      error
 	// exclusive makes it EEXIST if what comes is there.
 	exclusive bool
@@ -278,7 +279,7 @@ func (w *writer) forget(changes []*change) {
 			return
 		}
 		for _, c := range changes {
-			if c.forget && c.err == nil && c.last == m.seq {
+			if c.forget && !c.unnamed && c.err == nil && c.last == m.seq {
 				c.err = errTranslated
 			}
 		}
