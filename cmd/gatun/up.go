@@ -367,6 +367,9 @@ func (u *up) Status() api.Status {
 	inbound := u.inbound.status(&s, m)
 	s.Notes = append(s.Notes, m.LinkLocal)
 	s.Notes = append(s.Notes, m.Conflicts...)
+	if m.Forwarded != "" {
+		s.Notes = append(s.Notes, m.Forwarded)
+	}
 	if m.Reason != "" {
 		s.Notes = append(s.Notes, m.Reason)
 	}

@@ -15,6 +15,8 @@ type HostState struct {
 	NoIPv6 bool
 	// NoCounts is set where connection tracking cannot count.
 	NoCounts bool
+	// Forwards is set where the machine is a router too: for containers, virtual machines or a LAN.
+	Forwards bool
 }
 
 // Link is a network interface.

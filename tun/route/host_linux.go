@@ -41,6 +41,11 @@ func readHost() (HostState, error) {
 	h.NoIPv6 = ipv6Off()
 	_, err = getSysctl(countKey)
 	h.NoCounts = err != nil
+	for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+		if v, err := getSysctl(key); err == nil && v != "0" {
+			h.Forwards = true
+		}
+	}
 	addrs, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return h, fmt.Errorf("list addresses: %w", err)

@@ -82,6 +82,7 @@ type Status struct {
 	InboundRefused string      `json:"inbound_refused,omitempty"`
 	LinkLocal      string      `json:"link_local"`
 	Conflicts      []string    `json:"conflicts,omitempty"` // rules of others that come before ours, or that are not followed
+	Forwarded      string      `json:"forwarded,omitempty"` // what becomes of forwarded traffic, where there is some
 	Names          Names       `json:"names"`
 }
 

@@ -206,7 +206,7 @@ func (m *Manager) reconcileSince(host HostState, since time.Time) error {
 		return err
 	}
 	m.last = want
-	m.update(func(s *Status) { s.RulesOK, s.Conflicts = true, conflicts })
+	m.update(func(s *Status) { s.RulesOK, s.Conflicts, s.Forwarded = true, conflicts, forwardedText(host) })
 	switch {
 	case !running:
 	case !same:
@@ -223,6 +223,15 @@ func (m *Manager) reconcileSince(host HostState, since time.Time) error {
 		}
 	}
 	return nil
+}
+
+// forwardedText is what status says on a machine that forwards: its containers have no network, and nothing
+// else tells why.
+func forwardedText(h HostState) string {
+	if !h.Forwards {
+		return ""
+	}
+	return "this machine forwards packets: what containers, virtual machines and LAN hosts send through it is dropped"
 }
 
 // keepSettings repairs the device's flags and the sysctls.

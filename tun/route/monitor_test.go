@@ -256,6 +256,27 @@ func TestLiveOtherVPN(t *testing.T) {
 	})
 }
 
+// On a machine that forwards status says what becomes of it, and only there.
+func TestLiveForwardedIsNamed(t *testing.T) {
+	live(t, func(t *testing.T, l *lab) {
+		l.openTun(false)
+		l.sh("sysctl -qw net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0")
+		m := l.manager()
+		l.up(m)
+		if got := m.Status().Forwarded; got != "" {
+			t.Errorf("a machine that does not forward: %q", got)
+		}
+		stop := l.run(m)
+		defer stop()
+		for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
+			l.sh("sysctl -qw " + key + "=1")
+			l.eventually(patience, key+" is named", func() bool { return strings.Contains(m.Status().Forwarded, "containers") })
+			l.sh("sysctl -qw " + key + "=0")
+			l.eventually(patience, key+" is over", func() bool { return m.Status().Forwarded == "" })
+		}
+	})
+}
+
 // One that was there before, as wg-quick leaves them, comes behind ours. Nobody follows it, which is said; rules that lead
 // to tables of the system, or are about what is forwarded, are not worth a word.
 func TestLiveRulesBehindOurs(t *testing.T) {
