@@ -234,8 +234,7 @@ func (g *Gate) nameserverTCP(f *stack.TCPFlow, l *network.Link, o attribution.Ow
 // HandleUDP decides on the first datagram of a (socket, peer) pair. After that datagrams pass
 // without a goroutine of ours.
 func (g *Gate) HandleUDP(f *stack.UDPFlow) {
-	if g.CarriedElsewhere(f.Flow()) {
-		g.follow(f)
+	if g.follow(f) {
 		return
 	}
 	l := g.fresh(f.Flow())

@@ -124,11 +124,27 @@ func (g *Gate) handBackUDP(f *stack.UDPFlow, l *network.Link) bool {
 	return true
 }
 
-// follow sends the datagrams of a flow that the kernel carries and that strayed in here.
-func (g *Gate) follow(f *stack.UDPFlow) {
+// follow sends the datagrams of a flow that the kernel carries and that strayed in here. False: the kernel
+// has given the flow up meanwhile, which was silent for long, and this is a new one.
+func (g *Gate) follow(f *stack.UDPFlow) bool {
 	flow := f.Flow()
-	f.AcceptPackets(func(b []byte) { _ = g.Kernel.Follow(flow, b) })
+	l := g.Table.Find(flow)
+	if l == nil || !handedBackOut(l) {
+		return false
+	}
+	first := f.FirstPacket()
+	if first != nil && g.Kernel.Follow(flow, first) != nil {
+		g.forget(l, "idle")
+		return false
+	}
+	f.AcceptPackets(func(b []byte) {
+		if first == nil {
+			_ = g.Kernel.Follow(flow, b)
+		}
+		first = nil
+	})
 	f.Forget()
+	return true
 }
 
 // handBack gives the flow of l to the kernel.

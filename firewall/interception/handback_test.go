@@ -249,6 +249,26 @@ func TestHandBackUDP(t *testing.T) {
 	waitFor(t, "a new decision", func() bool { d, _ := l.gate.Counts(); return d == 2 })
 }
 
+// TestHandBackUDPExpired: what the program sends after the kernel has given its flow up is a flow of its own,
+// and nothing of it is lost.
+func TestHandBackUDPExpired(t *testing.T) {
+	l := newKernelLab(t, "")
+	l.write(datagramOf("1"))
+	l.eventually("it is handed back", "accept 192.0.2.1:443")
+	first := l.gate.Table.Find(kernelUDP)
+	l.kernel.mu.Lock()
+	delete(l.kernel.accepted, kernelUDP)
+	l.kernel.mu.Unlock()
+	l.write(datagramOf("2"))
+	l.eventually("it is handed back again", "accept 192.0.2.1:443", "forget 192.0.2.1:443", "accept 192.0.2.1:443")
+	if got := l.kernel.sent[1]; string(got[28:]) != "2" {
+		t.Errorf("sent %q", got[28:])
+	}
+	if second := l.gate.Table.Find(kernelUDP); second == first || !first.Ended() || !second.HandedBack() {
+		t.Errorf("one link: %t, the first ended: %t", second == first, first.Ended())
+	}
+}
+
 // TestHandBackTCP: the SYN goes on as it came, a retransmission follows it, a stray segment is no
 // reason for a reset, and a SYN of the next connection is decided.
 func TestHandBackTCP(t *testing.T) {

@@ -261,6 +261,12 @@ func (t *Table) Follow(f packet.Flow, held []byte) error {
 	if !ok || isSYN(f, b) && sequence(f, b) != e.syn { // the tuple has another socket now
 		return fmt.Errorf("%s: %w", f, ErrOver)
 	}
+	if f.Proto == packet.UDP {
+		held := false // expired, it would come here again, and again
+		if err := t.get(setAccept, []packet.Flow{f}, func(int, found) { held = true }); err != nil || !held {
+			return errors.Join(fmt.Errorf("%s: %w", f, ErrOver), err)
+		}
+	}
 	return t.raw.Send(f, b)
 }
 
