@@ -109,7 +109,7 @@ func (b *bench) measure(l *lab.Lab, g *lab.Gatun, w work, mode string, rounds in
 		if i == 0 {
 			length /= 4
 		}
-		s, err := b.round(l, g, w, length)
+		s, err := b.round(l, g, w, length, i%2 == 0)
 		if err != nil {
 			return nil, err
 		}
@@ -127,30 +127,44 @@ func (b *bench) roundsOf(w work, mode string) int {
 	return b.o.rounds
 }
 
-func (b *bench) round(l *lab.Lab, g *lab.Gatun, w work, length time.Duration) (s sample, err error) {
+// round does the work once on both paths, in either order: what was done before may leave its traces.
+func (b *bench) round(l *lab.Lab, g *lab.Gatun, w work, length time.Duration, directFirst bool) (s sample, err error) {
 	args := append([]string{"load", "-for", length.String()}, w.args...)
 	s.length = length
-	b.quiet()
-	idle, err := timed(g, func() error {
-		s.direct, err = l.Peer(context.Background(), l.Twin, args...)
+	var idle, loaded usage
+	direct := func() error {
+		b.quiet()
+		idle, err = timed(g, func() (err error) {
+			s.direct, err = l.Peer(context.Background(), l.Twin, args...)
+			return err
+		})
 		return err
-	})
-	if err != nil {
-		return s, err
 	}
-	b.quiet()
-	loaded, err := timed(g, func() error {
-		s.through, err = g.Program(context.Background(), args...)
+	through := func() error {
+		b.quiet()
+		loaded, err = timed(g, func() (err error) {
+			s.through, err = g.Program(context.Background(), args...)
+			return err
+		})
 		return err
-	})
-	if err == nil && (s.direct.Extra["value"] == 0 || s.direct.Result != "done" || s.through.Result != "done") {
-		err = fmt.Errorf("nothing was measured: %+v, %+v", s.direct, s.through)
+	}
+	order := []func() error{direct, through}
+	if !directFirst {
+		slices.Reverse(order)
+	}
+	for _, do := range order {
+		if err := do(); err != nil {
+			return s, err
+		}
+	}
+	if s.direct.Extra["value"] == 0 || s.direct.Result != "done" || s.through.Result != "done" {
+		return s, fmt.Errorf("nothing was measured: %+v, %+v", s.direct, s.through)
 	}
 	s.cpu = loaded.cpu
 	if w.long { // a connection leaves nothing to do while the twin works: that is the daemon's own
 		s.cpu = loaded.over(idle)
 	}
-	return s, err
+	return s, nil
 }
 
 // usage is the daemon's processor time during something.
