@@ -103,10 +103,16 @@ func New(o Options) *Finder {
 // a search that is longer than ctx is given up. The Process of the answer is never nil; without a name it is the
 // unidentified one, with the cause why.
 func (f *Finder) Find(ctx context.Context, flow packet.Flow) Owner {
+	return f.FindAs(ctx, flow, flow)
+}
+
+// FindAs is Find for a flow whose packets the kernel has given other addresses on their way: sent is how they
+// left. Who was seen to send is asked for by that name, sockets by the flow's own.
+func (f *Finder) FindAs(ctx context.Context, flow, sent packet.Flow) Owner {
 	if ctx.Err() != nil {
 		return Unidentified(CauseTimeout)
 	}
-	return f.find(ctx, flow)
+	return f.find(ctx, flow, sent)
 }
 
 // Environ returns the environment that the program of p was started with, nil if p has ended,

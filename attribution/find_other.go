@@ -26,7 +26,7 @@ func (osFinder) environ(p *Process) []string { return portableEnviron(p) }
 
 func (osFinder) alive(pid int, started time.Time) bool { return portableAlive(pid, started) }
 
-func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
+func (f *Finder) find(ctx context.Context, flow, _ packet.Flow) Owner {
 	return f.findPortable(ctx, flow)
 }
 

@@ -64,8 +64,8 @@ const maxSockets = 16
 
 // find names the process that was seen to send, or asks for the sockets and names their one
 // holder.
-func (f *Finder) find(ctx context.Context, flow packet.Flow) Owner {
-	s, found := f.sender(flow)
+func (f *Finder) find(ctx context.Context, flow, sent packet.Flow) Owner {
+	s, found := f.sender(sent)
 	if !found {
 		return f.search(ctx, flow)
 	}

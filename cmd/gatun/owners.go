@@ -60,13 +60,6 @@ func (w *witnesses) Sender(f packet.Flow) (s state.Sender, found bool) {
 	if o == nil {
 		return s, false
 	}
-	s, found = o.Sender(f)
-	if found || w.redirect == nil {
-		return s, found
-	}
-	if f, found = w.redirect.Redirected(f); !found { // the hooks see packets behind the redirect
-		return s, false
-	}
 	return o.Sender(f)
 }
 

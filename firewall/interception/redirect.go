@@ -252,7 +252,7 @@ func (a *asker) decide() {
 	}
 	a.flow, a.link = flow, g.fresh(flow)
 	g.sockets.add(a.link, a)
-	d, owner := g.judge(g.ctx, a.link)
+	d, owner := g.judgeAs(a.link, packet.Flow{Proto: packet.UDP, Local: a.from, Remote: a.at})
 	a.owner = owner
 	a.serves = d.Verdict == network.RerouteToNameserver
 	g.park(a.link, a)
@@ -262,6 +262,22 @@ func (a *asker) decide() {
 	if g.sockets.settle(a.link) {
 		g.retire(a.link, a, causeSocketClosed)
 	}
+}
+
+// translated is an Owners that knows flows by the addresses, too, with which their packets left.
+type translated interface {
+	FindAs(ctx context.Context, flow, sent packet.Flow) attribution.Owner
+}
+
+// judgeAs is judge for a flow whose packets came as those of sent. Two programs may have had the same address
+// one after the other, but not the same behind the redirect.
+func (g *Gate) judgeAs(l *network.Link, sent packet.Flow) (network.Decision, attribution.Owner) {
+	owners, knows := g.Owners.(translated)
+	if !knows {
+		return g.judge(g.ctx, l)
+	}
+	owner := owners.FindAs(g.ctx, l.Flow, sent)
+	return g.decide(g.ctx, l, owner), owner
 }
 
 func (r *Redirect) connections(ctx context.Context, l *net.TCPListener) error {
@@ -318,7 +334,7 @@ func (r *Redirect) stream(c *net.TCPConn) {
 		g.replace(l, g.ctx.Done())
 		l, _ = g.Table.Link(flow)
 	}
-	d, owner := g.judge(g.ctx, l)
+	d, owner := g.judgeAs(l, packet.Flow{Proto: packet.TCP, Local: from, Remote: at})
 	key := KeyOf(owner)
 	switch {
 	case d.Verdict != network.RerouteToNameserver:

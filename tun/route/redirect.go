@@ -20,12 +20,6 @@ const (
 	lastDNSPort  = 332
 )
 
-// loopbacks are the addresses of the listeners.
-var loopbacks = [2]struct {
-	digit string // of the family
-	addr  netip.Addr
-}{{"4", netip.AddrFrom4([4]byte{127, 0, 0, 1})}, {"6", netip.IPv6Loopback()}}
-
 // ErrNotRedirected says that a flow was not sent to port 53 and redirected, but came to the
 // listener by its own address.
 var ErrNotRedirected = errors.New("the flow was not redirected")
@@ -61,8 +55,8 @@ func ListenDNS() (*DNSListener, error) {
 // listenDNS opens the sockets of one port. The listener is never nil.
 func listenDNS(port uint16) (*DNSListener, error) {
 	l := &DNSListener{Port: port}
-	for _, family := range loopbacks {
-		at := netip.AddrPortFrom(family.addr, port)
+	for _, family := range []struct{ digit, address string }{{"4", "127.0.0.1"}, {"6", "::1"}} {
+		at := netip.AddrPortFrom(netip.MustParseAddr(family.address), port)
 		udp, tcp, err := listenLoopback(family.digit, at)
 		if udp != nil {
 			l.UDP = append(l.UDP, udp)
@@ -90,20 +84,6 @@ func (l *DNSListener) Original(f packet.Flow) (packet.Flow, error) {
 		return packet.Flow{}, fmt.Errorf("%v: %w", f, ErrNotRedirected)
 	}
 	return o, nil
-}
-
-// Redirected returns a flow to port 53 as it is behind the redirect; all others are not redirected. Where a
-// socket has several such flows, all but one have another source port there (see Original).
-func (l *DNSListener) Redirected(f packet.Flow) (behind packet.Flow, redirected bool) {
-	if f.Remote.Port() != dnsPort || l.Port == 0 {
-		return f, false
-	}
-	family := loopbacks[0]
-	if f.Is6() {
-		family = loopbacks[1]
-	}
-	f.Remote = netip.AddrPortFrom(family.addr, l.Port)
-	return f, true
 }
 
 // Close ends the listener. It may be called on one that was never whole.
