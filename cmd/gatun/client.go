@@ -63,7 +63,10 @@ func watchStatus(c *cobra.Command, cl *api.Client, asJSON bool) error {
 			return nil
 		}
 		changed = false
-		return showStatus(ctx, c.OutOrStdout(), cl, asJSON)
+		if err := showStatus(ctx, c.OutOrStdout(), cl, asJSON); ctx.Err() == nil {
+			return err
+		}
+		return nil // it was to end
 	})
 }
 

@@ -164,6 +164,9 @@ func (e *engine) compact() {
 	e.table.Compact()
 	e.opt.owners.Compact()
 	e.opt.store.Compact()
+	if k, ok := e.opt.kernel.(interface{ Compact() }); ok {
+		k.Compact()
+	}
 }
 
 // control is what the API asks and changes.

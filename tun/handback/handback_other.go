@@ -53,6 +53,9 @@ func (*Table) Silence(_, _ []packet.Flow, _ time.Duration) error { return ErrUns
 // Hear implements the contract of Linux.
 func (*Table) Hear(packet.Flow) error { return nil }
 
+// Compact implements the contract of Linux.
+func (*Table) Compact() {}
+
 // Revoke implements the contract of Linux.
 func (*Table) Revoke(packet.Flow) error { return ErrUnsupported }
 
