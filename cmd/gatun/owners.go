@@ -56,11 +56,10 @@ func (w *witnesses) Run(ctx context.Context) error {
 
 // Sender implements attribution.Senders.
 func (w *witnesses) Sender(f packet.Flow) (s state.Sender, found bool) {
-	o := w.open.Load()
-	if o == nil {
-		return s, false
+	if o := w.open.Load(); o != nil {
+		return o.Sender(f)
 	}
-	return o.Sender(f)
+	return s, false
 }
 
 // Image implements attribution.Senders.

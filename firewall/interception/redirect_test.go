@@ -40,6 +40,7 @@ type redirectLab struct {
 	asked   func(packet.Flow) (packet.Flow, error)
 	owner   attribution.Owner
 	finds   []packet.Flow
+	sents   []packet.Flow // as their packets came, of those that are known by that
 	served  []packet.Flow
 	answer  func(query []byte) []byte
 	holding chan struct{} // a query waits for this, if it is there
@@ -55,6 +56,14 @@ func (l *redirectLab) Find(_ context.Context, f packet.Flow) attribution.Owner {
 	defer l.mu.Unlock()
 	l.finds = append(l.finds, f)
 	return l.owner
+}
+
+// FindAs makes it an Owners that is asked for flows behind the redirect.
+func (l *redirectLab) FindAs(ctx context.Context, f, sent packet.Flow) attribution.Owner {
+	l.mu.Lock()
+	l.sents = append(l.sents, sent)
+	l.mu.Unlock()
+	return l.Find(ctx, f)
 }
 
 func (l *redirectLab) Entity(_ attribution.Owner, a netip.Addr) network.Entity {
@@ -276,6 +285,11 @@ func TestRedirectedWithAnotherPort(t *testing.T) {
 	if finds, _ := l.counts(); finds != 3 || l.finds[2].Local != trueLocal {
 		t.Errorf("look-ups %v", l.finds)
 	}
+	// Who was seen to send is known by the changed one.
+	came := packet.Flow{Proto: packet.UDP, Local: c.LocalAddr().(*net.UDPAddr).AddrPort(), Remote: l.udp}
+	if len(l.sents) != 3 || l.sents[2] != came {
+		t.Errorf("asked who sent %v, want %v", l.sents, came)
+	}
 }
 
 // What is answered to nobody: what was not redirected, our own questions, and programs whose port
@@ -395,6 +409,9 @@ func TestRedirectedConnection(t *testing.T) {
 	link := l.gate.Table.Find(flow)
 	if link == nil || l.finds[0] != flow || l.served[0] != flow {
 		t.Fatalf("link %v, look-ups %v", link, l.finds)
+	}
+	if came := (packet.Flow{Proto: packet.TCP, Local: flow.Local, Remote: l.tcp}); l.sents[0] != came {
+		t.Errorf("asked who sent %v, want %v", l.sents[0], came)
 	}
 	waitFor(t, "the bytes are counted", func() bool { s, r := link.Bytes(); return s == 5 && r == 5 })
 	link.Kill("the policy changed")

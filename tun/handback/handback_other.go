@@ -71,9 +71,6 @@ func (*Table) Restore() error { return ErrUnsupported }
 // Run implements the contract of Linux.
 func (*Table) Run(context.Context) error { return ErrUnsupported }
 
-// Drops implements the contract of Linux.
-func (*Table) Silences() bool { return false }
-
 // Ahead implements the contract of Linux.
 func (*Table) Ahead() error { return ErrUnsupported }
 

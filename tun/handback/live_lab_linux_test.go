@@ -352,16 +352,19 @@ func (l *lab) echo(addr string) {
 	if err != nil {
 		l.t.Fatal(err)
 	}
-	go func() {
-		buf := make([]byte, 2048)
-		for {
-			n, from, err := pc.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = pc.WriteTo(buf[:n], from)
+	go echoDatagrams(pc)
+}
+
+// echoDatagrams sends back what comes, until the socket is closed.
+func echoDatagrams(pc net.PacketConn) {
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := pc.ReadFrom(buf)
+		if err != nil {
+			return
 		}
-	}()
+		_, _ = pc.WriteTo(buf[:n], from)
+	}
 }
 
 func at(host string) string { return net.JoinHostPort(host, strconv.Itoa(echoPort)) }

@@ -39,16 +39,7 @@ func (l *lab) serveRaw(p packet.Proto) {
 				l.t.Fatal(err)
 			}
 			l.t.Cleanup(func() { _ = pc.Close() })
-			go func() {
-				buf := make([]byte, 2048)
-				for {
-					n, from, err := pc.ReadFrom(buf)
-					if err != nil {
-						return
-					}
-					_, _ = pc.WriteTo(buf[:n], from)
-				}
-			}()
+			go echoDatagrams(pc)
 		}
 	})
 }

@@ -19,7 +19,7 @@ import (
 // Table is the flows that the kernel carries. Any goroutine may call its methods.
 type Table struct {
 	o        Options
-	silences bool
+	silences bool // there is an egress hook on the device (Linux 5.16)
 	w        *writer
 	raw      *resend.Sockets
 	tcp      *events
@@ -221,9 +221,6 @@ func (t *Table) Len() int {
 	defer t.mu.Unlock()
 	return len(t.flows)
 }
-
-// Silences reports whether Silence works: it wants an egress hook on the device (Linux 5.16).
-func (t *Table) Silences() bool { return t.silences }
 
 func suffix(f packet.Flow) string {
 	if f.Is6() {
